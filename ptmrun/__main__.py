@@ -1,0 +1,5 @@
+"""`python -m ptmrun` is `ptmrun`."""
+
+from ptmrun.cli import main
+
+main()

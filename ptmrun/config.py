@@ -1,0 +1,357 @@
+"""The config of a run: typed, frozen, strict. Nothing here imports torch, so a mistake is answered at once.
+
+The keys that every run has are the classes below. What a choice of a group adds (`task.mask_ratio`) is typed by the `spec` block
+of its own YAML file, so that a new model, task or data set needs no change here:
+
+    spec:
+      module: mae                                # the file of ptmrun/objectives (models, data/sources ...) that makes it
+      needs / provides / requires: [...]         # what fits together, see `misfits`
+      types: {mask_ratio: ratio, patch: auto|count}
+
+A type is a name of TYPES, anything else a literal; `|` is "or", `[count]` a list. Defaults stand in YAML only.
+"""
+
+import functools
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from ptmrun.errors import UserError, nearest
+
+PACKAGE = Path(__file__).parent
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in the source tree
+GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "experiment")
+
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+TYPES: dict[str, Any] = {
+    "count": Count,
+    "natural": Natural,
+    "positive": Positive,
+    "fraction": Fraction,
+    "ratio": Ratio,
+    "flag": bool,
+    "text": str,
+}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Loop(Strict):
+    """A training loop. Exactly one of `epochs` and `steps` is set."""
+
+    epochs: Positive | None
+    steps: Count | None
+    batch_size: Count
+    accumulate: Count
+    optimizer: Literal["adamw", "sgd"]
+    lr: Positive
+    weight_decay: NotNegative
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    min_lr: NotNegative
+    clip: Positive | None
+    ema: Ratio | None
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    max_skipped: Count
+    log_every: Count
+    checkpoint_every: NotNegative
+    augment: NotNegative
+
+
+class Pretrain(Loop):
+    probes: Natural
+
+
+class Finetune(Loop):
+    name: str
+    seeds: Count
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    head: Literal["probe", "random"]
+
+
+class Evaluate(Strict):
+    baselines: list[Literal["chance", "raw", "random_frozen", "frozen", "scratch", "scratch_long"]]
+    longer: Count
+    bins: Count
+
+
+class Model(Strict):
+    name: str
+
+
+class Task(Strict):
+    name: str
+
+
+class Augment(Strict):
+    shift: Annotated[float, Field(ge=0, lt=1)]
+    rotate: Annotated[float, Field(ge=0, le=180)]
+    scale: Annotated[float, Field(ge=0, lt=1)]
+    shear: Annotated[float, Field(ge=0, lt=90)]
+    flip: bool
+
+
+class Dataset(Strict):
+    name: str
+    root: str | None
+    image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)]
+    limit: Count | None
+    val_fraction: Ratio
+    test_fraction: Ratio
+    split_seed: Natural
+    cache_gb: NotNegative
+    max_unreadable: Fraction
+    augment: Augment
+
+
+class Downstream(Strict):
+    name: str
+
+
+class Device(Strict):
+    name: Literal["auto", "cpu", "cuda", "mps"]
+    precision: Literal["auto", "fp32", "bf16"]
+    threads: Literal["auto"] | Count
+    workers: Literal["auto"] | Natural
+    compile: bool
+
+
+class Config(Strict):
+    """One run. The sections that have a config group hold more keys than the base class names: those of the choice."""
+
+    stage: Literal["all", "pretrain", "finetune", "evaluate"]
+    init: Annotated[str, Field(min_length=1)]
+    seed: Natural
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")] | None
+    outputs: Annotated[str, Field(min_length=1)]
+    budget: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$")] | None
+    model: Model
+    task: Task
+    dataset: Dataset
+    downstream: Downstream
+    finetune: Finetune
+    device: Device
+    pretrain: Pretrain
+    evaluate: Evaluate
+
+
+SECTIONS: dict[str, type[Strict]] = {
+    "model": Model,
+    "task": Task,
+    "dataset": Dataset,
+    "downstream": Downstream,
+    "finetune": Finetune,
+    "device": Device,
+}
+EXPECTED = {
+    "name": "letters, digits, . _ - (at most 80)",
+    "budget": "a number and s, m or h, such as 20m",
+}
+
+
+def choices(group: str) -> list[str]:
+    """The names of a config group: its files."""
+    return sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+
+
+def summary(group: str, name: str) -> str:
+    """The one line that describes a choice: its first comment."""
+    lines = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return next(x[2:].strip() for x in lines if x.startswith("# ") and "@package" not in x)
+
+
+class Spec(NamedTuple):
+    module: str | None
+    needs: frozenset[str]
+    provides: frozenset[str]
+    requires: frozenset[str]
+    types: dict[str, str]
+
+
+@functools.cache
+def spec(group: str, name: str) -> Spec:
+    """The `spec` block of a choice, always from the installed YAML, never from a saved config."""
+    text = (CONF / group / f"{name}.yaml").read_text(encoding="utf-8")
+    block = yaml.safe_load(text)[group].get("spec", {})
+    needs, provides, requires = (frozenset(block.get(k, ())) for k in ("needs", "provides", "requires"))
+    return Spec(block.get("module"), needs, provides, requires, block.get("types", {}))
+
+
+def parse_type(text: str) -> Any:
+    """`auto|count` -> Literal["auto"] | Count"""
+    union: Any = None
+    for word in text.split("|"):
+        if word == "null":
+            kind: Any = type(None)
+        elif word.startswith("["):
+            kind = Annotated[list[parse_type(word[1:-1])], Field(min_length=1)]  # type: ignore[misc]
+        else:
+            kind = TYPES.get(word, Literal[word])
+        union = kind if union is None else union | kind
+    return union
+
+
+@functools.cache
+def section(group: str, name: str) -> type[Strict]:
+    """The type of a group's section for one choice: the base class and the keys of the choice's `spec.types`."""
+    fields: dict[str, Any] = {key: (parse_type(text), ...) for key, text in spec(group, name).types.items()}
+    return create_model(f"{group}_{name}", __base__=SECTIONS[group], **fields)
+
+
+def parse(raw: Any) -> Config:
+    """A plain dict -> Config. Raises UserError with one line for every mistake."""
+    if not isinstance(raw, dict):
+        raise UserError("config: expected a mapping of keys to values")
+    mistakes, typed = [], dict(raw)
+    names = {}
+    for group in SECTIONS:
+        part = raw.get(group)
+        name = part.get("name") if isinstance(part, dict) else None
+        if not isinstance(name, str) or name not in choices(group):
+            mistakes.append(f"{group}={name}: no such {group}{nearest(str(name), choices(group))}")
+            typed.pop(group, None)
+            continue
+        names[group] = name
+        try:
+            typed[group] = section(group, name).model_validate(part)
+        except ValidationError as error:
+            mistakes += explain(error, part or {}, f"{group}.", section(group, name))
+            typed.pop(group)
+    try:
+        config = Config.model_validate(typed)
+    except ValidationError as error:
+        broken = set(SECTIONS) & (set(raw) - set(typed))
+        mistakes += [m for m in explain(error, typed, "", Config) if m.split(":")[0] not in broken | set(SECTIONS)]
+        mistakes += misfits(names)
+        raise UserError(*mistakes) from None
+    mistakes += misfits(names) + contradictions(config)
+    if mistakes:
+        raise UserError(*mistakes)
+    return config
+
+
+def explain(error: ValidationError, raw: dict, prefix: str, kind: type[Strict]) -> list[str]:
+    """One line per wrong key: what it is, what was expected, the nearest valid name."""
+    wanted: dict[str, list[str]] = {}
+    lines = []
+    for e in error.errors():
+        path: list[str] = []
+        value: Any = raw
+        where: Any = kind
+        for part in e["loc"]:
+            if isinstance(value, dict) and part in value and isinstance(part, str):
+                value, path = value[part], [*path, part]
+            elif isinstance(value, list) and isinstance(part, int):
+                value, path = value[part], [*path, str(part)]
+            elif e["type"] == "missing" and isinstance(part, str):
+                path = [*path, part]
+            if isinstance(value, dict) and path:
+                field = where.model_fields.get(path[-1])
+                where = field.annotation if field and isinstance(field.annotation, type) else where
+        key = prefix + ".".join(path)
+        if e["type"] == "extra_forbidden":
+            lines.append(f"{key}: no such key{nearest(path[-1], where.model_fields)}")
+        elif e["type"] == "missing":
+            lines.append(f"{key}: missing")
+        else:
+            text = EXPECTED.get(key) or e["msg"].replace("Input should be ", "").replace("a valid ", "")
+            wanted.setdefault(f"{key}={shown(value)}", []).append(text)
+    return lines + [f"{key}: expected {' or '.join(dict.fromkeys(texts))}" for key, texts in wanted.items()]
+
+
+def shown(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def misfits(names: dict[str, str]) -> list[str]:
+    """Combinations that cannot work, with the list of what can."""
+    lines = []
+    if "model" in names and "task" in names:
+        model = spec("model", names["model"])
+        if lacking := spec("task", names["task"]).requires - model.provides:
+            fits = [t for t in choices("task") if spec("task", t).requires <= model.provides]
+            lines.append(
+                f"model={names['model']} task={names['task']}: the task needs {', '.join(sorted(lacking))}, "
+                f"which the model does not have; with model={names['model']} there is: task={', '.join(fits)}"
+            )
+    for group in ("model", "downstream"):
+        if group in names and "dataset" in names:
+            needs = spec(group, names[group]).needs
+            if lacking := needs - spec("dataset", names["dataset"]).provides:
+                fits = [d for d in choices("dataset") if needs <= spec("dataset", d).provides]
+                lines.append(
+                    f"{group}={names[group]} dataset={names['dataset']}: the data has no {', '.join(sorted(lacking))}; "
+                    f"with {group}={names[group]} there is: dataset={', '.join(fits)}"
+                )
+    return lines
+
+
+def contradictions(config: Config) -> list[str]:
+    """Keys that are right alone and wrong together."""
+    lines = []
+    for name, loop in (("pretrain", config.pretrain), ("finetune", config.finetune)):
+        if (loop.epochs is None) == (loop.steps is None):
+            lines.append(f"{name}.epochs, {name}.steps: set exactly one of them, the other to null")
+        if loop.accumulate > loop.batch_size:
+            lines.append(f"{name}.accumulate={loop.accumulate}: expected at most {name}.batch_size={loop.batch_size}")
+        if loop.min_lr > loop.lr:
+            lines.append(f"{name}.min_lr={loop.min_lr:g}: expected at most {name}.lr={loop.lr:g}")
+    if config.stage == "evaluate" and config.init == "random":
+        lines.append("stage=evaluate: needs init=<run folder> of a run that fine-tuned")
+    if config.budget is not None and config.stage != "all":
+        lines.append(f"budget={config.budget}: sizes the three stages together, so it goes with stage=all")
+    return lines
+
+
+def load(path: Path) -> Config:
+    """The saved config of a run folder, read as data: no tags, no interpolations, the same strict parse."""
+    return parse(load_plain(path))
+
+
+def load_plain(path: Path) -> Any:
+    """A YAML file as plain data. Raises UserError on tags, interpolations and what is no YAML."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: not a plain YAML file: {problem}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if found := re.search(r"\$\{.*?(\}|$)", str(raw)):
+        raise UserError(f"{path}: holds the interpolation {shown(found[0])}; a saved config has plain values only")
+    return raw
+
+
+def dump(config: Config) -> str:
+    """The complete config as YAML text that `load` reads back."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The config as nested plain values, with the keys of each choice."""
+    return {k: getattr(config, k).model_dump() if k in SECTIONS else v for k, v in config.model_dump().items()}
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """A new config with dotted keys changed (`pretrain__steps=10` for pretrain.steps), parsed as strictly as any."""
+    raw = plain(config)
+    for key, value in changes.items():
+        *parents, last = key.split("__")
+        target = raw
+        for part in parents:
+            target = target[part]
+        target[last] = value
+    return parse(raw)

@@ -1,0 +1,39 @@
+"""One file a kind of source; each has `read(options) -> Source`. A dataset's YAML names its file in `spec.module`."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+
+class Pictures(Protocol):
+    """Images that must be decoded one by one."""
+
+    def __len__(self) -> int: ...
+
+    def picture(self, index: int) -> Image.Image:
+        """Raises OSError, SyntaxError or ValueError when it cannot be decoded."""
+        ...
+
+    def label_of(self, index: int) -> str:
+        """What the user calls this image: a path, or a split and number."""
+        ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split: uint8 [N, H, W] or [N, H, W, C] in memory, or pictures; labels [N] int64 or none."""
+
+    images: np.ndarray | Pictures
+    labels: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Splits named train, val, test (train is always there) and the class names in the order of the labels."""
+
+    parts: dict[str, Part]
+    classes: list[str]
+    fingerprint: str
+    notes: list[str]

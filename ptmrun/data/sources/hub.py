@@ -1,0 +1,61 @@
+"""Image data sets that the `datasets` library reads: from the Hugging Face hub, or a local folder."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ptmrun.data.sources import Part, Source
+from ptmrun.errors import UserError, nearest
+
+
+class Column:
+    """The image column of a split."""
+
+    def __init__(self, rows: Any, column: str, split: str):
+        self.rows, self.column, self.split = rows, column, split
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def picture(self, index: int) -> Image.Image:
+        return self.rows[index][self.column]
+
+    def label_of(self, index: int) -> str:
+        return f"{self.split} row {index}"
+
+
+def read(options: Any) -> Source:
+    import datasets
+
+    if not options.root:
+        raise UserError("dataset.root: the hub id or a local folder is needed, as in dataset.root=owner/name")
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_dataset(options.root, options.subset)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"dataset.root={options.root}: the datasets library cannot load it: {str(error).splitlines()[0]}"
+        ) from None
+    features = next(iter(loaded.values())).features
+    image = column(features, options.image_column, datasets.Image, "dataset.image_column")
+    label = column(features, options.label_column, datasets.ClassLabel, "dataset.label_column", needed=False)
+    parts = {}
+    for name, rows in loaded.items():
+        split = {"validation": "val", "valid": "val"}.get(str(name), str(name))
+        if split in ("train", "val", "test"):
+            parts[split] = Part(Column(rows, image, split), np.asarray(rows[label], dtype=np.int64) if label else None)
+    if "train" not in parts:
+        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, loaded))}")
+    fingerprint = "-".join(rows._fingerprint for rows in loaded.values())
+    return Source(parts, list(features[label].names) if label else [], fingerprint, [])
+
+
+def column(features: Any, name: str, kind: Any, key: str, needed: bool = True) -> Any:
+    """The name of the column of this kind: the one asked for, or the first."""
+    fits = [c for c, feature in features.items() if isinstance(feature, kind)]
+    if name != "auto" and name not in fits:
+        raise UserError(f"{key}={name}: no {kind.__name__} column of that name{nearest(name, fits)}")
+    if name == "auto" and not fits and needed:
+        raise UserError(f"{key}: no {kind.__name__} column; the columns are {', '.join(features)}")
+    return name if name != "auto" else fits[0] if fits else None

@@ -1,0 +1,101 @@
+"""Any folder of images: with or without class folders, with or without train / val / test folders."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ptmrun.config import Dataset
+from ptmrun.data.sources import Part, Source
+from ptmrun.errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jfif"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+class Files:
+    """Image files in a fixed order."""
+
+    def __init__(self, root: Path, paths: list[str]):
+        self.root, self.paths = root, paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def picture(self, index: int) -> Image.Image:
+        return Image.open(self.root / self.paths[index])
+
+    def label_of(self, index: int) -> str:
+        return self.paths[index]
+
+
+def read(options: Dataset) -> Source:
+    if not options.root:
+        raise UserError("dataset.root: the folder of images is needed, as in dataset.root=photos")
+    root = Path(options.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"dataset.root={options.root}: no such folder")
+    folders = [p for p in listed(root) if p.is_dir()]
+    splits = {SPLITS[p.name.lower()]: p for p in folders if p.name.lower() in SPLITS}
+    notes: list[str] = []
+    if "train" not in splits:
+        splits = {"train": root}
+    found = {name: images_below(folder) for name, folder in splits.items()}
+    if not found["train"]:
+        raise UserError(
+            f"dataset.root={options.root}: no images in {splits['train']} (files ending in {' '.join(sorted(SUFFIXES))})"
+        )
+    class_of = {name: [p.relative_to(splits[name]).parts for p in paths] for name, paths in found.items()}
+    if any(len(parts) == 1 for parts in class_of["train"]):
+        stray = sum(len(parts) == 1 for parts in class_of["train"])
+        classes: list[str] = []
+        if stray < len(class_of["train"]):
+            notes.append(f"{stray} images stand outside of class folders, so the folders are not taken as classes")
+    else:
+        classes = sorted({parts[0] for parts in class_of["train"]})
+    if classes:
+        for name, parts in class_of.items():
+            if strange := sorted({p[0] for p in parts} - set(classes)):
+                raise UserError(
+                    f"{splits[name]}/{strange[0]}: a class that the training split does not have; it has {', '.join(classes)}"
+                )
+    digest = hashlib.sha256()
+    result = {}
+    for name, paths in found.items():
+        for p in paths:
+            digest.update(f"{name}/{p.relative_to(root)}/{p.stat().st_size}\n".encode())
+        labels = np.array([classes.index(parts[0]) for parts in class_of[name]], dtype=np.int64) if classes else None
+        if paths:
+            result[name] = Part(Files(root, [str(p.relative_to(root)) for p in paths]), labels)
+    return Source(result, classes, digest.hexdigest(), notes)
+
+
+def listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def images_below(folder: Path) -> list[Path]:
+    """Image files below a folder, sorted by path."""
+
+    def fail(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
+
+    return sorted(
+        Path(where) / name
+        for where, _, names in os.walk(folder, onerror=fail)
+        for name in names
+        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+    )

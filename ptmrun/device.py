@@ -1,0 +1,86 @@
+"""Where a run computes and how precisely. Choices made by measuring are stored in the saved config, so they are made once."""
+
+import ctypes
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptmrun import config
+from ptmrun.errors import UserError
+
+
+def find(name: str) -> torch.device:
+    """Raises UserError when the device is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(k for k, ok in there.items() if ok)
+    if not there[name]:
+        raise UserError(f"device={name}: not available here; there is: {', '.join(k for k, ok in there.items() if ok)}")
+    return torch.device(name)
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bf16_speed(device: torch.device, size: int = 768) -> float:
+    """How many times as fast as float32 a bfloat16 matrix product runs, the best of five in turn."""
+    seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
+    operands = {kind: torch.ones(size, size, dtype=kind, device=device) for kind in seconds}
+    for _ in range(6):  # the first round warms up
+        for kind, a in operands.items():
+            start = time.perf_counter()
+            torch.sum(a @ a).item()
+            seconds[kind] = min(seconds[kind], time.perf_counter() - start)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def resolve(cfg: config.Config) -> tuple[config.Config, torch.device, list[str]]:
+    """Replaces every `auto` of the device section and sets up PyTorch. Returns notes for the user on what was chosen."""
+    device = find(cfg.device.name)
+    threads = cores() if cfg.device.threads == "auto" else cfg.device.threads
+    workers = cores() if cfg.device.workers == "auto" else cfg.device.workers
+    setup(threads)
+    notes, precision = [], cfg.device.precision
+    if precision == "auto":
+        ratio = bf16_speed(device)
+        precision = "bf16" if ratio > 1.4 else "fp32"
+        notes.append(f"device.precision={precision}: bf16 matrix products measure {ratio:.2f} times as fast as fp32 here")
+    changes = {"name": device.type, "precision": precision, "threads": threads, "workers": workers}
+    return config.replace(cfg, **{f"device__{k}": v for k, v in changes.items()}), device, notes
+
+
+def setup(threads: int) -> None:
+    """Threads, deterministic kernels, and an allocator that keeps its memory."""
+    torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # for catching bugs, and slow
+    if platform.libc_ver()[0] == "glibc":  # big tensors stay mapped between steps instead of being faulted in anew
+        libc = ctypes.CDLL(None)
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(parameter, 1 << 30)
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def attention(device: torch.device, precision: str) -> str:
+    """transformers' attention: on the CPU, bfloat16's fused attention is slower than the plain one."""
+    return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and accelerator, for the manifest."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": cores(), "memory_gb": round(memory, 1), "gpu": gpu, "system": platform.system()}

@@ -1,0 +1,118 @@
+"""Classification of whole images: a linear head on the encoder's features, cross-entropy."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptmrun import rng
+from ptmrun.errors import UserError
+from ptmrun.loss import Loss
+
+METRIC = "accuracy"
+
+
+class Classifier(nn.Module):
+    """encoder.features -> one logit a class."""
+
+    def __init__(self, encoder: Any, classes: int, label_smoothing: float):
+        super().__init__()
+        self.encoder, self.label_smoothing = encoder, label_smoothing
+        self.head = nn.Linear(encoder.width, classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
+        """batch: images [B, C, S, S], labels [B]. The loss is the cross-entropy with smoothed labels."""
+        logits, labels = self.logits(batch["images"]), batch["labels"]
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
+        return Loss(loss, len(labels)), {"accuracy": Loss((logits.detach().argmax(1) == labels).sum(), len(labels))}
+
+    def logits(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] -> float32 [B, classes]"""
+        return self.head(self.encoder.features(images)).float()
+
+    def start_from_probe(self, features: Tensor, labels: Tensor) -> None:
+        """Sets the head to a linear probe of frozen features [N, D] (L2-regularised), so that training does not begin by
+        distorting them (LP-FT: Kumar et al. 2022, arXiv:2202.10054)."""
+        x = features.double()
+        mean, std = x.mean(0), x.std(0) + 1e-6
+        probe = nn.Linear(x.shape[1], self.head.out_features).double()
+        nn.init.zeros_(probe.weight)
+        nn.init.zeros_(probe.bias)
+        optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(probe((x - mean) / std), labels) + 0.01 * probe.weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        with torch.no_grad():
+            self.head.weight.copy_(probe.weight / std)
+            self.head.bias.copy_(probe.bias - (probe.weight * (mean / std)).sum(1))
+
+    @torch.no_grad()
+    def predict(self, batches: Iterable[Tensor]) -> Tensor:
+        """Logits of all images, [N, classes] on the CPU."""
+        self.eval()
+        logits = torch.cat([self.logits(images).cpu() for images in batches])
+        self.train()
+        return logits
+
+
+def few_labels(labels: Tensor, classes: list[str], per_class: int | None, seed: int) -> Tensor:
+    """Indices of `per_class` samples of each class, seeded; a smaller number gives a subset of a larger one's. None: all.
+
+    Raises UserError when a class has fewer.
+    """
+    if per_class is None:
+        return torch.arange(len(labels))
+    order = rng.permutation(seed, "labels", len(labels))
+    members = [order[labels[order] == c] for c in range(len(classes))]
+    fewest = min(range(len(classes)), key=lambda c: len(members[c]))
+    if len(members[fewest]) < per_class:
+        raise UserError(
+            f"downstream.labels_per_class={per_class}: class {classes[fewest]} has {len(members[fewest])} training images; "
+            f"choose at most that, or null for all labels"
+        )
+    return torch.cat([m[:per_class] for m in members])
+
+
+def metrics(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> dict[str, Any]:
+    """Accuracy, top-5 (above 5 classes), precision, recall and F1 (macro and per class), negative log-likelihood, calibration
+    error (ECE with equal-width bins, Guo et al. 2017) and the confusion matrix (rows: true class)."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    truth, guess = labels.numpy(), logits.argmax(1).numpy()
+    probabilities = logits.double().softmax(1)
+    every = np.arange(len(classes))
+    precision, recall, f1, support = precision_recall_fscore_support(truth, guess, labels=every, zero_division=0)
+    top = logits.topk(min(5, len(classes)), 1).indices
+    result = {
+        "accuracy": float((guess == truth).mean()),
+        "precision_macro": float(precision.mean()),
+        "recall_macro": float(recall.mean()),
+        "f1_macro": float(f1.mean()),
+        "nll": float(F.nll_loss(probabilities.clamp(min=1e-12).log(), labels)),
+        "ece": calibration_error(probabilities.max(1).values.numpy(), guess == truth, bins),
+        "per_class": {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
+            for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
+        },
+        "confusion": confusion_matrix(truth, guess, labels=every).tolist(),
+    }
+    if len(classes) > 5:
+        result["top5"] = float((top == labels[:, None]).any(1).float().mean())
+    return result
+
+
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int) -> float:
+    """Mean gap of confidence and accuracy over equal-width bins, weighted by their size."""
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [abs(confidence[place == b].mean() - correct[place == b].mean()) * (place == b).mean() for b in np.unique(place)]
+    return float(sum(gaps))

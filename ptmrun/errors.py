@@ -1,0 +1,26 @@
+"""What can go wrong and is the user's to mend: one clear line, exit code 2. Everything else is a bug and shows a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in the input or the environment; each argument is one line for the user."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM asked for a stop; the state is saved. `signum` gives the exit code 128 + signum."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"stopped by signal {signum}")
+        self.signum = signum
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """` (did you mean X?)`, or the whole list when nothing is near."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else f"; there is: {', '.join(names)}" if names else ""

@@ -1,0 +1,199 @@
+"""The score on the test split, the floors beside it, and what they mean."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.table import Table
+
+from ptmrun import compare, figures, probe
+from ptmrun.data.splits import Split
+from ptmrun.run import console
+
+WORDS = {
+    "chance": "always the most frequent class",
+    "raw": "logistic regression on the pixels",
+    "random_frozen": "logistic regression on features of the untrained model",
+    "frozen": "logistic regression on features of the pretrained model",
+    "scratch": "the same model and fine-tuning from random weights",
+    "scratch_long": "the same, trained {longer} times as long",
+    "tuned": "pretrained, then fine-tuned",
+}
+PROBES = (("probe_linear", "linear probe"), ("probe_knn", "k-NN"))
+MOST_RAW = 10_000  # training images, and MOST_COLUMNS of each, for the classical baseline
+MOST_COLUMNS = 3072
+
+
+def evaluate(context: Any) -> None:
+    """Predicts with every fine-tuned model and every baseline; writes results.json, predictions.parquet and figures."""
+    from ptmrun.stages import Trial, label_counts, predict, trials
+
+    cfg, run, data = context.cfg, context.run, context.data
+    truth = data.test.labels
+    module = context.part("downstream")
+    wanted = [b for b in WORDS if b in cfg.evaluate.baselines]
+    pretrained = cfg.stage == "all" or bool(run.manifest.get("parents"))
+    sets: list[dict[str, Any]] = []
+    for labels in label_counts(cfg):
+        correct: dict[str, list[np.ndarray]] = {}
+        logits = [predict(context, t) for t in trials(cfg, "tuned", labels)]
+        correct["tuned"] = [(x.argmax(1) == truth).numpy() for x in logits]
+        for kind in ("scratch", "scratch_long"):
+            if kind in wanted and pretrained:
+                found = [predict(context, t) for t in trials(cfg, kind, labels)]
+                correct[kind] = [(x.argmax(1) == truth).numpy() for x in found]
+        for kind in set(wanted) - {"scratch", "scratch_long"}:
+            if kind != "frozen" or pretrained:
+                correct[kind] = simple_baseline(context, kind, labels)
+        scores = {kind: compare.spread([float(c.mean()) for c in values]) for kind, values in correct.items()}
+        entry: dict[str, Any] = {"labels_per_class": labels, "scores": scores}
+        if "scratch" in correct:
+            entry["verdict"] = compare.verdict(correct["tuned"], correct["scratch"])
+        entry["metrics"] = module.metrics(logits[0], truth, data.classes, cfg.evaluate.bins)
+        sets.append(entry)
+        context.check_stop()
+    headline = sets[-1]
+    first = predict(context, Trial(headline["labels_per_class"], "tuned", cfg.seed))
+    save_predictions(run, first, truth, data.classes)
+    figures.confusion(run, headline["metrics"]["confusion"], data.classes)
+    figures.scores(run, sets)
+    lines = run.metrics()
+    result = {
+        "metric": module.METRIC,
+        "score": headline["scores"]["tuned"]["mean"],
+        "score_sd": headline["scores"]["tuned"]["sd"],
+        "labels_per_class": headline["labels_per_class"],
+        "split": "test",
+        "n_test": len(truth),
+        "seeds": cfg.finetune.seeds,
+        "metrics": headline["metrics"],
+        "baselines": {k: v["mean"] for k, v in headline["scores"].items() if k != "tuned"},
+        "verdict": headline.get("verdict"),
+        "by_labels": [{k: v for k, v in s.items() if k != "metrics"} for s in sets],
+        "pretrain": pretraining(lines),
+        "weights_sha256": weights_hash(run),
+        "wall_s": run.manifest.get("wall_s", {}),
+    }
+    run.write_json("results.json", result)
+    show(run, cfg, sets, result["pretrain"], wanted)
+
+
+def weights_hash(run: Any) -> str | None:
+    """Of the encoder that was fine-tuned: this run's, or its parent's."""
+    parents = [p["weights_sha256"] for p in run.manifest["parents"]]
+    return run.manifest.get("weights_sha256") or next(iter(parents), None)
+
+
+def simple_baseline(context: Any, kind: str, labels: int | None) -> list[np.ndarray]:
+    """Correctness on the test split of a baseline without a training loop, one array a repeat."""
+    from ptmrun.stages import chosen_labels, trials
+
+    data, truth = context.data, context.data.test.labels.numpy()
+    if kind == "chance":
+        return [truth == np.bincount(data.train.labels.numpy()).argmax()]
+    if kind == "raw":
+        test = pixels(data.test)
+    else:
+        encoder = context.pretrained() if kind == "frozen" else context.encoder("scratch")
+        test = context.features(encoder, data.test)
+    found = []
+    for trial in trials(context.cfg, "tuned", labels):
+        split = chosen_labels(context, trial)
+        split = split.subset(torch.linspace(0, len(split) - 1, min(MOST_RAW, len(split))).long())
+        assert split.labels is not None
+        y = split.labels.numpy()
+        train = pixels(split) if kind == "raw" else context.features(encoder, split)
+        # pixels keep their scale (0..1), features are standardised
+        scores = probe.logistic(train, y, test, c=1.0 if kind == "raw" else 0.1, standardise=kind != "raw")
+        guess = np.unique(y)[scores.argmax(1)]
+        found.append(guess == truth)
+        context.check_stop()
+    return found
+
+
+def pixels(split: Split) -> np.ndarray:
+    """Images as float32 rows in [0, 1]; large ones are averaged down to at most MOST_COLUMNS values."""
+    rows = []
+    for images in split.all():
+        x = images.float() / 255
+        while x[0].numel() > MOST_COLUMNS:
+            x = torch.nn.functional.avg_pool2d(x, 2)
+        rows.append(x.flatten(1))
+    return torch.cat(rows).numpy()
+
+
+def pretraining(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The last values of the pretraining stage, and what the probes said before it."""
+    mine = [x for x in lines if x["stage"] == "pretrain"]
+    if not mine:
+        return None
+    losses, probes = [x for x in mine if "loss" in x], [x for x in mine if "probe_knn" in x]
+    result = {"loss": losses[-1]["loss"], "samples_per_s": losses[-1]["samples_per_s"], "steps": losses[-1]["step"]}
+    for name in ("probe_knn", "probe_linear"):
+        if probes:
+            result |= {name: probes[-1][name], f"{name}_untrained": probes[0][name]}
+    return result
+
+
+def save_predictions(run: Any, logits: torch.Tensor, truth: torch.Tensor, classes: list[str]) -> None:
+    """predictions.parquet: one row a test image, of the first repeat with the most labels."""
+    probabilities = logits.softmax(1)
+    names = np.array(classes)
+    table = pa.table(
+        {
+            "index": np.arange(len(truth)),
+            "label": names[truth.numpy()],
+            "prediction": names[logits.argmax(1).numpy()],
+            "confidence": probabilities.max(1).values.numpy(),
+        }
+    )
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
+    run.write("predictions.parquet", buffer.getvalue().to_pybytes())
+
+
+def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, Any] | None, wanted: list[str]) -> None:
+    """The summary table and the verdict, for a newcomer."""
+    if pretrained and "probe_linear" in pretrained:
+        steps = [
+            f"{name} {pretrained[f'{key}_untrained']:.3f} untrained -> {pretrained[key]:.3f} pretrained" for key, name in PROBES
+        ]
+        run.say(f"Features: {'; '.join(steps)} (held-out training images)")
+    table = Table(title="Accuracy on the test split (mean ± sd over repeats)", title_justify="left")
+    table.add_column("")
+    for entry in sets:
+        table.add_column(label_words(entry["labels_per_class"]), justify="right")
+    best = [max(s["mean"] for s in entry["scores"].values()) for entry in sets]
+    for kind in [k for k in WORDS if k in sets[0]["scores"]]:
+        cells = []
+        for entry, top in zip(sets, best, strict=True):
+            score = entry["scores"][kind]
+            text = f"{score['mean']:.3f}" + (f" ± {score['sd']:.3f}" if score["sd"] is not None else "")
+            cells.append(f"[bold]{text}[/bold]" if score["mean"] == top else text)
+        table.add_row(WORDS[kind].format(longer=cfg.evaluate.longer), *cells, style="cyan" if kind == "tuned" else None)
+    console.print(table)
+    with console.capture() as capture:
+        console.print(table)
+    run.note("\n" + capture.get())
+    for entry in sets:
+        for line in conclusions(entry):
+            run.say(line)
+
+
+def label_words(labels: int | None) -> str:
+    return "all labels" if labels is None else f"{labels} label{'s' * (labels > 1)} a class"
+
+
+def conclusions(entry: dict[str, Any]) -> list[str]:
+    """The verdict in words, and the truth when a simpler method wins."""
+    lines = []
+    if "verdict" in entry:
+        lines.append(f"With {label_words(entry['labels_per_class'])}: {compare.sentence(entry['verdict'])}")
+    scores = {k: v["mean"] for k, v in entry["scores"].items()}
+    better = [k for k in ("raw", "random_frozen", "frozen", "scratch_long") if scores.get(k, 0) >= scores["tuned"]]
+    if better:
+        longer = WORDS[better[0]].format(longer="several")
+        lines.append(f"But {longer} does as well or better: {scores[better[0]]:.3f} against {scores['tuned']:.3f}.")
+    return lines

@@ -1,0 +1,155 @@
+"""The pictures of a run, as PNG in figures/."""
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from ptmrun import rng
+from ptmrun.data.augment import augment
+from ptmrun.run import Run
+
+mpl.rcParams.update(
+    {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "savefig.bbox": "tight"}
+)
+BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#d9822b", "#3a8f5c", "#8a8f98"
+
+
+def save(run: Run, name: str, figure: Figure) -> None:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    run.write(f"figures/{name}.png", buffer.getvalue())
+
+
+def as_array(image: Tensor) -> np.ndarray:
+    """[C, H, W] in [0, 1] -> what imshow takes."""
+    x = image.cpu().permute(1, 2, 0).numpy()
+    return x[:, :, 0] if x.shape[2] == 1 else x
+
+
+def rows(run: Run, name: str, images: dict[str, Tensor]) -> None:
+    """One row of images for each title; images [B, C, S, S] in [0, 1]."""
+    count = max(len(x) for x in images.values())
+    figure = Figure(figsize=(1.0 * count + 1.1, 1.05 * len(images)))
+    axes = figure.subplots(len(images), count, squeeze=False)
+    for line, (title, batch) in zip(axes, images.items(), strict=True):
+        for place, axis in enumerate(line):
+            axis.set_axis_off()
+            if place < len(batch):
+                axis.imshow(as_array(batch[place]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        line[0].text(-0.15, 0.5, title, transform=line[0].transAxes, ha="right", va="center")
+    figure.subplots_adjust(wspace=0.06, hspace=0.06)
+    save(run, name, figure)
+
+
+def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: float, seed: int) -> None:
+    """A few training images as they are and four times as training sees them."""
+    images = next(data.train.batches([torch.arange(min(10, len(data.train)))]))
+    x = normalise(images)
+    sheet = {"original": normalise.back(x)}
+    for step in range(4):
+        changed = augment(x, options, strength, rng.Rows(seed, step, 0, len(x), len(x)))
+        sheet[f"augmented {step + 1}"] = normalise.back(changed)
+    rows(run, "augmented", sheet)
+
+
+def attention(run: Run, images: Tensor, weights: Tensor) -> None:
+    """Where the class token looks, over the images: weights [B, g, g]."""
+    count, side = len(images), images.shape[-1]
+    figure = Figure(figsize=(1.0 * count + 1.1, 2.1))
+    axes = figure.subplots(2, count, squeeze=False)
+    for i in range(count):
+        for axis in axes[:, i]:
+            axis.set_axis_off()
+        axes[0, i].imshow(as_array(images[i]), cmap="gray", vmin=0, vmax=1)
+        axes[1, i].imshow(as_array(images[i]), cmap="gray", vmin=0, vmax=1)
+        axes[1, i].imshow(
+            weights[i].cpu(),
+            cmap="inferno",
+            alpha=0.65,
+            extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+            interpolation="bilinear",
+        )
+    for axis, title in zip(axes[:, 0], ("image", "attention"), strict=True):
+        axis.text(-0.15, 0.5, title, transform=axis.transAxes, ha="right", va="center")
+    figure.subplots_adjust(wspace=0.06, hspace=0.06)
+    save(run, "attention", figure)
+
+
+def curves(run: Run) -> None:
+    """Pretraining loss and the probes over the steps."""
+    lines = [x for x in run.metrics() if x["stage"] == "pretrain"]
+    losses, probes = [x for x in lines if "loss" in x], [x for x in lines if "probe_knn" in x]
+    figure = Figure(figsize=(7.6 if probes else 4, 2.7))
+    axes = figure.subplots(1, 2 if probes else 1, squeeze=False)[0]
+    axes[0].plot([x["step"] for x in losses], [x["loss"] for x in losses], color=BLUE)
+    axes[0].set(xlabel="step", ylabel="pretraining loss")
+    if probes:
+        for name, label, color in (("probe_linear", "linear probe", ORANGE), ("probe_knn", "k-NN", GREEN)):
+            axes[1].plot([x["step"] for x in probes], [x[name] for x in probes], "o-", color=color, label=label, markersize=3)
+        axes[1].set(xlabel="step", ylabel="accuracy of frozen features")
+        axes[1].legend(frameon=False)
+    figure.tight_layout()
+    save(run, "curves", figure)
+
+
+def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
+    """Rows: true classes, as shares of the row."""
+    counts = np.array(matrix, dtype=float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = float(np.clip(0.38 * len(classes) + 1.2, 3, 12))
+    figure = Figure(figsize=(side, side))
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 30:
+        ticks = range(len(classes))
+        axis.set_xticks(ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axis.set_yticks(ticks, classes)
+    if len(classes) <= 15:
+        for (i, j), n in np.ndenumerate(counts):
+            if n:
+                axis.text(
+                    j,
+                    i,
+                    f"{n:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6.5,
+                    color="white" if shares[i, j] > 0.5 else "black",
+                )
+    axis.set(xlabel="predicted", ylabel="true")
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    save(run, "confusion", figure)
+
+
+def scores(run: Run, sets: list[dict[str, Any]]) -> None:
+    """Every method's accuracy, a panel for each number of labels; the bars are the mean, the lines the standard deviation."""
+    titles = {"chance": "chance", "raw": "pixels + LR", "random_frozen": "random + LR", "frozen": "pretrained + LR"}
+    titles |= {"scratch": "scratch", "scratch_long": "scratch, longer", "tuned": "pretrained, tuned"}
+    figure = Figure(figsize=(3.7 * len(sets) + 0.6, 2.6))
+    axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
+    for axis, entry in zip(axes, sets, strict=True):
+        kinds = [k for k in titles if k in entry["scores"]][::-1]
+        means = [entry["scores"][k]["mean"] for k in kinds]
+        errors = [entry["scores"][k]["sd"] or 0 for k in kinds]
+        colors = [BLUE if k == "tuned" else GRAY for k in kinds]
+        axis.barh(
+            [titles[k] for k in kinds],
+            means,
+            xerr=errors,
+            color=colors,
+            height=0.7,
+            ecolor="black",
+            error_kw={"lw": 0.8},
+        )
+        for place, mean in enumerate(means):
+            axis.text(0.02, place, f"{mean:.3f}", va="center", color="white", fontsize=8)
+        labels = entry["labels_per_class"]
+        axis.set(xlim=(0, 1), xlabel="test accuracy", title="all labels" if labels is None else f"{labels} labels a class")
+    figure.tight_layout()
+    save(run, "scores", figure)

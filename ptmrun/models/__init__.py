@@ -1,0 +1,10 @@
+"""One file a model family: `resolve(options, size, channels)` fills in what is auto, `build(...)` makes the encoder.
+
+An encoder knows nothing of the objective it serves. What objectives and stages may ask of it:
+
+    width, depth                     of its features and in blocks
+    features(images)                 [B, C, S, S] -> [B, width]
+    depth_of(name)                   a parameter's block: 0 embeddings, 1 ... depth, depth + 1 the rest
+    save(folder), load(folder)       in the library's own format
+    those with patches: patch, grid, embed(images), positions, encode(tokens), attention(images)
+"""

@@ -1,0 +1,180 @@
+"""Vision Transformer (Dosovitskiy et al. 2021): transformers' ViTModel, sized for the data."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ViTConfig, ViTModel
+from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
+from transformers.utils import logging
+
+from ptmrun import checkpoint
+from ptmrun.errors import UserError
+from ptmrun.models.initial import xavier
+
+SIZES = {  # width, blocks, heads, wanted patches per side
+    "micro": (96, 4, 3, 4),
+    "mini": (192, 6, 3, 8),
+    "tiny": (192, 12, 3, 14),
+    "small": (384, 12, 6, 14),
+    "base": (768, 12, 12, 14),
+}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and load reports: what matters is checked and said here."""
+    level = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+    """({key: value} for what is auto, notes on why). Raises UserError when the patch does not divide the image."""
+    notes = []
+    name = options.size
+    if name == "auto":
+        name = "micro" if size <= 40 else "mini" if size <= 128 else "tiny"
+        width, depth = SIZES[name][:2]
+        notes.append(f"model.size={name}: width {width}, {depth} blocks, for images of {size}x{size}")
+    fits = [p for p in range(2, size // 2 + 1) if size % p == 0]
+    if not fits:
+        raise UserError(f"dataset.image_size={size}: cannot be cut into patches; choose an even size")
+    patch = options.patch
+    if patch == "auto":
+        patch = min(fits, key=lambda p: abs(size / p - SIZES[name][3]))
+        notes.append(
+            f"model.patch={patch}: {size // patch}x{size // patch} patches (ImageNet's 16 would leave {size // 16}x{size // 16})"
+        )
+    if patch not in fits:
+        raise UserError(f"model.patch={patch}: expected a divisor of the image's side {size}: {', '.join(map(str, fits))}")
+    return {"size": name, "patch": patch}, notes
+
+
+def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+    """An encoder with initial weights, from resolved options."""
+    width, depth, heads, _ = SIZES[options.size]
+    return Encoder(
+        ViTConfig(
+            image_size=size,
+            patch_size=options.patch,
+            num_channels=channels,
+            hidden_size=width,
+            num_hidden_layers=depth,
+            num_attention_heads=heads,
+            intermediate_size=4 * width,
+            hidden_dropout_prob=options.dropout,
+            attn_implementation=attention,
+        ),
+        options.pool,
+    )
+
+
+class Encoder(nn.Module):
+    """ViTModel taken apart, so that an objective can leave patches out or replace them."""
+
+    def __init__(self, config: ViTConfig, pool: str):
+        super().__init__()
+        self.pool = pool
+        self.width, self.depth = config.hidden_size, config.num_hidden_layers
+        self.patch, self.channels = config.patch_size, config.num_channels
+        self.grid = config.image_size // config.patch_size
+        self.vit = ViTModel(config, add_pooling_layer=False)
+        xavier(self.vit)
+        with torch.no_grad():  # like a linear layer, and fixed sines as the first positions, as MAE does
+            weight = self.vit.embeddings.patch_embeddings.projection.weight
+            nn.init.xavier_uniform_(weight.view(len(weight), -1))
+            sines = build_2d_sinusoidal_position_embedding(self.grid, self.grid, self.width, cls_token=True)
+            self.vit.embeddings.position_embeddings.copy_(sines[None])
+
+    @property
+    def positions(self) -> Tensor:
+        """Position embeddings of the patches, [1, N, D]."""
+        return self.vit.embeddings.position_embeddings[:, 1:]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patch embeddings without positions: [B, C, S, S] -> [B, N, D]."""
+        return self.vit.embeddings.patch_embeddings(images)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Any number of patch tokens, [B, n, D] -> [B, 1 + n, D], the class token first."""
+        embeddings = self.vit.embeddings
+        first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
+        hidden = embeddings.dropout(torch.cat([first, tokens], 1))
+        for layer in self.vit.layers:
+            hidden = layer(hidden)
+        return self.vit.layernorm(hidden)
+
+    def features(self, images: Tensor) -> Tensor:
+        """[B, C, S, S] -> [B, D]: the mean of the patch tokens, or the class token."""
+        hidden = self.encode(self.embed(images) + self.positions)
+        return hidden[:, 1:].mean(1) if self.pool == "mean" else hidden[:, 0]
+
+    def depth_of(self, name: str) -> int:
+        """How deep a parameter of this module sits."""
+        if "embeddings." in name:
+            return 0
+        layer = re.search(r"vit\.layers\.(\d+)\.", name)
+        return int(layer[1]) + 1 if layer else self.depth + 1
+
+    @torch.no_grad()
+    def attention(self, images: Tensor) -> Tensor:
+        """Attention of the class token to the patches in the last block, mean of the heads: [B, C, S, S] -> [B, grid, grid]."""
+        used = self.vit.config._attn_implementation
+        self.vit.set_attn_implementation("eager")
+        weights = self.vit(images, output_attentions=True).attentions[-1]
+        self.vit.set_attn_implementation(used)
+        return weights[:, :, 0, 1:].mean(1).unflatten(1, (self.grid, self.grid)).float()
+
+    def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
+        """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
+        part = folder.with_name(f".{folder.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        with quiet():
+            self.vit.save_pretrained(part)
+        side = self.vit.config.image_size
+        processor = {
+            "image_processor_type": "ViTImageProcessor",
+            "do_resize": True,
+            "size": {"height": side, "width": side},
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": mean,
+            "image_std": std,
+        }
+        (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+
+    def load(self, folder: Path) -> None:
+        """Weights that `save` wrote. Raises UserError when a tensor is missing, unexpected or of another shape."""
+        checkpoint.load(folder / "model.safetensors")  # a whole safetensors file, before anything else looks at it
+        try:  # our own config goes in: the folder's config.json decides nothing
+            with quiet():
+                loaded, info = ViTModel.from_pretrained(
+                    folder,
+                    config=self.vit.config,
+                    add_pooling_layer=False,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise UserError(f"{folder}: does not fit the model: {str(error).strip().splitlines()[-1]}") from None
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if names := sorted(map(str, info[kind])):
+                raise UserError(f"{folder}: does not fit the model: {kind.replace('_', ' ')} {', '.join(names[:3])}")
+        self.vit.load_state_dict(loaded.state_dict())

@@ -1,0 +1,42 @@
+"""Parameter groups, optimizers and the learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ptmrun.config import Loop
+
+
+def lr_at(step: int, steps: int, loop: Loop) -> float:
+    """Learning rate of step 0 ... steps-1: linear warm-up to `lr`, then cosine or linear to `min_lr`, or constant."""
+    warm = round(loop.warmup * steps)
+    if step < warm:
+        return loop.lr * (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[loop.schedule]
+    return loop.min_lr + (loop.lr - loop.min_lr) * shape
+
+
+def groups(model: nn.Module, loop: Loop, depth_of: Callable[[str], int], top: int) -> list[dict]:
+    """Parameter groups with `lr_scale` (layer_decay ** distance from the top) and weight decay on matrices only.
+
+    `depth_of(name)` says how deep a parameter sits: 0 for embeddings ... `top` for the head. Biases, norms, position
+    embeddings and class or mask tokens are not decayed (the practice of BEiT and MAE).
+    """
+    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim < 2 or any(word in name for word in ("position_embeddings", "pos_embed", "_token"))
+            decay = 0.0 if plain else loop.weight_decay
+            found.setdefault((loop.layer_decay ** (top - depth_of(name)), decay), []).append(parameter)
+    return [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in found.items()]
+
+
+def build(param_groups: list[dict], loop: Loop) -> torch.optim.Optimizer:
+    """The optimizer by name; `fused` kernels (one pass over the weights) where the device has them."""
+    if loop.optimizer == "sgd":
+        return torch.optim.SGD(param_groups, lr=loop.lr, momentum=loop.beta1)
+    fused = all(p.device.type in ("cpu", "cuda", "mps") for g in param_groups for p in g["params"])
+    return torch.optim.AdamW(param_groups, lr=loop.lr, betas=(loop.beta1, loop.beta2), fused=fused)

@@ -1,0 +1,79 @@
+"""report.html: one self-contained page about a run, readable offline."""
+
+import base64
+import html
+from pathlib import Path
+from typing import Any
+
+from ptmrun import config
+from ptmrun.run import Run, plain_json
+
+FIGURES = {
+    "scores": "Test accuracy beside the baselines. The lines are one standard deviation over the repeats.",
+    "curves": "Pretraining loss, and how good the frozen features are for a simple classifier.",
+    "reconstructions": "What the model was shown and what it filled in (held-out images).",
+    "augmented": "Training images as they are and as training sees them.",
+    "attention": "Where the class token looks in the last block.",
+    "confusion": "Which classes are taken for which (first repeat, most labels).",
+}
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d2430 }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } .verdict { font-size: 1.05rem }
+table { border-collapse: collapse } td, th { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #dde1e7 }
+td:first-child, th:first-child { text-align: left } tr.tuned { font-weight: 600; background: #eef4fb }
+img { max-width: 100% } figure { margin: 1.2rem 0 } figcaption { color: #5a6270 }
+pre { background: #f5f6f8; padding: .8rem; overflow: auto; font-size: 12px }
+"""
+
+
+def write(run: Run) -> Path:
+    """Makes the report of what the run holds."""
+    parts = [
+        f"<h1>{esc(run.folder.resolve().name)}</h1>",
+        f"<p>Status: {esc(run.manifest['status'])}. <code>{esc(run.manifest.get('command', ''))}</code></p>",
+    ]
+    results = run.path("results.json")
+    if results.exists():
+        parts += scores(plain_json(results), config.load(run.path("config.yaml")))
+    for name, caption in FIGURES.items():
+        path = run.path("figures", f"{name}.png")
+        if path.exists():
+            data = base64.b64encode(path.read_bytes()).decode()
+            parts.append(
+                f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{esc(caption)}</figcaption></figure>'
+            )
+    parts += ["<h2>Config</h2>", f"<pre>{esc(run.path('config.yaml').read_text(encoding='utf-8'))}</pre>"]
+    manifest = {k: v for k, v in run.manifest.items() if k not in ("status", "command")}
+    lines = "\n".join(f"{k}: {v}" for k, v in manifest.items())
+    parts += ["<h2>Provenance</h2>", f"<pre>{esc(lines)}</pre>"]
+    title = esc(run.folder.resolve().name)
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    page = f'<!doctype html><html lang="en">{head}{"".join(parts)}</html>\n'
+    return run.write("report.html", page)
+
+
+def esc(text: Any) -> str:
+    return html.escape(str(text))
+
+
+def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
+    """The verdict and the table of scores."""
+    from ptmrun.evaluation import WORDS, conclusions, label_words
+
+    sets = results["by_labels"]
+    parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in conclusions(entry)]
+    head = "".join(f"<th>{esc(label_words(entry['labels_per_class']))}</th>" for entry in sets)
+    body = ""
+    for kind in [k for k in WORDS if k in sets[0]["scores"]]:
+        cells = ""
+        for entry in sets:
+            score = entry["scores"][kind]
+            spread = "" if score["sd"] is None else f" ± {score['sd']:.3f}"
+            cells += f"<td>{score['mean']:.3f}{spread}</td>"
+        body += f'<tr class="{kind}"><td>{esc(WORDS[kind].format(longer=cfg.evaluate.longer))}</td>{cells}</tr>'
+    seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
+    parts.append(f"<h2>Accuracy on {results['n_test']:,} test images ({seeds})</h2><table><tr><th></th>{head}</tr>{body}</table>")
+    if found := results.get("pretrain"):
+        rows = "".join(f"<tr><td>{esc(k)}</td><td>{v:.4g}</td></tr>" for k, v in found.items())
+        parts.append(f"<h2>Pretraining</h2><table>{rows}</table>")
+    return parts

@@ -1,0 +1,90 @@
+"""Run a saved config again and say whether the result is the same."""
+
+from typing import Any
+
+from ptmrun import config, provenance, stages
+from ptmrun.errors import UserError
+from ptmrun.run import Run, plain_json
+
+TIMED = {"time", "samples_per_s", "data_wait"}  # entries of a metrics line that differ from run to run
+TOLERANCE = 0.01  # of a score
+
+
+def reproduce(old: Run, outputs: str) -> bool:
+    """A new run of the saved config; True when its weights, metrics and results are the same bit for bit or within tolerance."""
+    if old.manifest["status"] != "done":
+        raise UserError(f"{old.folder}: is {old.manifest['status']}, not done; there is no result to compare with")
+    cfg = config.replace(config.load(old.path("config.yaml")), outputs=outputs)
+    if cfg.init != "random":
+        known = [p.get("weights_sha256") for p in old.manifest.get("parents", [])]
+        if stages.parent_of(cfg)["weights_sha256"] not in known:
+            raise UserError(f"init={cfg.init}: its weights are not those that {old.folder} started from")
+    new = stages.run(cfg, [f"reproduce={old.folder.resolve().name}"])
+    new.update(reproduces=old.folder.resolve().name)
+    changed = differences(old, new)
+    for line in changed:
+        new.say(f"  {line}")
+    if exact(old, new):
+        new.say(f"bit-exact: {new.folder} has the weights, metrics and results of {old.folder}")
+        return True
+    gap = score_gap(old, new)
+    if gap is not None and gap <= TOLERANCE:
+        new.say(f"within tolerance: scores differ by at most {gap:.4f} (limit {TOLERANCE})")
+        return True
+    new.say(f"different: {'scores differ by ' + format(gap, '.4f') if gap is not None else 'weights or metrics differ'}")
+    if not changed:
+        new.say("  config, code, packages, hardware and data are the same: something is not deterministic on this machine")
+    return False
+
+
+def differences(old: Run, new: Run) -> list[str]:
+    """What is not as it was: packages, code, hardware, data."""
+    lines = []
+    a, b = old.manifest, new.manifest
+    for name, version in b["packages"].items():
+        if (before := a.get("packages", {}).get(name)) != version:
+            lines.append(f"package {name}: {before} then, {version} now")
+    if a.get("code_sha256") != provenance.code_hash():
+        lines.append("code: the package's files have changed")
+    if a.get("hardware") != b["hardware"]:
+        lines.append(f"hardware: {a.get('hardware')} then, {b['hardware']} now")
+    if a.get("data", {}).get("fingerprint") != b["data"]["fingerprint"]:
+        lines.append("data: the fingerprint has changed")
+    for key in ("config.yaml",):
+        then, now = (config.plain(config.load(r.path(key))) for r in (old, new))
+        lines += [f"config {k}: {then[k]} then, {now[k]} now" for k in then if k != "outputs" and then[k] != now.get(k)]
+    return lines
+
+
+def exact(old: Run, new: Run) -> bool:
+    """The same weight hashes, metrics lines and results, but for times."""
+    weights = all(old.manifest.get(k) == new.manifest.get(k) for k in ("weights_sha256", "finetuned_sha256"))
+    return weights and timeless(old) == timeless(new) and results(old) == results(new)
+
+
+def timeless(run: Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in run.metrics()]
+
+
+def results(run: Run) -> Any:
+    path = run.path("results.json")
+    if not path.exists():
+        return None
+    found = plain_json(path)
+    found.pop("wall_s", None)
+    if found.get("pretrain"):
+        found["pretrain"].pop("samples_per_s", None)
+    return found
+
+
+def score_gap(old: Run, new: Run) -> float | None:
+    """The largest difference between scores of the two runs; None without scores."""
+    a, b = results(old), results(new)
+    if not a or not b:
+        return None
+    pairs = [
+        (x["scores"][kind]["mean"], y["scores"][kind]["mean"])
+        for x, y in zip(a["by_labels"], b["by_labels"], strict=True)
+        for kind in x["scores"]
+    ]
+    return max(abs(x - y) for x, y in pairs)

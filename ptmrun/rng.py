@@ -1,0 +1,50 @@
+"""Every random number from (seed, purpose, step or index), never from history: resume needs no state, workers do not matter.
+
+Random tensors are drawn for the whole batch of a step and then sliced, so micro-batches (gradient accumulation) and, later,
+processes see the numbers that the whole batch would have seen.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def key(seed: int, purpose: str, index: int = 0) -> int:
+    """A 63-bit seed from (seed, purpose, index)."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
+    """A CPU generator; random numbers are drawn on the CPU so that they are the same on every device."""
+    return torch.Generator().manual_seed(key(seed, purpose, index))
+
+
+def permutation(seed: int, purpose: str, n: int, index: int = 0) -> Tensor:
+    """A permutation of range(n), [n] int64."""
+    return torch.randperm(n, generator=generator(seed, purpose, index))
+
+
+def seed_everything(seed: int, purpose: str, index: int = 0) -> None:
+    """Sets PyTorch's global generators (initial weights, dropout)."""
+    torch.default_generator.manual_seed(key(seed, purpose, index))
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(key(seed, purpose, index))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The random numbers of rows [start, stop) of a batch of `total` samples at one step."""
+
+    seed: int
+    step: int
+    start: int
+    stop: int
+    total: int
+
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        """Uniform in [0, 1), [stop - start, *shape] float32 on the CPU."""
+        whole = torch.rand(self.total, *shape, generator=generator(self.seed, purpose, self.step))
+        return whole[self.start : self.stop]

@@ -1,0 +1,177 @@
+"""The run folder: made exclusively, every file replaced atomically, nothing read from outside of it, no pickle in it."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from ptmrun import config
+from ptmrun.errors import UserError
+
+console = Console(soft_wrap=True, highlight=False)
+STATUS = ("running", "done", "failed", "interrupted")
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replaces `path` as a whole: after a crash at any moment it holds the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
+def plain_json(path: Path) -> Any:
+    """A JSON file. Raises UserError when it is none, or holds NaN or Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+class Run:
+    """A run folder that is there. `create` makes one, `open` reads one."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        self.folder = folder
+        self.manifest = manifest
+        self._metrics: Any = None
+
+    @classmethod
+    def create(cls, cfg: config.Config, overrides: list[str], manifest: dict[str, Any]) -> "Run":
+        """A new folder `outputs/<time>_<name>`; a name that is taken gets a number, so no two runs share a folder."""
+        root = Path(cfg.outputs)
+        words = [cfg.model.name, cfg.task.name, cfg.dataset.name, *([] if cfg.stage == "all" else [cfg.stage])]
+        stem = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{cfg.name or '-'.join(words)}"
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for number in range(1, 1000):
+                folder = root / (stem if number == 1 else f"{stem}-{number}")
+                with contextlib.suppress(FileExistsError):
+                    folder.mkdir()
+                    break
+        except OSError as error:
+            raise UserError(f"outputs={cfg.outputs}: no run folder can be made there: {error.strerror}") from None
+        run = cls(folder, manifest)
+        run.write("config.yaml", config.dump(cfg))
+        run.write("overrides.yaml", yaml.safe_dump(overrides))
+        run.update(status="running", started=now())
+        link = root / f".latest-{os.getpid()}"
+        with contextlib.suppress(OSError):  # a file system without links has no `latest`
+            link.symlink_to(folder.name)
+            os.replace(link, root / "latest")
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Raises UserError when `folder` is no run folder."""
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such run folder")
+        folder = folder.resolve()
+        with contextlib.suppress(ValueError):  # short names in messages, wherever `latest` points
+            folder = folder.relative_to(Path.cwd())
+        run = cls(folder, {})
+        for name in ("manifest.json", "config.yaml"):
+            if not run.path(name).is_file():
+                raise UserError(f"{folder}: not a run folder, or not a whole one: {name} is missing")
+        run.manifest = plain_json(run.path("manifest.json"))
+        if not isinstance(run.manifest, dict) or run.manifest.get("status") not in STATUS:
+            raise UserError(f"{folder}/manifest.json: expected a status, one of {', '.join(STATUS)}")
+        return run
+
+    def path(self, *parts: str) -> Path:
+        """A path in the folder. Raises UserError when it leads outside, by `..` or by a link."""
+        path = self.folder.joinpath(*parts)
+        if not path.resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(f"{path}: leads outside of the run folder; refused")
+        return path
+
+    def write(self, name: str, data: bytes | str) -> Path:
+        path = self.path(name)
+        write_atomic(path, data)
+        return path
+
+    def write_json(self, name: str, data: Any) -> None:
+        self.write(name, json.dumps(data, indent=2, allow_nan=False) + "\n")
+
+    def update(self, **entries: Any) -> None:
+        """Sets entries of manifest.json."""
+        self.manifest = {**self.manifest, **entries}
+        self.write_json("manifest.json", self.manifest)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the process that works on the run; a second one is refused. The system frees it when the process dies."""
+        with open(self.path(".lock"), "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{self.folder}: another process is working on this run") from None
+            yield
+
+    def say(self, text: str) -> None:
+        """A line for the terminal and for log.txt."""
+        console.print(text, markup=False)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """A line for log.txt alone."""
+        with open(self.path("log.txt"), "a", encoding="utf-8") as file:
+            file.write(f"{now()} {text}\n")
+
+    def metric(self, line: dict[str, Any]) -> None:
+        """Appends to metrics.jsonl; one write a line."""
+        if self._metrics is None:
+            self._metrics = open(self.path("metrics.jsonl"), "ab", buffering=0)  # noqa: SIM115 (kept open: one write a line)
+        self._metrics.write(json.dumps({**line, "time": round(time.time(), 3)}, allow_nan=False).encode() + b"\n")
+
+    def cut_metrics(self, tags: dict[str, Any], step: int) -> None:
+        """Drops the lines with these tags after a step: those that a killed process wrote after its last checkpoint."""
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
+        lines = self.metrics()
+        kept = [x for x in lines if tags.items() - x.items() or x["step"] <= step]
+        if len(kept) < len(lines) or self.path("metrics.jsonl").exists():
+            self.write("metrics.jsonl", "".join(json.dumps(x) + "\n" for x in kept))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
+        path = self.path("metrics.jsonl")
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")[:-1]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise UserError(f"{path}: not JSON lines: {error}") from None
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_budget(text: str) -> float:
+    """`20m` -> seconds"""
+    return int(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
