@@ -161,15 +161,20 @@ def compose_raw(overrides: list[str]) -> dict[str, Any]:
     """Hydra's compose as a plain dict, without the `spec` blocks."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    outer = GlobalHydra.instance().hydra  # that of a sweep, whose jobs are composed here too
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config.CONF), version_base="1.3", job_name="ptmrun"):
             return settings_only(OmegaConf.to_container(hydra_compose("config", overrides), resolve=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(" ".join(str(error).split())) from None
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def settings_only(raw: Any) -> dict[str, Any]:

@@ -268,6 +268,8 @@ def explain(error: ValidationError, raw: dict, prefix: str, kind: type[Strict]) 
         else:
             text = EXPECTED.get(key) or e["msg"].replace("Input should be ", "").replace("a valid ", "")
             wanted.setdefault(f"{key}={shown(value)}", []).append(text)
+    nested = {shorter for shorter in wanted for key in wanted if key.startswith(f"{shorter.split('=')[0]}.")}
+    wanted = {key: texts for key, texts in wanted.items() if key not in nested}  # of a union, the branch that got furthest
     return lines + [f"{key}: expected {' or '.join(dict.fromkeys(texts))}" for key, texts in wanted.items()]
 
 

@@ -56,7 +56,6 @@ class Run:
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder = folder
         self.manifest = manifest
-        self._metrics: Any = None
 
     @classmethod
     def create(cls, cfg: config.Config, overrides: list[str], manifest: dict[str, Any]) -> "Run":
@@ -142,15 +141,11 @@ class Run:
 
     def metric(self, line: dict[str, Any]) -> None:
         """Appends to metrics.jsonl; one write a line."""
-        if self._metrics is None:
-            self._metrics = open(self.path("metrics.jsonl"), "ab", buffering=0)  # noqa: SIM115 (kept open: one write a line)
-        self._metrics.write(json.dumps({**line, "time": round(time.time(), 3)}, allow_nan=False).encode() + b"\n")
+        with open(self.path("metrics.jsonl"), "ab", buffering=0) as file:
+            file.write(json.dumps({**line, "time": round(time.time(), 3)}, allow_nan=False).encode() + b"\n")
 
     def cut_metrics(self, tags: dict[str, Any], step: int) -> None:
         """Drops the lines with these tags after a step: those that a killed process wrote after its last checkpoint."""
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
         lines = self.metrics()
         kept = [x for x in lines if tags.items() - x.items() or x["step"] <= step]
         if len(kept) < len(lines) or self.path("metrics.jsonl").exists():

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import importlib
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,15 +71,15 @@ class Context:
 
 
 def source(run: Run, cfg: Config, name: str) -> Path | None:
-    """A file or folder of this run or, when this run has not made it, of the run that `init` names."""
-    if run.path(name).exists():
-        return run.path(name)
-    if cfg.init == "random":
-        return None
-    path = Run.open(Path(cfg.init)).path(name)
-    if not path.exists():
-        raise UserError(f"init={cfg.init}: that run has no {name}")
-    return path
+    """A file or folder of this run or, when this run has not made it, of the run that `init` names, and so on."""
+    for _ in range(20):
+        if run.path(name).exists():
+            return run.path(name)
+        if cfg.init == "random":
+            return None
+        run = Run.open(Path(cfg.init))
+        cfg = config.load(run.path("config.yaml"))
+    raise UserError(f"init={cfg.init}: the chain of runs that start from one another has no end")
 
 
 def run(cfg: Config, overrides: list[str]) -> Run:
@@ -150,6 +151,7 @@ def execute(run: Run, cfg: Config) -> None:
             stages[name](context)
             wall[name] = round(wall.get(name, 0.0) + time.perf_counter() - start, 1)
             run.update(wall_s=wall)
+        shutil.rmtree(run.path("checkpoints", "state"), ignore_errors=True)  # what only resuming needs
         run.update(status="done", ended=now())
         path = report.write(run)
         run.say(f"Report: {path}")
@@ -209,8 +211,14 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
 def parent_of(cfg: Config) -> dict[str, Any]:
     """Name and weight hash of the run that `init` names."""
     parent = Run.open(Path(cfg.init))
-    tensors, _ = checkpoint.load(parent.path(ENCODER, "model.safetensors"))
-    return {"run": parent.folder.name, "weights_sha256": checkpoint.sha256(tensors)}
+    folder = source(parent, config.load(parent.path("config.yaml")), ENCODER)
+    if folder is None:
+        raise UserError(f"init={cfg.init}: that run has no {ENCODER}")
+    return {"run": parent.folder.resolve().name, "weights_sha256": encoder_hash(folder)}
+
+
+def encoder_hash(folder: Path) -> str:
+    return checkpoint.sha256(checkpoint.load(folder / "model.safetensors")[0])
 
 
 def check_labels(context: Context) -> None:
@@ -297,19 +305,27 @@ def fit(
 
 def pretrain(context: Context) -> None:
     """Trains an encoder on the training images without their labels; writes checkpoints/encoder and the objective's heads."""
+    folder = context.run.path(ENCODER)
+    if not folder.exists():
+        objective = train_objective(context)
+        heads = {k: v for k, v in objective.state_dict().items() if not k.startswith("encoder.")}
+        checkpoint.save(context.run.path("checkpoints", "heads.safetensors"), heads)
+        draw_pretraining(context, objective)
+        objective.encoder.save(folder, context.data.mean.tolist(), context.data.std.tolist())
+    context.run.update(weights_sha256=encoder_hash(folder))
+
+
+def train_objective(context: Context) -> Any:
+    """Trains the objective of the task, looking at the features now and then."""
     cfg, run, data = context.cfg, context.run, context.data
-    if run.path(ENCODER).exists():
-        return
-    loop = cfg.pretrain
     encoder = context.pretrained()
     rng.seed_everything(cfg.seed, "objective")
     objective = context.part("task").Objective(encoder, cfg.task).to(context.device)
-    steps = steps_of(loop, len(data.train))
-    size = min(loop.batch_size, len(data.train))
+    loop, own = cfg.pretrain, adapt.parameters(encoder)
+    steps, size = steps_of(loop, len(data.train)), min(loop.batch_size, len(data.train))
     run.say(
-        f"Pretraining {cfg.model.name} ({adapt.parameters(encoder):,} parameters) with {cfg.task.name} "
-        f"(+ {adapt.parameters(objective) - adapt.parameters(encoder):,} in its heads): {steps} steps of {size} images, "
-        f"{steps * size / len(data.train):.0f} epochs"
+        f"Pretraining {cfg.model.name} ({own:,} parameters) with {cfg.task.name} (+ {adapt.parameters(objective) - own:,} in its "
+        f"heads): {steps} steps of {size} images, {steps * size / len(data.train):.0f} epochs"
     )
     tags = {"stage": "pretrain"}
 
@@ -321,23 +337,24 @@ def pretrain(context: Context) -> None:
         )
 
     probes = loop.probes if labelled(context) else 0
-    at = frozenset(round(steps * i / probes) for i in range(1, probes + 1))
-    if probes and not any("probe_knn" in x for x in run.metrics()):
+    if probes and not run.metrics():
         look(0)
+    at = frozenset(round(steps * i / probes) for i in range(1, probes + 1))
     fit(context, objective, data.train, loop, steps, cfg.seed, tags, probe=look, probe_at=at)
-    heads = {k: v for k, v in objective.state_dict().items() if not k.startswith("encoder.")}
-    checkpoint.save(run.path("checkpoints", "heads.safetensors"), heads)
-    sample = next(data.val.batches([torch.arange(min(8, len(data.val)))]))
-    images = context.normalise(sample)
+    return objective
+
+
+def draw_pretraining(context: Context, objective: Any) -> None:
+    """Curves, what the objective makes of a few held-out images, and where the encoder looks."""
+    run, held, back = context.run, context.data.val, context.normalise.back
+    images = context.normalise(next(held.batches([torch.arange(min(8, len(held)))])))
     objective.eval()
     with context.autocast():
-        shown = objective.pictures({"images": images, "rows": rng.Rows(cfg.seed, 0, 0, len(images), len(images))})
-    figures.rows(run, "reconstructions", {title: context.normalise.back(x.float()) for title, x in shown.items()})
-    if hasattr(encoder, "attention"):
-        figures.attention(run, context.normalise.back(images), encoder.attention(images))
+        shown = objective.pictures({"images": images, "rows": rng.Rows(context.cfg.seed, 0, 0, len(images), len(images))})
+    figures.rows(run, "reconstructions", {title: back(x.float()) for title, x in shown.items()})
+    if hasattr(objective.encoder, "attention"):
+        figures.attention(run, back(images), objective.encoder.attention(images))
     figures.curves(run)
-    encoder.save(run.path(ENCODER), data.mean.tolist(), data.std.tolist())
-    run.update(weights_sha256=checkpoint.sha256(checkpoint.load(run.path(ENCODER, "model.safetensors"))[0]))
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ def picture(source: Pictures, index: int) -> Image.Image:
     """The decoded picture, upright. Raises one of BROKEN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL warns of odd metadata, which does not matter for the pixels
-        image = source.picture(index)
-        image.load()
-        return ImageOps.exif_transpose(image)
+        with source.picture(index) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
 
 
 def tensor(image: Image.Image, size: int, channels: int) -> Tensor:

@@ -20,7 +20,7 @@ from ptmrun.errors import UserError
 from ptmrun.models.initial import xavier
 
 SIZES = {  # width, blocks, heads, wanted patches per side
-    "micro": (96, 4, 3, 4),
+    "micro": (96, 3, 3, 4),
     "mini": (192, 6, 3, 8),
     "tiny": (192, 12, 3, 14),
     "small": (384, 12, 6, 14),

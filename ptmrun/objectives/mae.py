@@ -10,24 +10,21 @@ from torch import Tensor, nn
 from transformers import ViTMAEConfig
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
-from ptmrun.errors import UserError
 from ptmrun.loss import Loss
 from ptmrun.models.initial import xavier
 from ptmrun.objectives.patches import hidden_count, hog, normalised, patchify, unpatchify
 
 
 class Objective(nn.Module):
-    """`options`: mask_ratio, target (normalised | pixels | hog), decoder_width, decoder_depth, decoder_heads."""
+    """`options`: mask_ratio, target (normalised | pixels | hog), decoder_width (share of the encoder's), decoder_depth."""
 
     def __init__(self, encoder: Any, options: Any):
         super().__init__()
         self.encoder, self.target = encoder, options.target
         self.patches = encoder.grid**2
         self.visible = self.patches - hidden_count(self.patches, options.mask_ratio)
-        width = max(32, round(encoder.width * 2 / 3 / 32) * 32) if options.decoder_width == "auto" else options.decoder_width
-        heads = max(1, width // 32) if options.decoder_heads == "auto" else options.decoder_heads
-        if width % 4 or width % heads:
-            raise UserError(f"task.decoder_width={width}: expected a multiple of 4 and of task.decoder_heads={heads}")
+        heads = max(1, round(options.decoder_width * encoder.width / 32))
+        width = 32 * heads
         config = ViTMAEConfig(
             image_size=encoder.grid * encoder.patch,
             patch_size=encoder.patch,

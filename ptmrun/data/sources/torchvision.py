@@ -34,7 +34,9 @@ def read(options: Dataset) -> Source:
 def part(kind: Any, root: Path, train: bool, options: Dataset) -> Part:
     try:  # what is there is taken as it is, so a repacked copy does not lead to the network
         data = kind(root, train=train, download=False)
-    except RuntimeError:
+    except RuntimeError as error:
+        if "not found" not in str(error):
+            raise UserError(f"dataset.root={root}: the files of {kind.__name__} cannot be read: {error}") from None
         data = fetch(kind, root, train, options)
     images = data.data if isinstance(data.data, np.ndarray) else data.data.numpy()
     return Part(images, np.asarray(data.targets, dtype=np.int64))

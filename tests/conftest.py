@@ -1,0 +1,85 @@
+"""Small real runs for the tests: 8x8 digits of scikit-learn, a few steps, one thread."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the same numbers on every machine, and no fight for cores
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ptmrun import cli
+
+torch.set_num_threads(1)
+TINY = [
+    "dataset=digits",
+    "dataset.limit=300",
+    "pretrain.steps=12",
+    "pretrain.batch_size=32",
+    "pretrain.log_every=3",
+    "pretrain.probes=1",
+    "pretrain.checkpoint_every=0",
+    "finetune.steps=4",
+    "finetune.checkpoint_every=0",
+    "finetune.seeds=2",
+    "downstream.labels_per_class=5",
+    "evaluate.longer=2",
+    "device=cpu",
+    "device.precision=fp32",
+    "device.threads=1",
+    "device.workers=0",
+]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Every test works in a folder of its own, cache included."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def ptmrun(capsys):
+    """ptmrun("stage=pretrain") -> (exit code, standard output, standard error)"""
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli.run([str(a) for a in argv])
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def done_run(tmp_path_factory):
+    """One finished tiny run that tests read and do not change."""
+    folder = tmp_path_factory.mktemp("done")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert cli.run(TINY) == 0
+    finally:
+        os.chdir(before)
+    return (folder / "outputs" / "latest").resolve()
+
+
+def latest() -> Path:
+    return Path("outputs/latest").resolve()
+
+
+def draw(path: Path, mode: str = "RGB", size: tuple[int, int] = (40, 36), shade: int = 0) -> Path:
+    """A picture with a gradient and a bright bar whose place depends on `shade`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.add.outer(np.arange(size[1]), np.arange(size[0])).astype(np.float32)
+    values *= 120 / max(1.0, float(values.max()))
+    values[:, shade % size[0] :: 7] = 250
+    image = Image.fromarray(values.astype(np.uint8))
+    if mode == "I;16":
+        Image.fromarray((values * 257).astype(np.uint16)).save(path)
+    else:
+        image.convert(mode).save(path)
+    return path

@@ -1,0 +1,296 @@
+"""Whole runs: stages, resume, reproduce, comparison with baselines, and what goes wrong."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import TINY, draw, latest
+
+from ptmrun import checkpoint, config, reproduce
+from ptmrun.run import Run
+
+KILLS = int(os.environ.get("PTMRUN_KILLS", "3"))
+
+
+def weights(folder: Path) -> dict[str, str]:
+    files = sorted((folder / "checkpoints").rglob("*.safetensors"))
+    return {str(f.relative_to(folder)): checkpoint.sha256(checkpoint.load(f)[0]) for f in files}
+
+
+def same(a: Path, b: Path) -> None:
+    """Two runs with the same weights, metrics and results."""
+    assert weights(a) == weights(b)
+    old, new = Run.open(a), Run.open(b)
+    assert reproduce.timeless(old) == reproduce.timeless(new)
+    assert reproduce.results(old) == reproduce.results(new)
+
+
+def test_a_run_leaves_everything(done_run):
+    names = {str(p.relative_to(done_run)) for p in done_run.rglob("*") if p.is_file()}
+    expected = {"config.yaml", "overrides.yaml", "manifest.json", "metrics.jsonl", "log.txt", "results.json", "report.html"}
+    expected |= {"predictions.parquet", "splits.json", "checkpoints/encoder/model.safetensors", "checkpoints/heads.safetensors"}
+    expected |= {f"figures/{n}.png" for n in ("curves", "reconstructions", "augmented", "attention", "confusion", "scores")}
+    assert expected <= names
+    assert not [n for n in names if n.endswith((".pt", ".pth", ".pkl", ".bin", ".part"))]
+    assert not [n for n in names if "state" in n]
+    manifest = json.loads((done_run / "manifest.json").read_text())
+    assert manifest["status"] == "done"
+    assert manifest["packages"]["torch"] == torch.__version__.split("+")[0]
+    assert set(manifest["wall_s"]) == {"pretrain", "finetune", "evaluate"}
+    cfg = config.load(done_run / "config.yaml")
+    assert "auto" not in config.dump(cfg)
+
+
+def test_results_add_up(done_run):
+    results = json.loads((done_run / "results.json").read_text())
+    assert results["metric"] == "accuracy"
+    assert results["n_test"] == 359
+    assert set(results["baselines"]) == {"chance", "raw", "random_frozen", "frozen", "scratch", "scratch_long"}
+    assert results["baselines"]["chance"] == pytest.approx(0.1, abs=0.02)
+    assert results["baselines"]["raw"] > 0.6
+    rows = pq.read_table(done_run / "predictions.parquet").to_pydict()
+    accuracy = sum(a == b for a, b in zip(rows["label"], rows["prediction"], strict=True)) / len(rows["label"])
+    assert accuracy == pytest.approx(results["metrics"]["accuracy"])
+    confusion = torch.tensor(results["metrics"]["confusion"])
+    assert int(confusion.sum()) == results["n_test"]
+    assert float(confusion.diag().sum() / confusion.sum()) == pytest.approx(accuracy)
+    scores = results["by_labels"][0]["scores"]
+    assert results["score"] == pytest.approx(sum(scores["tuned"]["values"]) / 2)
+    assert results["verdict"]["gain_over_scratch"] == pytest.approx(scores["tuned"]["mean"] - scores["scratch"]["mean"])
+    assert results["pretrain"]["probe_linear"] > results["baselines"]["chance"]
+
+
+def test_report_is_self_contained(done_run):
+    page = (done_run / "report.html").read_text()
+    assert page.count("<img") == 6
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "logistic regression on the pixels" in page
+
+
+def test_reproduce_is_bit_exact(done_run, ptmrun):
+    code, out, _ = ptmrun("reproduce", done_run)
+    assert code == 0, out
+    assert "bit-exact" in out
+    same(done_run, latest())
+
+
+def test_reproduce_says_what_differs(done_run, tmp_path, ptmrun):
+    shutil.copytree(done_run, tmp_path / "old")
+    results = json.loads((tmp_path / "old" / "results.json").read_text())
+    results["by_labels"][0]["scores"]["raw"]["mean"] += 0.5
+    (tmp_path / "old" / "results.json").write_text(json.dumps(results))
+    manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
+    manifest["packages"]["torch"] = "2.0"
+    (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    code, out, _ = ptmrun("reproduce", tmp_path / "old")
+    assert code == 1
+    assert "package torch: 2.0 then" in out
+    assert "different: scores differ by 0.5000" in out
+
+
+def test_workers_do_not_change_results(tmp_path, ptmrun):
+    """Images decoded while training, by 0, 1 or 2 workers: the same weights and predictions, bit for bit."""
+    for i in range(40):
+        draw(tmp_path / "pets" / "ab"[i % 2] / f"{i}.png", shade=(i % 2) * 3 + i % 3)
+    runs = []
+    for workers in (0, 1, 2):
+        extra = ["dataset=imagefolder", f"dataset.root={tmp_path / 'pets'}", "dataset.cache_gb=0", "dataset.image_size=16"]
+        extra += [f"device.workers={workers}", "pretrain.steps=4", "finetune.steps=3", "evaluate.baselines=[chance]"]
+        code, _, err = ptmrun(*TINY[2:], *extra)
+        assert code == 0, err
+        runs.append(latest())
+    same(runs[0], runs[1])
+    same(runs[0], runs[2])
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "ptmrun", *map(str, argv)]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_is_bit_exact(done_run, signum, ptmrun):
+    process = subprocess.Popen(command(*TINY), stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if "Pretraining" in line:
+            break
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signum
+    assert "Go on with: ptmrun resume" in out
+    folder = latest()
+    assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
+    assert ptmrun("resume", folder)[0] == 0
+    same(folder, done_run)
+
+
+def test_kill_at_any_moment_and_resume_is_bit_exact(done_run, ptmrun):
+    """kill -9 at random moments, again and again, until the run is done."""
+    chance = random.Random(0)
+    process = subprocess.Popen(command(*TINY), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(KILLS):
+        while not (files := list(Path("outputs").glob("*/metrics.jsonl"))) and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 3))
+        process.kill()
+        process.wait()
+        folder = files[0].parent
+        if json.loads((folder / "manifest.json").read_text())["status"] == "done":
+            break
+        process = subprocess.Popen(command("resume", folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(4, 12))
+    process.kill()
+    process.wait()
+    if json.loads((folder / "manifest.json").read_text())["status"] != "done":
+        code, _, err = ptmrun("resume", folder)
+        assert code == 0, err
+    same(folder, done_run)
+
+
+def test_stages_one_by_one(done_run, ptmrun):
+    """pretrain, finetune and evaluate as three runs give what one run gives; each names its parent."""
+    assert ptmrun(*TINY, "stage=pretrain")[0] == 0
+    first = latest()
+    assert ptmrun("stage=finetune", f"init={first}", "device.threads=1")[0] == 0
+    second = latest()
+    assert second.name.endswith("-finetune")
+    code, _, err = ptmrun("stage=evaluate", f"init={second}", "device.threads=1")
+    assert code == 0, err
+    whole, parts = (json.loads((p / "results.json").read_text()) for p in (done_run, latest()))
+    assert parts["by_labels"] == whole["by_labels"]
+    assert parts["weights_sha256"] == whole["weights_sha256"]
+    parent = json.loads((latest() / "manifest.json").read_text())["parents"][0]
+    assert parent == {"run": second.name, "weights_sha256": whole["weights_sha256"]}
+    assert ptmrun("stage=finetune", f"init={first}", "finetune=linear", "finetune.seeds=1")[0] == 0
+    assert config.load(latest() / "config.yaml").finetune.name == "linear"
+
+
+@pytest.mark.parametrize("method", ["linear", "top"])
+def test_frozen_weights_stay(done_run, method, ptmrun):
+    code, out, _ = ptmrun("stage=finetune", f"init={done_run}", f"finetune={method}", "finetune.seeds=1", "finetune.steps=3")
+    assert code == 0
+    [file] = (latest() / "checkpoints" / "finetuned").iterdir()
+    names = set(checkpoint.load(file)[0])
+    if method == "linear":
+        assert names == {"head.weight", "head.bias"}
+        assert "970 of" in out
+    else:
+        assert {n.split(".")[3] for n in names if ".layers." in n} == {"2"}
+        assert "encoder.vit.layernorm.weight" in names
+        assert "encoder.vit.embeddings.cls_token" not in names
+
+
+LONG = ["evaluate.baselines=[chance]", "pretrain.checkpoint_every=30", "finetune.checkpoint_every=30"]
+
+
+def test_a_budget_ends_on_time(ptmrun):
+    code, out, err = ptmrun(*[x for x in TINY if "steps" not in x], "budget=20s", *LONG)
+    assert code == 0, err
+    cfg = config.load(latest() / "config.yaml")
+    assert cfg.pretrain.steps > 10
+    assert cfg.budget is None
+    wall = json.loads((latest() / "manifest.json").read_text())["wall_s"]
+    assert 5 < sum(wall.values()) < 40
+    assert f"pretrain.steps={cfg.pretrain.steps}: for budget=20s" in out
+
+
+def test_unlabelled_images_are_pretrained_only(tmp_path, ptmrun):
+    for i in range(30):
+        draw(tmp_path / "photos" / f"{i}.png", shade=i)
+    code, out, err = ptmrun(*TINY[2:], "dataset=imagefolder", f"dataset.root={tmp_path / 'photos'}")
+    assert code == 0, err
+    assert "only the pretraining stage runs" in out
+    assert not (latest() / "results.json").exists()
+    code, _, err = ptmrun("stage=finetune", "dataset=imagefolder", f"dataset.root={tmp_path / 'photos'}")
+    assert code == 2
+    assert "needs at least two classes; the data has 0" in err
+
+
+BAD = {
+    "downstream.labels_per_class=1000": "labels_per_class=1000: class 8 has",
+    "model.patch=3": "model.patch=3: expected a divisor of the image's side 8: 2, 4",
+    "device=cuda": "device=cuda: not available here; there is: cpu",
+    "outputs=/proc/nowhere": "outputs=/proc/nowhere: no run folder can be made there",
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_what_cannot_work_is_said_before_training(argument, ptmrun):
+    if argument == "device=cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    code, _, err = ptmrun(*[x for x in TINY if x.split("=")[0] != argument.split("=")[0]], argument)
+    assert code == 2
+    assert BAD[argument] in err
+    assert "Traceback" not in err
+
+
+def test_a_batch_larger_than_the_data_is_the_data(ptmrun):
+    code, out, err = ptmrun(*TINY, "pretrain.batch_size=1000", "stage=pretrain")
+    assert code == 0, err
+    assert "12 steps of 269 images" in out
+
+
+def test_done_runs_are_not_resumed_and_unfinished_not_reproduced(done_run, tmp_path, ptmrun):
+    assert "done already" in ptmrun("resume", done_run)[2]
+    shutil.copytree(done_run, tmp_path / "cut")
+    manifest = json.loads((tmp_path / "cut" / "manifest.json").read_text())
+    (tmp_path / "cut" / "manifest.json").write_text(json.dumps(manifest | {"status": "failed"}))
+    assert "is failed, not done" in ptmrun("reproduce", tmp_path / "cut")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("config.yaml", "_target_: os.system\n", "_target_: no such key"),
+        ("config.yaml", "name: ${oc.env:HOME}\n", "interpolation ${oc.env:HOME}"),
+        ("checkpoints/state/pretrain.safetensors", "cos\nsystem\n(S'touch /tmp/x'\ntR.", "not a whole safetensors file"),
+    ],
+)
+def test_hostile_folders_are_refused(done_run, tmp_path, name, text, expected, ptmrun):
+    shutil.copytree(done_run, tmp_path / "bad")
+    shutil.rmtree(tmp_path / "bad" / "checkpoints" / "encoder")
+    manifest = json.loads((tmp_path / "bad" / "manifest.json").read_text())
+    (tmp_path / "bad" / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    path = tmp_path / "bad" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(path.read_text() + text if path.exists() else text)
+    code, _, err = ptmrun("resume", tmp_path / "bad")
+    assert code == 2
+    assert expected in err
+
+
+def test_a_chain_of_runs_without_end_is_refused(done_run, tmp_path, ptmrun):
+    shutil.copytree(done_run, tmp_path / "loop")
+    shutil.rmtree(tmp_path / "loop" / "checkpoints")
+    path = tmp_path / "loop" / "config.yaml"
+    path.write_text(path.read_text().replace("init: random", f"init: {tmp_path / 'loop'}"))
+    code, _, err = ptmrun("stage=finetune", f"init={tmp_path / 'loop'}")
+    assert code == 2
+    assert "the chain of runs that start from one another has no end" in err
+
+
+def test_changed_data_is_refused_on_resume(done_run, tmp_path, ptmrun):
+    shutil.copytree(done_run, tmp_path / "run")
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["status"], manifest["data"]["fingerprint"] = "interrupted", "0" * 64
+    path.write_text(json.dumps(manifest))
+    code, _, err = ptmrun("resume", tmp_path / "run")
+    assert code == 2
+    assert "the data has changed since the run began" in err
+
+
+def test_sweep(ptmrun):
+    code = subprocess.run(command("-m", *TINY, "stage=pretrain", "task=mim,simmim", "pretrain.steps=2"), check=False).returncode
+    assert code == 0
+    names = sorted(config.load(p).task.name for p in Path("outputs").glob("2*/config.yaml"))
+    assert names == ["mim", "simmim"]

