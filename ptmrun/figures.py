@@ -5,7 +5,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -48,7 +47,7 @@ def rows(run: Run, name: str, images: dict[str, Tensor]) -> None:
 
 def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: float, seed: int) -> None:
     """A few training images as they are and four times as training sees them."""
-    images = next(data.train.batches([torch.arange(min(10, len(data.train)))]))
+    images = data.train.some(10)
     x = normalise(images)
     sheet = {"original": normalise.back(x)}
     for step in range(4):
@@ -58,7 +57,7 @@ def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: f
 
 
 def attention(run: Run, images: Tensor, weights: Tensor) -> None:
-    """Where the class token looks, over the images: weights [B, g, g]."""
+    """Which patches the last block attends to, over the images: weights [B, g, g]."""
     count, side = len(images), images.shape[-1]
     figure = Figure(figsize=(1.0 * count + 1.1, 2.1))
     axes = figure.subplots(2, count, squeeze=False)
@@ -148,8 +147,8 @@ def scores(run: Run, sets: list[dict[str, Any]]) -> None:
             error_kw={"lw": 0.8},
         )
         for place, mean in enumerate(means):
-            axis.text(0.02, place, f"{mean:.3f}", va="center", color="white", fontsize=8)
+            axis.text(mean + errors[place] + 0.02, place, f"{mean:.3f}", va="center", fontsize=8)
         labels = entry["labels_per_class"]
-        axis.set(xlim=(0, 1), xlabel="test accuracy", title="all labels" if labels is None else f"{labels} labels a class")
+        axis.set(xlim=(0, 1.15), xlabel="test accuracy", title="all labels" if labels is None else f"{labels} labels a class")
     figure.tight_layout()
     save(run, "scores", figure)

@@ -13,7 +13,7 @@ FIGURES = {
     "curves": "Pretraining loss, and how good the frozen features are for a simple classifier.",
     "reconstructions": "What the model was shown and what it filled in (held-out images).",
     "augmented": "Training images as they are and as training sees them.",
-    "attention": "Where the class token looks in the last block.",
+    "attention": "Which patches the last block attends to (held-out images).",
     "confusion": "Which classes are taken for which (first repeat, most labels).",
 }
 STYLE = """

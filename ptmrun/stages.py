@@ -345,9 +345,9 @@ def train_objective(context: Context) -> Any:
 
 
 def draw_pretraining(context: Context, objective: Any) -> None:
-    """Curves, what the objective makes of a few held-out images, and where the encoder looks."""
+    """Curves, what the objective makes of a few held-out images, and what the encoder attends to."""
     run, held, back = context.run, context.data.val, context.normalise.back
-    images = context.normalise(next(held.batches([torch.arange(min(8, len(held)))])))
+    images = context.normalise(held.some(8))
     objective.eval()
     with context.autocast():
         shown = objective.pictures({"images": images, "rows": rng.Rows(context.cfg.seed, 0, 0, len(images), len(images))})

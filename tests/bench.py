@@ -117,9 +117,8 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "ptmrun", *argv], capture_output=True, check=False)
             after = os.times()
             times.append(after.children_user + after.children_system - before.children_user - before.children_system)
-        print(
-            f"{'ptmrun ' + ' '.join(argv) + ': CPU seconds':<58} {statistics.median(times):.2f}  ({min(times):.2f} to {max(times):.2f})"
-        )
+        title = f"ptmrun {' '.join(argv)}: CPU seconds"
+        print(f"{title:<58} {statistics.median(times):.2f}  ({min(times):.2f} to {max(times):.2f})")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ class Split:
         labels = None if self.labels is None else self.labels[indices]
         return Split(self.pixels, self.decoder, self.rows[indices], labels, self.workers)
 
+    def some(self, count: int) -> Tensor:
+        """At most `count` images, evenly spaced: uint8 [count, C, S, S]."""
+        return next(self.batches([torch.linspace(0, len(self) - 1, min(count, len(self))).long()]))
+
     def all(self, size: int = 512) -> Iterator[Tensor]:
         """The whole split in order, in batches."""
         return self.batches(torch.arange(len(self)).split(size))

@@ -131,12 +131,16 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:
-        """Attention of the class token to the patches in the last block, mean of the heads: [B, C, S, S] -> [B, grid, grid]."""
+        """How much of the attention of the last block each patch gets: [B, C, S, S] -> [B, grid, grid].
+
+        The mean of the heads, and of the tokens that `features` pools.
+        """
         used = self.vit.config._attn_implementation
         self.vit.set_attn_implementation("eager")
-        weights = self.vit(images, output_attentions=True).attentions[-1]
+        weights = self.vit(images, output_attentions=True).attentions[-1].mean(1)
         self.vit.set_attn_implementation(used)
-        return weights[:, :, 0, 1:].mean(1).unflatten(1, (self.grid, self.grid)).float()
+        pooled = weights[:, 1:] if self.pool == "mean" else weights[:, :1]
+        return pooled[:, :, 1:].mean(1).unflatten(1, (self.grid, self.grid)).float()
 
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
