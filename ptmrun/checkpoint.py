@@ -19,6 +19,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | N
     """Writes tensors and a JSON-able state; after a crash at any moment `path` holds the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # a left-over, or a link that leads elsewhere
     try:
         plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(plain, part, metadata={"format": "pt", "state": json.dumps(state or {})})

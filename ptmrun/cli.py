@@ -18,7 +18,7 @@ VERBS = {
     ),
     "report": ("RUN", "write report.html of a run again"),
 }
-OWN = ("stage", "init", "name", "outputs", "budget", "device")  # not inherited from the run that `init` names
+OWN = ("stage", "name", "outputs", "budget", "device")  # not inherited from the run that `init` names
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -47,6 +47,8 @@ def dispatch(argv: list[str]) -> int:
         print(f"ptmrun {ptmrun.__version__}")
         return 0
     if argv[0] in ("-sc", "--shell-completion"):
+        if len(argv) != 2 or argv[1].split("=")[0] not in ("install", "uninstall", "query"):
+            raise UserError('-sc: expected install=SHELL, as in: eval "$(ptmrun -sc install=bash)" (bash, fish or zsh)')
         hydra_main(lambda _: None, argv)
         return 0
     if argv[0] in VERBS:
@@ -205,14 +207,16 @@ def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
         return None
     from ptmrun.run import Run
 
-    return config.plain(config.load(Run.open(Path(init)).path("config.yaml")))
+    run = Run.open(Path(init))
+    # the folder itself, not `latest`, which will soon name the run to come
+    return config.plain(config.load(run.path("config.yaml"))) | {"init": str(run.folder)}
 
 
 def inherit(raw: dict[str, Any], parent: dict[str, Any], overrides: list[str], given: list[str]) -> dict[str, Any]:
     """A run that starts from another one keeps that one's settings, but for OWN, chosen groups and the keys given."""
-    chosen = {o.lstrip("+").split("=")[0] for o in overrides}
+    chosen = {o.lstrip("+").split("=")[0] for o in overrides} - {"init"}
     result = {k: raw[k] if k in OWN or k in chosen or k not in parent else parent[k] for k in raw}
-    for key in given:
+    for key in set(given) - {"init"}:
         *parents, last = key.split(".")
         source, target = raw, result
         for part in parents:
@@ -245,6 +249,8 @@ def multirun(overrides: list[str]) -> int:
             from ptmrun import stages
 
             stages.run(parsed, mine)
+        except Interrupted:
+            raise KeyboardInterrupt from None  # Hydra would take any other error for a failed job and go on
         except UserError as error:
             failed.append(" ".join(mine))
             for line in error.args:

@@ -28,13 +28,13 @@ MOST_COLUMNS = 3072
 
 def evaluate(context: Any) -> None:
     """Predicts with every fine-tuned model and every baseline; writes results.json, predictions.parquet and figures."""
-    from ptmrun.stages import Trial, label_counts, predict, trials
+    from ptmrun.stages import check_stop, label_counts, predict, trials
 
     cfg, run, data = context.cfg, context.run, context.data
     truth = data.test.labels
     module = context.part("downstream")
     wanted = [b for b in WORDS if b in cfg.evaluate.baselines]
-    pretrained = cfg.stage == "all" or bool(run.manifest.get("parents"))
+    pretrained = weights_hash(run) is not None
     sets: list[dict[str, Any]] = []
     for labels in label_counts(cfg):
         correct: dict[str, list[np.ndarray]] = {}
@@ -53,9 +53,9 @@ def evaluate(context: Any) -> None:
             entry["verdict"] = compare.verdict(correct["tuned"], correct["scratch"])
         entry["metrics"] = module.metrics(logits[0], truth, data.classes, cfg.evaluate.bins)
         sets.append(entry)
-        context.check_stop()
+        check_stop(context.stop)
     headline = sets[-1]
-    first = predict(context, Trial(headline["labels_per_class"], "tuned", cfg.seed))
+    first = predict(context, trials(cfg, "tuned", headline["labels_per_class"])[0])
     save_predictions(run, first, truth, data.classes)
     figures.confusion(run, headline["metrics"]["confusion"], data.classes)
     figures.scores(run, sets)
@@ -88,7 +88,7 @@ def weights_hash(run: Any) -> str | None:
 
 def simple_baseline(context: Any, kind: str, labels: int | None) -> list[np.ndarray]:
     """Correctness on the test split of a baseline without a training loop, one array a repeat."""
-    from ptmrun.stages import chosen_labels, trials
+    from ptmrun.stages import check_stop, chosen_labels, trials
 
     data, truth = context.data, context.data.test.labels.numpy()
     if kind == "chance":
@@ -109,7 +109,7 @@ def simple_baseline(context: Any, kind: str, labels: int | None) -> list[np.ndar
         scores = probe.logistic(train, y, test, c=1.0 if kind == "raw" else 0.1, standardise=kind != "raw")
         guess = np.unique(y)[scores.argmax(1)]
         found.append(guess == truth)
-        context.check_stop()
+        check_stop(context.stop)
     return found
 
 
@@ -194,6 +194,7 @@ def conclusions(entry: dict[str, Any]) -> list[str]:
     scores = {k: v["mean"] for k, v in entry["scores"].items()}
     better = [k for k in ("raw", "random_frozen", "frozen", "scratch_long") if scores.get(k, 0) >= scores["tuned"]]
     if better:
-        longer = WORDS[better[0]].format(longer="several")
-        lines.append(f"But {longer} does as well or better: {scores[better[0]]:.3f} against {scores['tuned']:.3f}.")
+        best = max(better, key=lambda k: scores[k])
+        name = WORDS[best].format(longer="several")
+        lines.append(f"But {name} does as well or better: {scores[best]:.3f} against {scores['tuned']:.3f}.")
     return lines

@@ -4,7 +4,6 @@ import hashlib
 import platform
 import shlex
 import subprocess
-import sys
 from importlib import metadata
 from typing import Any
 
@@ -52,7 +51,3 @@ def git() -> dict[str, Any] | None:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def command() -> list[str]:
-    return sys.argv[1:]

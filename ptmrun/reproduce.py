@@ -19,7 +19,7 @@ def reproduce(old: Run, outputs: str) -> bool:
         known = [p.get("weights_sha256") for p in old.manifest.get("parents", [])]
         if stages.parent_of(cfg)["weights_sha256"] not in known:
             raise UserError(f"init={cfg.init}: its weights are not those that {old.folder} started from")
-    new = stages.run(cfg, [f"reproduce={old.folder.resolve().name}"])
+    new = stages.run(cfg, [], verb=f"reproduce {old.folder.resolve().name}")
     new.update(reproduces=old.folder.resolve().name)
     changed = differences(old, new)
     for line in changed:

@@ -24,8 +24,9 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Replaces `path` as a whole: after a crash at any moment it holds the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
+    part.unlink(missing_ok=True)  # a left-over, or a link that leads elsewhere
     try:
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -97,6 +98,14 @@ class Run:
         run.manifest = plain_json(run.path("manifest.json"))
         if not isinstance(run.manifest, dict) or run.manifest.get("status") not in STATUS:
             raise UserError(f"{folder}/manifest.json: expected a status, one of {', '.join(STATUS)}")
+        wrong = [
+            k
+            for k in ("packages", "data", "hardware", "wall_s", "finetuned_sha256")
+            if not isinstance(run.manifest.get(k, {}), dict)
+        ]
+        parents = run.manifest.get("parents", [])
+        if wrong or not isinstance(parents, list) or not all(isinstance(p, dict) for p in parents):
+            raise UserError(f"{folder}/manifest.json: {(wrong or ['parents'])[0]} is not what ptmrun writes there")
         return run
 
     def path(self, *parts: str) -> Path:

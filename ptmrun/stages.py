@@ -65,10 +65,6 @@ class Context:
     def features(self, encoder: Any, split: Split) -> Any:
         return probe.features(encoder, split, self.normalise, self.autocast)
 
-    def check_stop(self) -> None:
-        if signum := self.stop.pending():
-            raise Interrupted(signum)
-
 
 def source(run: Run, cfg: Config, name: str) -> Path | None:
     """A file or folder of this run or, when this run has not made it, of the run that `init` names, and so on."""
@@ -82,11 +78,11 @@ def source(run: Run, cfg: Config, name: str) -> Path | None:
     raise UserError(f"init={cfg.init}: the chain of runs that start from one another has no end")
 
 
-def run(cfg: Config, overrides: list[str]) -> Run:
-    """A new run from the beginning."""
+def run(cfg: Config, overrides: list[str], verb: str = "") -> Run:
+    """A new run from the beginning; `verb` is what was typed before the overrides."""
     if cfg.init != "random":
         Run.open(Path(cfg.init))
-    run = Run.create(cfg, overrides, provenance.manifest(overrides))
+    run = Run.create(cfg, overrides, provenance.manifest([*verb.split(), *overrides]))
     with run.lock():
         execute(run, cfg)
     return run
@@ -102,6 +98,12 @@ def resume(run: Run) -> None:
         run.say(f"Resuming {run.folder} ({run.manifest['status']})")
         run.update(status="running", resumed=[*run.manifest.get("resumed", []), now()])
         execute(run, cfg)
+
+
+def check_stop(stop: Stop) -> None:
+    """Raises Interrupted when a signal is pending."""
+    if signum := stop.pending():
+        raise Interrupted(signum)
 
 
 @contextlib.contextmanager
@@ -129,7 +131,7 @@ def watched(run: Run) -> Iterator[None]:
         hint = f"what was written before is intact; afterwards go on with: ptmrun resume {run.folder}"
         raise UserError(f"{error.filename or run.folder}: {error.strerror}; {hint}") from None
     except BaseException as error:
-        end("failed", f"{type(error).__name__}: {error}")
+        end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", f"{type(error).__name__}: {error}")
         raise
 
 
@@ -168,7 +170,7 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     with Bar(run, "decoding", 1, quiet=True) as bar:
 
         def decoding(title: str, done: int, total: int) -> None:
-            bar.steps = total
+            check_stop(stop)
             if bar.live:
                 bar.live.update(bar.task, total=total, completed=done)
 
@@ -212,9 +214,9 @@ def parent_of(cfg: Config) -> dict[str, Any]:
     """Name and weight hash of the run that `init` names."""
     parent = Run.open(Path(cfg.init))
     folder = source(parent, config.load(parent.path("config.yaml")), ENCODER)
-    if folder is None:
+    if folder is None and cfg.stage != "evaluate":  # what was fine-tuned from random weights can still be evaluated
         raise UserError(f"init={cfg.init}: that run has no {ENCODER}")
-    return {"run": parent.folder.resolve().name, "weights_sha256": encoder_hash(folder)}
+    return {"run": parent.folder.resolve().name, "weights_sha256": folder and encoder_hash(folder)}
 
 
 def encoder_hash(folder: Path) -> str:
@@ -371,7 +373,7 @@ class Trial:
 
 
 def trials(cfg: Any, kind: str, labels: int | None) -> list[Trial]:
-    return [Trial(labels, kind, cfg.seed + i) for i in range(cfg.finetune.seeds)]
+    return [Trial(labels, kind, 1000 * cfg.seed + i) for i in range(cfg.finetune.seeds)]
 
 
 def chosen_labels(context: Context, trial: Trial) -> Split:
@@ -391,7 +393,7 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
 
 def tune(context: Context, trial: Trial) -> Any:
     """Trains the trial's classifier and returns it."""
-    context.check_stop()
+    check_stop(context.stop)
     loop = context.cfg.finetune
     split = chosen_labels(context, trial)
     model, _ = classifier(context, trial)

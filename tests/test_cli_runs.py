@@ -174,6 +174,17 @@ def test_stages_one_by_one(done_run, ptmrun):
     assert config.load(latest() / "config.yaml").finetune.name == "linear"
 
 
+def test_from_scratch_can_be_fine_tuned_and_evaluated(ptmrun):
+    """Without pretraining there is nothing to compare with scratch: no verdict."""
+    assert ptmrun(*TINY, "stage=finetune", "finetune.seeds=1")[0] == 0
+    tuned = latest()
+    assert ptmrun("stage=evaluate", "init=outputs/latest")[0] == 0  # the newest run before this one
+    assert config.load(latest() / "config.yaml").init == f"outputs/{tuned.name}"
+    results = json.loads((latest() / "results.json").read_text())
+    assert results["verdict"] is None
+    assert set(results["baselines"]) == {"chance", "raw", "random_frozen"}
+
+
 @pytest.mark.parametrize("method", ["linear", "top"])
 def test_frozen_weights_stay(done_run, method, ptmrun):
     code, out, _ = ptmrun("stage=finetune", f"init={done_run}", f"finetune={method}", "finetune.seeds=1", "finetune.steps=3")

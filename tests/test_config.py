@@ -43,6 +43,7 @@ MISTAKES = {
     "seed=[1": "expected key=value",
     "resumee": "no such verb (did you mean resume?)",
     "--fast": "--fast: no such option",
+    "-sc": "-sc: expected install=SHELL",
     "name=": "name=: expected",
     "pretrain.lr=${oc.env:NOT_THERE}": "NOT_THERE",
 }

@@ -60,6 +60,8 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
         (lambda p: (p / "manifest.json").write_text('{"status": NaN}'), "NaN is not JSON"),
         (lambda p: (p / "manifest.json").write_text('{"status": "fine"}'), "expected a status"),
         (lambda p: (p / "manifest.json").write_text("[]"), "expected a status"),
+        (lambda p: (p / "manifest.json").write_text('{"status": "done", "packages": 3}'), "packages is not what ptmrun writes"),
+        (lambda p: (p / "manifest.json").write_text('{"status": "done", "parents": ["x"]}'), "parents is not what ptmrun writes"),
         (lambda p: (p / "manifest.json").write_text("[" * 100_000), "not valid JSON"),
         (
             lambda p: ((p / "manifest.json").unlink(), (p / "manifest.json").symlink_to("/etc/hostname")),
@@ -81,6 +83,18 @@ def test_paths_stay_inside(tmp_path):
     for name in ("../x", "/etc/passwd", "checkpoints/encoder"):
         with pytest.raises(UserError, match="leads outside of the run folder; refused"):
             run.path(name)
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    """Files that a hostile folder left where the parts of atomic writes go."""
+    outside = tmp_path / "outside"
+    outside.write_text("precious")
+    for name in ("a.json", "b.safetensors"):
+        (tmp_path / f".{name}.part").symlink_to(outside)
+    write_atomic(tmp_path / "a.json", "new")
+    checkpoint.save(tmp_path / "b.safetensors", {"x": torch.ones(1)})
+    assert outside.read_text() == "precious"
+    assert (tmp_path / "a.json").read_text() == "new"
 
 
 def test_metrics_survive_a_cut_line():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
@@ -145,9 +146,14 @@ class Encoder(nn.Module):
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
         part = folder.with_name(f".{folder.name}.part")
+        if part.is_symlink():  # a link that leads elsewhere
+            part.unlink()
         shutil.rmtree(part, ignore_errors=True)
-        with quiet():
-            self.vit.save_pretrained(part)
+        try:
+            with quiet():
+                self.vit.save_pretrained(part)
+        except SafetensorError as error:  # the disk is full
+            raise UserError(f"{folder}: cannot be written: {error}") from None
         side = self.vit.config.image_size
         processor = {
             "image_processor_type": "ViTImageProcessor",
