@@ -128,7 +128,7 @@ def compose(overrides: list[str]) -> config.Config:
 def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """Overrides -> {group: choice}, {dotted key: value as text}, mistakes. A `+` before a known key means nothing more."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
+    from hydra.errors import HydraException
 
     groups: dict[str, str] = {}
     values: dict[str, str] = {}
@@ -136,8 +136,8 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
-        except OverrideParseException:
-            mistakes.append(f"{text}: expected key=value")
+        except HydraException:
+            mistakes.append(f"{text}: expected key=value in Hydra's grammar (quote what is special in it)")
             continue
         key = override.key_or_group
         if override.is_delete():

@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,18 +66,17 @@ class Run:
         words = [cfg.model.name, cfg.task.name, cfg.dataset.name, *([] if cfg.stage == "all" else [cfg.stage])]
         stem = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{cfg.name or '-'.join(words)}"
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            for number in range(1, 1000):
-                folder = root / (stem if number == 1 else f"{stem}-{number}")
-                with contextlib.suppress(FileExistsError):
-                    folder.mkdir()
-                    break
+            folder = new_folder(root, stem)
+            run = cls(folder, manifest)
+            try:
+                run.write("config.yaml", config.dump(cfg))
+                run.write("overrides.yaml", yaml.safe_dump(overrides))
+                run.update(status="running", started=now())
+            except OSError:
+                shutil.rmtree(folder)
+                raise
         except OSError as error:
             raise UserError(f"outputs={cfg.outputs}: no run folder can be made there: {error.strerror}") from None
-        run = cls(folder, manifest)
-        run.write("config.yaml", config.dump(cfg))
-        run.write("overrides.yaml", yaml.safe_dump(overrides))
-        run.update(status="running", started=now())
         link = root / f".latest-{os.getpid()}"
         with contextlib.suppress(OSError):  # a file system without links has no `latest`
             link.symlink_to(folder.name)
@@ -170,6 +170,19 @@ class Run:
             return [json.loads(line) for line in lines]
         except ValueError as error:
             raise UserError(f"{path}: not JSON lines: {error}") from None
+
+
+def new_folder(root: Path, stem: str) -> Path:
+    """Makes root/stem, or root/stem-2 ... when that is taken: a folder that was not there before."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder, number = root / stem, 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = root / f"{stem}-{number}"
 
 
 def now() -> str:
