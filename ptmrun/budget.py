@@ -6,38 +6,37 @@ from typing import Any
 import torch
 
 from ptmrun import config, optim, rng
+from ptmrun.context import Context, batches_of, labelled, steps_of
 from ptmrun.run import parse_budget
+from ptmrun.trials import chosen_labels, classifier, label_counts, trials
 
 SHARE = 0.6  # of the budget for pretraining, the rest for fine-tuning and its baselines
 USABLE = 0.92  # of the budget for steps; probes, predictions and figures take the rest
 
 
-def size_steps(context: Any) -> tuple[config.Config, list[str]]:
+def size_steps(context: Context) -> tuple[config.Config, list[str]]:
     """The config with steps instead of the budget, and notes on how they came about."""
-    from ptmrun import stages
-
     cfg, data = context.cfg, context.data
+    assert cfg.budget is not None
     seconds = USABLE * parse_budget(cfg.budget)
     rng.seed_everything(cfg.seed, "budget")
     objective = context.part("task").Objective(context.encoder(), cfg.task).to(context.device)
     pretrain = seconds_per_step(
-        context, objective, stages.batches_of(context, data.train, cfg.pretrain, cfg.seed, "budget"), cfg.pretrain
+        context, objective, batches_of(context, data.train, cfg.pretrain, cfg.seed, "budget"), cfg.pretrain
     )
     changes: dict[str, Any] = {"budget": None}
     left = seconds
-    if stages.labelled(context):
+    if labelled(context):
         kinds = {"scratch": 1, "scratch_long": cfg.evaluate.longer}
         per_label = cfg.finetune.seeds * (1 + sum(n for k, n in kinds.items() if k in cfg.evaluate.baselines))
         cost = wanted = 0.0
-        for labels in stages.label_counts(cfg):
-            trial = stages.trials(cfg, "tuned", labels)[0]
-            split = stages.chosen_labels(context, trial)
-            model, _ = stages.classifier(context, trial)
-            each = seconds_per_step(
-                context, model, stages.batches_of(context, split, cfg.finetune, cfg.seed, "budget"), cfg.finetune
-            )
+        for labels in label_counts(cfg):
+            trial = trials(cfg, "tuned", labels)[0]
+            split = chosen_labels(context, trial)
+            model, _ = classifier(context, trial)
+            each = seconds_per_step(context, model, batches_of(context, split, cfg.finetune, cfg.seed, "budget"), cfg.finetune)
             cost += per_label * each
-            wanted += per_label * each * stages.steps_of(cfg.finetune, len(split))
+            wanted += per_label * each * steps_of(cfg.finetune, len(split))
         if wanted > (1 - SHARE) * seconds:
             changes |= {"finetune__steps": max(1, int((1 - SHARE) * seconds / cost)), "finetune__epochs": None}
             wanted = (1 - SHARE) * seconds
@@ -48,7 +47,7 @@ def size_steps(context: Any) -> tuple[config.Config, list[str]]:
     return config.replace(cfg, **changes), notes
 
 
-def seconds_per_step(context: Any, model: torch.nn.Module, batches: Any, loop: Any, steps: int = 6) -> float:
+def seconds_per_step(context: Context, model: torch.nn.Module, batches: Any, loop: Any, steps: int = 6) -> float:
     """The median time of real steps of a model that is thrown away, data included; the first two warm up."""
     optimizer = optim.build([{"params": [p for p in model.parameters() if p.requires_grad]}], loop)
     times = []

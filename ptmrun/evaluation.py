@@ -9,8 +9,10 @@ import torch
 from rich.table import Table
 
 from ptmrun import compare, figures, probe
+from ptmrun.context import Context, check_stop
 from ptmrun.data.splits import Split
 from ptmrun.run import console
+from ptmrun.trials import chosen_labels, label_counts, predict, trials
 
 WORDS = {
     "chance": "always the most frequent class",
@@ -26,12 +28,11 @@ MOST_RAW = 10_000  # training images, and MOST_COLUMNS of each, for the classica
 MOST_COLUMNS = 3072
 
 
-def evaluate(context: Any) -> None:
+def evaluate(context: Context) -> None:
     """Predicts with every fine-tuned model and every baseline; writes results.json, predictions.parquet and figures."""
-    from ptmrun.stages import check_stop, label_counts, predict, trials
-
     cfg, run, data = context.cfg, context.run, context.data
     truth = data.test.labels
+    assert truth is not None, "checked before training"
     module = context.part("downstream")
     wanted = [b for b in WORDS if b in cfg.evaluate.baselines]
     pretrained = weights_hash(run) is not None
@@ -44,7 +45,7 @@ def evaluate(context: Any) -> None:
             if kind in wanted and pretrained:
                 found = [predict(context, t) for t in trials(cfg, kind, labels)]
                 correct[kind] = [(x.argmax(1) == truth).numpy() for x in found]
-        for kind in set(wanted) - {"scratch", "scratch_long"}:
+        for kind in [k for k in wanted if not k.startswith("scratch")]:
             if kind != "frozen" or pretrained:
                 correct[kind] = simple_baseline(context, kind, labels)
         scores = {kind: compare.spread([float(c.mean()) for c in values]) for kind, values in correct.items()}
@@ -77,7 +78,7 @@ def evaluate(context: Any) -> None:
         "wall_s": run.manifest.get("wall_s", {}),
     }
     run.write_json("results.json", result)
-    show(run, cfg, sets, result["pretrain"], wanted)
+    show(run, cfg, sets, result["pretrain"])
 
 
 def weights_hash(run: Any) -> str | None:
@@ -86,11 +87,12 @@ def weights_hash(run: Any) -> str | None:
     return run.manifest.get("weights_sha256") or next(iter(parents), None)
 
 
-def simple_baseline(context: Any, kind: str, labels: int | None) -> list[np.ndarray]:
+def simple_baseline(context: Context, kind: str, labels: int | None) -> list[np.ndarray]:
     """Correctness on the test split of a baseline without a training loop, one array a repeat."""
-    from ptmrun.stages import check_stop, chosen_labels, trials
-
-    data, truth = context.data, context.data.test.labels.numpy()
+    data, cfg = context.data, context.cfg
+    assert data.test.labels is not None
+    assert data.train.labels is not None
+    truth = data.test.labels.numpy()
     if kind == "chance":
         return [truth == np.bincount(data.train.labels.numpy()).argmax()]
     if kind == "raw":
@@ -99,7 +101,7 @@ def simple_baseline(context: Any, kind: str, labels: int | None) -> list[np.ndar
         encoder = context.pretrained() if kind == "frozen" else context.encoder("scratch")
         test = context.features(encoder, data.test)
     found = []
-    for trial in trials(context.cfg, "tuned", labels):
+    for trial in trials(cfg, "tuned", labels):
         split = chosen_labels(context, trial)
         split = split.subset(torch.linspace(0, len(split) - 1, min(MOST_RAW, len(split))).long())
         assert split.labels is not None
@@ -154,7 +156,7 @@ def save_predictions(run: Any, logits: torch.Tensor, truth: torch.Tensor, classe
     run.write("predictions.parquet", buffer.getvalue().to_pybytes())
 
 
-def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, Any] | None, wanted: list[str]) -> None:
+def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, Any] | None) -> None:
     """The summary table and the verdict, for a newcomer."""
     if pretrained and "probe_linear" in pretrained:
         steps = [

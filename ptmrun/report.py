@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun import config
+from ptmrun.evaluation import WORDS, conclusions, label_words
 from ptmrun.run import Run, plain_json
 
 FIGURES = {
@@ -58,8 +59,6 @@ def esc(text: Any) -> str:
 
 def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
     """The verdict and the table of scores."""
-    from ptmrun.evaluation import WORDS, conclusions, label_words
-
     sets = results["by_labels"]
     parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in conclusions(entry)]
     head = "".join(f"<th>{esc(label_words(entry['labels_per_class']))}</th>" for entry in sets)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ptmrun import config, provenance, stages
+from ptmrun.context import parent_of
 from ptmrun.errors import UserError
 from ptmrun.run import Run, plain_json
 
@@ -17,7 +18,7 @@ def reproduce(old: Run, outputs: str) -> bool:
     cfg = config.replace(config.load(old.path("config.yaml")), outputs=outputs)
     if cfg.init != "random":
         known = [p.get("weights_sha256") for p in old.manifest.get("parents", [])]
-        if stages.parent_of(cfg)["weights_sha256"] not in known:
+        if parent_of(cfg)["weights_sha256"] not in known:
             raise UserError(f"init={cfg.init}: its weights are not those that {old.folder} started from")
     new = stages.run(cfg, [], verb=f"reproduce {old.folder.resolve().name}")
     new.update(reproduces=old.folder.resolve().name)

@@ -1,81 +1,25 @@
-"""The stages of a run: pretrain, finetune, evaluate. The only file that knows every part."""
+"""The stages of a run: pretrain, finetune, evaluate, and what happens around them."""
 
 import contextlib
 import errno
 import importlib
-import math
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from ptmrun import adapt, checkpoint, config, device, figures, probe, provenance, report, rng, train
-from ptmrun import budget as budgets
-from ptmrun.config import Config, Loop
+from ptmrun import adapt, budget, checkpoint, config, device, figures, probe, provenance, report, rng
+from ptmrun.config import Config
+from ptmrun.context import ENCODER, Context, check_stop, encoder_hash, fit, labelled, parent_of, steps_of
 from ptmrun.data import splits
-from ptmrun.data.batches import Batches, Normalise
-from ptmrun.data.splits import Data, Split
+from ptmrun.data.batches import Normalise
 from ptmrun.errors import Interrupted, UserError
+from ptmrun.evaluation import evaluate
 from ptmrun.progress import Bar
 from ptmrun.run import Run, console, now
 from ptmrun.signals import Stop
-
-ENCODER = "checkpoints/encoder"
-
-
-@dataclass
-class Context:
-    """What the stages of one run share."""
-
-    run: Run
-    cfg: Config
-    data: Data
-    device: torch.device
-    normalise: Normalise
-    stop: Stop
-
-    def part(self, group: str) -> Any:
-        """The module that the choice of a group names (the installed YAML says which, not the saved config)."""
-        folder = {"model": "models", "task": "objectives", "downstream": "downstream"}[group]
-        return importlib.import_module(f"ptmrun.{folder}.{config.spec(group, getattr(self.cfg, group).name).module}")
-
-    def autocast(self) -> Any:
-        return device.autocast(self.device, self.cfg.device.precision)
-
-    def encoder(self, purpose: str = "encoder", seed: int | None = None) -> Any:
-        """A new encoder with the initial weights of a seed (the run's own unless given)."""
-        rng.seed_everything(self.cfg.seed if seed is None else seed, purpose)
-        attention = device.attention(self.device, self.cfg.device.precision)
-        encoder = self.part("model").build(self.cfg.model, self.data.size, self.data.channels, attention)
-        return encoder.to(self.device)
-
-    def pretrained(self) -> Any:
-        """The encoder that fine-tuning starts from: this run's, the parent's, or a random one."""
-        encoder = self.encoder()
-        if folder := source(self.run, self.cfg, ENCODER):
-            encoder.load(folder)
-        return encoder
-
-    def features(self, encoder: Any, split: Split) -> Any:
-        return probe.features(encoder, split, self.normalise, self.autocast)
-
-
-def source(run: Run, cfg: Config, name: str) -> Path | None:
-    """A file or folder of this run or, when this run has not made it, of the run that `init` names, and so on."""
-    for _ in range(20):
-        if run.path(name).exists():
-            return run.path(name)
-        if cfg.init == "random":
-            return None
-        run = Run.open(Path(cfg.init))
-        cfg = config.load(run.path("config.yaml"))
-    raise UserError(f"init={cfg.init}: the chain of runs that start from one another has no end")
+from ptmrun.trials import classifier, label_counts, trained_tensors, trials, tune, weights_file
 
 
 def run(cfg: Config, overrides: list[str], verb: str = "") -> Run:
@@ -98,12 +42,6 @@ def resume(run: Run) -> None:
         run.say(f"Resuming {run.folder} ({run.manifest['status']})")
         run.update(status="running", resumed=[*run.manifest.get("resumed", []), now()])
         execute(run, cfg)
-
-
-def check_stop(stop: Stop) -> None:
-    """Raises Interrupted when a signal is pending."""
-    if signum := stop.pending():
-        raise Interrupted(signum)
 
 
 @contextlib.contextmanager
@@ -159,10 +97,6 @@ def execute(run: Run, cfg: Config) -> None:
         run.say(f"Report: {path}")
 
 
-def labelled(context: Context) -> bool:
-    return context.data.train.labels is not None and len(context.data.classes) > 1
-
-
 def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     """Device, data and model sizes; everything `auto` becomes a value, and the saved config complete."""
     cfg, where, notes = device.resolve(cfg)
@@ -198,7 +132,7 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     if (before := run.manifest.get("parents")) and before != parents:
         raise UserError(f"init={cfg.init}: its weights have changed since the run began; refused")
     if cfg.budget:
-        cfg, why = budgets.size_steps(context)
+        cfg, why = budget.size_steps(context)
         context.cfg = cfg
         for line in why:
             run.say(f"  {line}")
@@ -208,19 +142,6 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         strength = cfg.pretrain.augment if cfg.stage in ("all", "pretrain") else cfg.finetune.augment
         figures.contact_sheet(run, data, context.normalise, cfg.dataset.augment, strength, cfg.seed)
     return context
-
-
-def parent_of(cfg: Config) -> dict[str, Any]:
-    """Name and weight hash of the run that `init` names."""
-    parent = Run.open(Path(cfg.init))
-    folder = source(parent, config.load(parent.path("config.yaml")), ENCODER)
-    if folder is None and cfg.stage != "evaluate":  # what was fine-tuned from random weights can still be evaluated
-        raise UserError(f"init={cfg.init}: that run has no {ENCODER}")
-    return {"run": parent.folder.resolve().name, "weights_sha256": folder and encoder_hash(folder)}
-
-
-def encoder_hash(folder: Path) -> str:
-    return checkpoint.sha256(checkpoint.load(folder / "model.safetensors")[0])
 
 
 def check_labels(context: Context) -> None:
@@ -234,75 +155,6 @@ def check_labels(context: Context) -> None:
         )
     for count in label_counts(cfg):
         context.part("downstream").few_labels(data.train.labels, data.classes, count, cfg.seed)
-
-
-def label_counts(cfg: Any) -> list[int | None]:
-    counts = cfg.downstream.labels_per_class
-    return counts if isinstance(counts, list) else [counts]
-
-
-# ---- training ------------------------------------------------------------------------------------------------------------
-
-
-def batches_of(context: Context, split: Split, loop: Any, seed: int, purpose: str) -> Batches:
-    size = min(loop.batch_size, len(split))
-    return Batches(
-        split,
-        context.normalise,
-        context.cfg.dataset.augment,
-        loop.augment,
-        size,
-        min(loop.accumulate, size),
-        seed,
-        purpose,
-    )
-
-
-def steps_of(loop: Loop, samples: int) -> int:
-    if loop.steps is not None:
-        return loop.steps
-    assert loop.epochs is not None
-    return max(1, math.ceil(loop.epochs * samples / min(loop.batch_size, samples)))
-
-
-def fit(
-    context: Context,
-    model: Any,
-    split: Split,
-    loop: Any,
-    steps: int,
-    seed: int,
-    tags: dict[str, Any],
-    **extra: Any,
-) -> dict[str, float]:
-    """train.fit with the files, the progress bar and the random numbers of `tags` (stage, and trial for fine-tuning)."""
-    run, encoder = context.run, model.encoder
-    purpose = "/".join(map(str, tags.values()))
-    batches = batches_of(context, split, loop, seed, purpose)
-
-    def depth_of(name: str) -> int:
-        return encoder.depth_of(name) if name.startswith("encoder.") else encoder.depth + 1
-
-    with Bar(run, purpose, steps, quiet=tags["stage"] != "pretrain") as bar:
-        plan = train.Plan(
-            loop=loop,
-            steps=steps,
-            seed=seed,
-            purpose=purpose,
-            samples=len(split),
-            batch_size=batches.batch_size,
-            depth_of=depth_of,
-            depth=encoder.depth + 1,
-            autocast=context.autocast,
-            file=run.path("checkpoints", "state", f"{purpose.replace('/', '_')}.safetensors"),
-            metric=lambda line: run.metric({**tags, **line}),
-            cut=partial(run.cut_metrics, tags),
-            stop=context.stop.pending,
-            show=bar.show,
-            forward=torch.compile(model) if context.cfg.device.compile else None,
-            **extra,
-        )
-        return train.fit(model, batches, plan)
 
 
 def pretrain(context: Context) -> None:
@@ -359,62 +211,6 @@ def draw_pretraining(context: Context, objective: Any) -> None:
     figures.curves(run)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One fine-tuning: how many labels a class, from which weights, which repeat."""
-
-    labels: int | None
-    kind: str  # tuned | scratch | scratch_long
-    seed: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.labels or 'all'}-{self.kind}-{self.seed}"
-
-
-def trials(cfg: Any, kind: str, labels: int | None) -> list[Trial]:
-    return [Trial(labels, kind, 1000 * cfg.seed + i) for i in range(cfg.finetune.seeds)]
-
-
-def chosen_labels(context: Context, trial: Trial) -> Split:
-    train_split = context.data.train
-    indices = context.part("downstream").few_labels(train_split.labels, context.data.classes, trial.labels, trial.seed)
-    return train_split.subset(indices)
-
-
-def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
-    """The trial's model before training, and its (trainable, all) parameters."""
-    encoder = context.pretrained() if trial.kind == "tuned" else context.encoder("scratch", trial.seed)
-    rng.seed_everything(trial.seed, "head")
-    module = context.part("downstream")
-    model = module.Classifier(encoder, len(context.data.classes), context.cfg.finetune.label_smoothing).to(context.device)
-    return model, adapt.adapt(model, context.cfg.finetune)
-
-
-def tune(context: Context, trial: Trial) -> Any:
-    """Trains the trial's classifier and returns it."""
-    check_stop(context.stop)
-    loop = context.cfg.finetune
-    split = chosen_labels(context, trial)
-    model, _ = classifier(context, trial)
-    steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
-    tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
-    if loop.head == "probe" and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
-        model.start_from_probe(torch.from_numpy(context.features(model.encoder, split)), split.labels)
-    fit(context, model, split, loop, steps, trial.seed, tags)
-    return model
-
-
-def weights_file(trial: Trial) -> str:
-    return f"checkpoints/finetuned/{trial.name}.safetensors"
-
-
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What fine-tuning changed: trainable parameters and buffers."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {k: v for k, v in model.state_dict().items() if k not in frozen}
-
-
 def finetune(context: Context) -> None:
     """Fine-tunes for every number of labels and every repeat; writes checkpoints/finetuned/."""
     cfg, run = context.cfg, context.run
@@ -429,29 +225,3 @@ def finetune(context: Context) -> None:
             checkpoint.save(file, tensors)
         hashes[trial.name] = checkpoint.sha256(checkpoint.load(file)[0])
     run.update(finetuned_sha256=hashes)
-
-
-def predict(context: Context, trial: Trial) -> Tensor:
-    """Logits of the test images, [N, classes]; kept in checkpoints/logits/."""
-    file = context.run.path(f"checkpoints/logits/{trial.name}.safetensors")
-    if not file.exists():
-        if trial.kind == "tuned":
-            path = source(context.run, context.cfg, weights_file(trial))
-            if path is None:
-                raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
-            model, _ = classifier(context, trial)
-            tensors = {**model.state_dict(), **checkpoint.load(path)[0]}
-            checkpoint.into(model, tensors, path)
-        else:
-            model = tune(context, trial)
-        with context.autocast():
-            logits = model.predict(context.normalise(images) for images in context.data.test.all())
-        checkpoint.save(file, {"logits": logits})
-    return checkpoint.load(file)[0]["logits"]
-
-
-def evaluate(context: Context) -> None:
-    """Scores the fine-tuned models on the test split beside the baselines; writes results.json, predictions and figures."""
-    from ptmrun import evaluation
-
-    evaluation.evaluate(context)

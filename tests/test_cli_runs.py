@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -133,27 +132,34 @@ def test_a_signal_saves_and_resume_is_bit_exact(done_run, signum, ptmrun):
     same(folder, done_run)
 
 
-def test_kill_at_any_moment_and_resume_is_bit_exact(done_run, ptmrun):
-    """kill -9 at random moments, again and again, until the run is done."""
-    chance = random.Random(0)
-    process = subprocess.Popen(command(*TINY), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(KILLS):
-        while not (files := list(Path("outputs").glob("*/metrics.jsonl"))) and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(chance.uniform(0, 3))
+def killed(chance: random.Random, *argv: str) -> bool:
+    """Starts ptmrun and kills it at a random moment; False when it ended before."""
+    process = subprocess.Popen(command(*argv), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, err = process.communicate(timeout=chance.uniform(4, 20))
+    except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
-        folder = files[0].parent
-        if json.loads((folder / "manifest.json").read_text())["status"] == "done":
-            break
-        process = subprocess.Popen(command("resume", folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(4, 12))
-    process.kill()
-    process.wait()
-    if json.loads((folder / "manifest.json").read_text())["status"] != "done":
-        code, _, err = ptmrun("resume", folder)
-        assert code == 0, err
-    same(folder, done_run)
+        process.communicate()
+        return True
+    assert process.returncode == 0, err
+    return False
+
+
+def test_kill_at_any_moment_and_resume_is_bit_exact(done_run, ptmrun):
+    """kill -9 at random moments of runs and of their resumptions: each ends with the same weights, metrics and results."""
+    chance, kills, number = random.Random(0), 0, 0
+    while kills < KILLS:
+        number += 1
+        hit = killed(chance, *TINY, f"name=k{number}")
+        folders = list(Path("outputs").glob(f"*_k{number}"))
+        while hit and folders and kills < KILLS:
+            kills += 1
+            hit = killed(chance, "resume", folders[0])
+        if hit and folders:
+            code, _, err = ptmrun("resume", folders[0])
+            assert code == 0, err
+        if folders:
+            same(folders[0], done_run)
 
 
 def test_stages_one_by_one(done_run, ptmrun):

@@ -1,0 +1,154 @@
+"""What the stages of one run share: its data, device and weights, and a fit that writes into its folder."""
+
+import importlib
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptmrun import checkpoint, config, device, probe, rng, train
+from ptmrun.config import Config, Loop
+from ptmrun.data.batches import Batches, Normalise
+from ptmrun.data.splits import Data, Split
+from ptmrun.errors import Interrupted, UserError
+from ptmrun.progress import Bar
+from ptmrun.run import Run
+from ptmrun.signals import Stop
+
+ENCODER = "checkpoints/encoder"
+
+
+@dataclass
+class Context:
+    """What the stages of one run share."""
+
+    run: Run
+    cfg: Config
+    data: Data
+    device: torch.device
+    normalise: Normalise
+    stop: Stop
+
+    def part(self, group: str) -> Any:
+        """The module that the choice of a group names (the installed YAML says which, not the saved config)."""
+        folder = {"model": "models", "task": "objectives", "downstream": "downstream"}[group]
+        return importlib.import_module(f"ptmrun.{folder}.{config.spec(group, getattr(self.cfg, group).name).module}")
+
+    def autocast(self) -> Any:
+        return device.autocast(self.device, self.cfg.device.precision)
+
+    def encoder(self, purpose: str = "encoder", seed: int | None = None) -> Any:
+        """A new encoder with the initial weights of a seed (the run's own unless given)."""
+        rng.seed_everything(self.cfg.seed if seed is None else seed, purpose)
+        attention = device.attention(self.device, self.cfg.device.precision)
+        encoder = self.part("model").build(self.cfg.model, self.data.size, self.data.channels, attention)
+        return encoder.to(self.device)
+
+    def pretrained(self) -> Any:
+        """The encoder that fine-tuning starts from: this run's, the parent's, or a random one."""
+        encoder = self.encoder()
+        if folder := source(self.run, self.cfg, ENCODER):
+            encoder.load(folder)
+        return encoder
+
+    def features(self, encoder: Any, split: Split) -> Any:
+        return probe.features(encoder, split, self.normalise, self.autocast)
+
+
+def source(run: Run, cfg: Config, name: str) -> Path | None:
+    """A file or folder of this run or, when this run has not made it, of the run that `init` names, and so on."""
+    for _ in range(20):
+        if run.path(name).exists():
+            return run.path(name)
+        if cfg.init == "random":
+            return None
+        run = Run.open(Path(cfg.init))
+        cfg = config.load(run.path("config.yaml"))
+    raise UserError(f"init={cfg.init}: the chain of runs that start from one another has no end")
+
+
+def check_stop(stop: Stop) -> None:
+    """Raises Interrupted when a signal is pending."""
+    if signum := stop.pending():
+        raise Interrupted(signum)
+
+
+def labelled(context: Context) -> bool:
+    return context.data.train.labels is not None and len(context.data.classes) > 1
+
+
+def parent_of(cfg: Config) -> dict[str, Any]:
+    """Name and weight hash of the run that `init` names."""
+    parent = Run.open(Path(cfg.init))
+    folder = source(parent, config.load(parent.path("config.yaml")), ENCODER)
+    if folder is None and cfg.stage != "evaluate":  # what was fine-tuned from random weights can still be evaluated
+        raise UserError(f"init={cfg.init}: that run has no {ENCODER}")
+    return {"run": parent.folder.resolve().name, "weights_sha256": folder and encoder_hash(folder)}
+
+
+def encoder_hash(folder: Path) -> str:
+    return checkpoint.sha256(checkpoint.load(folder / "model.safetensors")[0])
+
+
+def batches_of(context: Context, split: Split, loop: Any, seed: int, purpose: str) -> Batches:
+    size = min(loop.batch_size, len(split))
+    return Batches(
+        split,
+        context.normalise,
+        context.cfg.dataset.augment,
+        loop.augment,
+        size,
+        min(loop.accumulate, size),
+        seed,
+        purpose,
+    )
+
+
+def steps_of(loop: Loop, samples: int) -> int:
+    if loop.steps is not None:
+        return loop.steps
+    assert loop.epochs is not None
+    return max(1, math.ceil(loop.epochs * samples / min(loop.batch_size, samples)))
+
+
+def fit(
+    context: Context,
+    model: Any,
+    split: Split,
+    loop: Any,
+    steps: int,
+    seed: int,
+    tags: dict[str, Any],
+    **extra: Any,
+) -> dict[str, float]:
+    """train.fit with the files, the progress bar and the random numbers of `tags` (stage, and trial for fine-tuning)."""
+    run, encoder = context.run, model.encoder
+    purpose = "/".join(map(str, tags.values()))
+    batches = batches_of(context, split, loop, seed, purpose)
+
+    def depth_of(name: str) -> int:
+        return encoder.depth_of(name) if name.startswith("encoder.") else encoder.depth + 1
+
+    with Bar(run, purpose, steps, quiet=tags["stage"] != "pretrain") as bar:
+        plan = train.Plan(
+            loop=loop,
+            steps=steps,
+            seed=seed,
+            purpose=purpose,
+            samples=len(split),
+            batch_size=batches.batch_size,
+            depth_of=depth_of,
+            depth=encoder.depth + 1,
+            autocast=context.autocast,
+            file=run.path("checkpoints", "state", f"{purpose.replace('/', '_')}.safetensors"),
+            metric=lambda line: run.metric({**tags, **line}),
+            cut=partial(run.cut_metrics, tags),
+            stop=context.stop.pending,
+            show=bar.show,
+            forward=torch.compile(model) if context.cfg.device.compile else None,
+            **extra,
+        )
+        return train.fit(model, batches, plan)

@@ -1,0 +1,92 @@
+"""Trials of fine-tuning: for a number of labels, from which weights, which repeat."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptmrun import adapt, checkpoint, rng
+from ptmrun.context import Context, check_stop, fit, source, steps_of
+from ptmrun.data.splits import Split
+from ptmrun.errors import UserError
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fine-tuning: how many labels a class, from which weights, which repeat."""
+
+    labels: int | None
+    kind: str  # tuned | scratch | scratch_long
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.labels or 'all'}-{self.kind}-{self.seed}"
+
+
+def trials(cfg: Any, kind: str, labels: int | None) -> list[Trial]:
+    return [Trial(labels, kind, 1000 * cfg.seed + i) for i in range(cfg.finetune.seeds)]
+
+
+def chosen_labels(context: Context, trial: Trial) -> Split:
+    train_split = context.data.train
+    indices = context.part("downstream").few_labels(train_split.labels, context.data.classes, trial.labels, trial.seed)
+    return train_split.subset(indices)
+
+
+def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
+    """The trial's model before training, and its (trainable, all) parameters."""
+    encoder = context.pretrained() if trial.kind == "tuned" else context.encoder("scratch", trial.seed)
+    rng.seed_everything(trial.seed, "head")
+    module = context.part("downstream")
+    model = module.Classifier(encoder, len(context.data.classes), context.cfg.finetune.label_smoothing).to(context.device)
+    return model, adapt.adapt(model, context.cfg.finetune)
+
+
+def tune(context: Context, trial: Trial) -> Any:
+    """Trains the trial's classifier and returns it."""
+    check_stop(context.stop)
+    loop = context.cfg.finetune
+    split = chosen_labels(context, trial)
+    model, _ = classifier(context, trial)
+    steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
+    tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
+    if loop.head == "probe" and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
+        model.start_from_probe(torch.from_numpy(context.features(model.encoder, split)), split.labels)
+    fit(context, model, split, loop, steps, trial.seed, tags)
+    return model
+
+
+def weights_file(trial: Trial) -> str:
+    return f"checkpoints/finetuned/{trial.name}.safetensors"
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What fine-tuning changed: trainable parameters and buffers."""
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    return {k: v for k, v in model.state_dict().items() if k not in frozen}
+
+
+def label_counts(cfg: Any) -> list[int | None]:
+    counts = cfg.downstream.labels_per_class
+    return counts if isinstance(counts, list) else [counts]
+
+
+def predict(context: Context, trial: Trial) -> Tensor:
+    """Logits of the test images, [N, classes]; kept in checkpoints/logits/."""
+    file = context.run.path(f"checkpoints/logits/{trial.name}.safetensors")
+    if not file.exists():
+        if trial.kind == "tuned":
+            path = source(context.run, context.cfg, weights_file(trial))
+            if path is None:
+                raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
+            model, _ = classifier(context, trial)
+            tensors = {**model.state_dict(), **checkpoint.load(path)[0]}
+            checkpoint.into(model, tensors, path)
+        else:
+            model = tune(context, trial)
+        with context.autocast():
+            logits = model.predict(context.normalise(images) for images in context.data.test.all())
+        checkpoint.save(file, {"logits": logits})
+    return checkpoint.load(file)[0]["logits"]
