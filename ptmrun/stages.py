@@ -92,8 +92,9 @@ def execute(run: Run, cfg: Config) -> None:
             wall[name] = round(wall.get(name, 0.0) + time.perf_counter() - start, 1)
             run.update(wall_s=wall)
         shutil.rmtree(run.path("checkpoints", "state"), ignore_errors=True)  # what only resuming needs
-        run.update(status="done", ended=now())
-        path = report.write(run)
+        run.manifest = {**run.manifest, "status": "done", "ended": now()}
+        path = report.write(run)  # before the manifest says done: a run that is done is whole
+        run.update()
         run.say(f"Report: {path}")
 
 
