@@ -273,7 +273,7 @@ def test_done_runs_are_not_resumed_and_unfinished_not_reproduced(done_run, tmp_p
     [
         ("config.yaml", "_target_: os.system\n", "_target_: no such key"),
         ("config.yaml", "name: ${oc.env:HOME}\n", "interpolation ${oc.env:HOME}"),
-        ("checkpoints/state/pretrain.safetensors", "cos\nsystem\n(S'touch /tmp/x'\ntR.", "not a whole safetensors file"),
+        ("checkpoints/state/pretrain.safetensors", "cos\nsystem\n(S'touch x'\ntR.", "not a whole safetensors file"),
     ],
 )
 def test_hostile_folders_are_refused(done_run, tmp_path, name, text, expected, ptmrun):
