@@ -23,7 +23,7 @@ from ptmrun.errors import UserError, nearest
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in the source tree
-GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "experiment")
+GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "logger", "experiment")
 
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -128,6 +128,10 @@ class Device(Strict):
     compile: bool
 
 
+class Logger(Strict):
+    name: str
+
+
 class Config(Strict):
     """One run. The sections that have a config group hold more keys than the base class names: those of the choice."""
 
@@ -137,12 +141,16 @@ class Config(Strict):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")] | None
     outputs: Annotated[str, Field(min_length=1)]
     budget: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$")] | None
+    on_nan: Literal["recover", "stop"]
+    skip_done: bool
+    strict: bool
     model: Model
     task: Task
     dataset: Dataset
     downstream: Downstream
     finetune: Finetune
     device: Device
+    logger: Logger
     pretrain: Pretrain
     evaluate: Evaluate
 
@@ -154,6 +162,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "downstream": Downstream,
     "finetune": Finetune,
     "device": Device,
+    "logger": Logger,
 }
 EXPECTED = {
     "name": "letters, digits, . _ - (at most 80)",

@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ptmrun import cli, device, optim, rng, train
+from ptmrun import device, optim, rng, train
+from ptmrun.compose import compose
 from ptmrun.data import splits
 from ptmrun.data.batches import Batches, Normalise
 from ptmrun.data.sources import packaged
@@ -32,7 +33,7 @@ STEPS, PAIRS = 20, 7
 
 def setting(task: str, precision: str):
     """(objective, batches, config) of `ptmrun task=...` on the built-in digits."""
-    cfg = cli.compose([f"task={task}", f"pretrain.steps={STEPS}"])
+    cfg = compose([f"task={task}", f"pretrain.steps={STEPS}"])
     data = splits.load(packaged.read, cfg.dataset, 0, lambda *_: None)
     changes, _ = vit.resolve(cfg.model, data.size, data.channels)
     cpu = torch.device("cpu")

@@ -9,8 +9,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ptmrun import cli, config
+from ptmrun import config
+from ptmrun.compose import compose
 from ptmrun.errors import UserError
+from ptmrun.verbs import VERBS
 
 MISTAKES = {
     "model=vitt": "model=vitt: no such model (did you mean vit?)",
@@ -99,14 +101,14 @@ def test_help_lists_every_choice(ptmrun):
     for group in config.GROUPS:
         for name in config.choices(group):
             assert f"    {name:<15} {config.summary(group, name)}" in out
-    for verb in cli.VERBS:
+    for verb in VERBS:
         assert f"ptmrun {verb} " in out
 
 
 @pytest.mark.parametrize("group", [g for g in config.GROUPS if g != "experiment"])
 def test_every_choice_composes(group):
     for name in config.choices(group):
-        parsed = cli.compose([f"{group}={name}"])
+        parsed = compose([f"{group}={name}"])
         assert getattr(parsed, group).name == name
         for key in config.spec(group, name).types:
             assert hasattr(getattr(parsed, group), key)
@@ -114,7 +116,7 @@ def test_every_choice_composes(group):
 
 def test_every_experiment_composes():
     for name in config.choices("experiment"):
-        assert isinstance(cli.compose([f"experiment={name}"]), config.Config)
+        assert isinstance(compose([f"experiment={name}"]), config.Config)
 
 
 def test_cfg_job_reads_back(ptmrun, tmp_path):
@@ -126,18 +128,18 @@ def test_cfg_job_reads_back(ptmrun, tmp_path):
 
 
 def test_steps_take_the_place_of_epochs():
-    assert (cli.compose(["pretrain.steps=5"]).pretrain.epochs, cli.compose(["pretrain.steps=5"]).pretrain.steps) == (None, 5)
-    assert cli.compose(["finetune.epochs=2"]).finetune.steps is None
+    assert (compose(["pretrain.steps=5"]).pretrain.epochs, compose(["pretrain.steps=5"]).pretrain.steps) == (None, 5)
+    assert compose(["finetune.epochs=2"]).finetune.steps is None
 
 
 def test_frozen():
-    parsed = cli.compose([])
+    parsed = compose([])
     with pytest.raises(ValueError, match="frozen"):
         parsed.seed = 3
 
 
 def test_saved_config_runs_no_code(tmp_path):
-    good = config.dump(cli.compose([]))
+    good = config.dump(compose([]))
     bad = {
         "stage: all\n_target_: os.system\n": "_target_: no such key",
         "stage: ${oc.env:HOME}\n": "interpolation ${oc.env:HOME}",
@@ -157,7 +159,7 @@ def test_saved_config_runs_no_code(tmp_path):
         config.load(tmp_path / "config.yaml")
 
 
-KEYS = [f"{a}.{b}" for a, part in config.plain(cli.compose([])).items() if isinstance(part, dict) for b in part] + [
+KEYS = [f"{a}.{b}" for a, part in config.plain(compose([])).items() if isinstance(part, dict) for b in part] + [
     "seed",
     "stage",
 ]
@@ -167,7 +169,7 @@ KEYS = [f"{a}.{b}" for a, part in config.plain(cli.compose([])).items() if isins
 @given(key=st.sampled_from(KEYS), value=st.sampled_from(["-1", "0", "1e9", "abc", "null", "[1]", "true", "nan", "{a: 1}", "''"]))
 def test_any_value_is_taken_or_refused_in_lines(key, value):
     try:
-        assert isinstance(cli.compose([f"{key}={value}"]), config.Config)
+        assert isinstance(compose([f"{key}={value}"]), config.Config)
     except UserError as error:
         mistakes = error.args
     else:

@@ -11,7 +11,8 @@ import torch
 from conftest import draw
 from PIL import Image
 
-from ptmrun import cli, rng
+from ptmrun import rng
+from ptmrun.compose import compose
 from ptmrun.data import decode, splits
 from ptmrun.data.augment import augment
 from ptmrun.data.sources import hub, imagefolder, packaged, torchvision
@@ -19,7 +20,7 @@ from ptmrun.errors import UserError
 
 
 def load(source, *overrides, workers=0):
-    return splits.load(source.read, cli.compose(list(overrides)).dataset, workers, lambda *_: None)
+    return splits.load(source.read, compose(list(overrides)).dataset, workers, lambda *_: None)
 
 
 def folder(root: Path, classes=("cat", "dog"), each=12, **kwargs) -> Path:
@@ -194,7 +195,7 @@ def test_hub_reads_a_local_folder(tmp_path, monkeypatch):
 def test_augmentation_moves_pixels_by_what_it_says():
     images = torch.zeros(64, 1, 16, 16)
     images[:, :, 8, 8] = 1
-    options = cli.compose(
+    options = compose(
         ["dataset.augment.rotate=0", "dataset.augment.scale=0", "dataset.augment.shear=0", "dataset.augment.shift=0.25"]
     )
     rows = rng.Rows(0, 0, 0, 64, 64)
@@ -207,9 +208,7 @@ def test_augmentation_moves_pixels_by_what_it_says():
 
 
 def test_flip_flips_about_half():
-    options = cli.compose(
-        [f"dataset.augment.{k}=0" for k in ("shift", "rotate", "scale", "shear")] + ["dataset.augment.flip=true"]
-    )
+    options = compose([f"dataset.augment.{k}=0" for k in ("shift", "rotate", "scale", "shear")] + ["dataset.augment.flip=true"])
     images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     found = augment(images, options.dataset.augment, 1.0, rng.Rows(0, 0, 0, 200, 200))
     flipped = [torch.allclose(a, b.flip(-1), atol=1e-5) for a, b in zip(found, images, strict=True)]
@@ -221,7 +220,7 @@ def test_flip_flips_about_half():
 @pytest.mark.parametrize("call", ["listdir", "scandir"])
 def test_folder_without_read_permission(tmp_path, monkeypatch, call):
     """As root every folder can be read, so the refusal is played."""
-    options = cli.compose(own(folder(tmp_path / "pets"))).dataset
+    options = compose(own(folder(tmp_path / "pets"))).dataset
 
     def refuse(path="."):
         raise PermissionError(13, "Permission denied", str(path))

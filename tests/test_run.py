@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptmrun import checkpoint, cli
+from ptmrun import checkpoint
+from ptmrun.compose import compose
 from ptmrun.errors import UserError
 from ptmrun.run import Run, write_atomic
 
-CONFIG = cli.compose(["name=x"])
+CONFIG = compose(["name=x"])
 
 
 def make() -> Run:

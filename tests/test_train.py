@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from ptmrun import checkpoint, cli, optim, rng, train
+from ptmrun import checkpoint, optim, rng, train
+from ptmrun.compose import compose
 from ptmrun.data.batches import Batches, Normalise
 from ptmrun.data.splits import Split
 from ptmrun.errors import Interrupted, UserError
@@ -17,11 +18,11 @@ from ptmrun.models import vit
 from ptmrun.objectives import mae, simmim
 
 OPTIONS = SimpleNamespace(size="micro", patch=4, pool="mean", dropout=0.1)
-AUGMENT = cli.compose([]).dataset.augment
+AUGMENT = compose([]).dataset.augment
 
 
 def loop(**changes):
-    return cli.compose(["pretrain.epochs=1", *(f"pretrain.{k}={v}" for k, v in changes.items())]).pretrain
+    return compose(["pretrain.epochs=1", *(f"pretrain.{k}={v}" for k, v in changes.items())]).pretrain
 
 
 def data(n=50):

@@ -1,0 +1,155 @@
+"""Overrides -> the config of one run, by Hydra's compose. Every mistake is found at once, and torch is not imported."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ptmrun import config
+from ptmrun.errors import UserError, nearest
+
+OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
+
+
+def compose(overrides: list[str]) -> config.Config:
+    """Overrides -> the config of one run. Raises UserError with all mistakes at once."""
+    groups, values, mistakes = sort_overrides(overrides, sweep=False)
+    parent = parent_config(values)
+    if parent:
+        groups = {g: parent[g]["name"] for g in config.SECTIONS if g not in OWN} | groups
+    base = [f"{group}={choice}" for group, choice in groups.items()]
+    known = compose_raw(base)
+    good = []
+    for key, text in values.items():
+        if wrong := unknown(key, known):
+            mistakes.append(wrong)
+        else:
+            good.append(f"{key}={text}")
+    raw = compose_raw(base + good)
+    given = [g.split("=")[0] for g in good]
+    if parent:
+        raw = inherit(raw, parent, overrides, given)
+    one_length(raw, given)
+    try:
+        parsed = config.parse(raw)
+    except UserError as error:
+        raise UserError(*mistakes, *error.args) from None
+    if mistakes:
+        raise UserError(*mistakes)
+    return parsed
+
+
+def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Overrides -> {group: choice}, {dotted key: value as text}, mistakes. A `+` before a known key means nothing more."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    groups: dict[str, str] = {}
+    values: dict[str, str] = {}
+    mistakes = []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            mistakes.append(f"{text}: expected key=value in Hydra's grammar (quote what is special in it)")
+            continue
+        key = override.key_or_group
+        if override.is_delete():
+            mistakes.append(f"{text}: a key cannot be removed; set it to null where that is allowed")
+        elif override.is_sweep_override() and not sweep:
+            mistakes.append(f"{text}: several values are a sweep, which needs -m")
+        elif key.split(".")[0] == "hydra":
+            if not sweep:
+                mistakes.append(f"{text}: hydra settings belong to a sweep (-m)")
+        elif key in config.GROUPS:
+            wanted = text.split("=", 1)[1].split(",") if sweep else [str(override.value())]
+            there = config.choices(key)
+            allowed = {*there, "null"} if key == "experiment" else set(there)
+            mistakes += [f"{key}={c}: no such {key}{nearest(c, there)}" for c in wanted if c.strip() not in allowed]
+            if not sweep and wanted[0] in there:
+                groups[key] = wanted[0]
+        else:
+            values[key] = text.split("=", 1)[1]
+    return groups, values, mistakes
+
+
+def compose_raw(overrides: list[str]) -> dict[str, Any]:
+    """Hydra's compose as a plain dict, without the `spec` blocks."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    outer = GlobalHydra.instance().hydra  # that of a sweep, whose jobs are composed here too
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config.CONF), version_base="1.3", job_name="ptmrun"):
+            return settings_only(OmegaConf.to_container(hydra_compose("config", overrides), resolve=True))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def settings_only(raw: Any) -> dict[str, Any]:
+    """The composed config without what describes it."""
+    raw.pop("experiment", None)
+    return {k: {n: v for n, v in part.items() if n != "spec"} if isinstance(part, dict) else part for k, part in raw.items()}
+
+
+def unknown(key: str, raw: dict[str, Any]) -> str | None:
+    """What is wrong with a dotted key, if anything."""
+    where: Any = raw
+    *parents, last = key.split(".")
+    for depth, part in enumerate([*parents, last]):
+        if not isinstance(where, dict) or part not in where:
+            names = where if isinstance(where, dict) else {}
+            near = nearest(part, names)
+            if "did you mean" not in near and (home := [k for k in raw if isinstance(raw[k], dict) and last in raw[k]]):
+                near = f" (did you mean {' or '.join(f'{k}.{last}' for k in home)}?)"
+            return f"{'.'.join([*parents, last][: depth + 1])}: no such key{near}"
+        where = where[part]
+    return None
+
+
+def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
+    """The saved config of the run that `init` names."""
+    init = values.get("init", "random").strip("'\"")
+    if init == "random":
+        return None
+    from ptmrun.run import Run
+
+    run = Run.open(Path(init))
+    # the folder itself, not `latest`, which will soon name the run to come
+    return config.plain(config.load(run.path("config.yaml"))) | {"init": str(run.folder)}
+
+
+def inherit(raw: dict[str, Any], parent: dict[str, Any], overrides: list[str], given: list[str]) -> dict[str, Any]:
+    """A run that starts from another one keeps that one's settings, but for OWN, chosen groups and the keys given."""
+    chosen = {o.lstrip("+").split("=")[0] for o in overrides} - {"init"}
+    result = {k: raw[k] if k in OWN or k in chosen or k not in parent else parent[k] for k in raw}
+    for key in set(given) - {"init"}:
+        *parents, last = key.split(".")
+        source, target = raw, result
+        for part in parents:
+            source, target = source[part], target[part]
+        target[last] = source[last]
+    return result
+
+
+def one_length(raw: dict[str, Any], given: list[str]) -> None:
+    """Of `epochs` and `steps`, the one that was given takes the other's place."""
+    for section in ("pretrain", "finetune"):
+        for mine, other in (("epochs", "steps"), ("steps", "epochs")):
+            if f"{section}.{mine}" in given and f"{section}.{other}" not in given and isinstance(raw[section], dict):
+                raw[section][other] = None
+
+
+def hydra_main(job: Callable[[Any], None], argv: list[str]) -> None:
+    import hydra
+
+    sys.argv = [sys.argv[0], *argv]
+    hydra.main(config_path=os.fspath(config.CONF), config_name="config", version_base="1.3")(job)()
