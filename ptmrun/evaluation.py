@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import torch
 from rich.table import Table
 
-from ptmrun import compare, figures, probe
+from ptmrun import figures, noise, probe
 from ptmrun.context import Context, check_stop
 from ptmrun.data.splits import Split
 from ptmrun.run import console
@@ -48,16 +48,15 @@ def evaluate(context: Context) -> None:
         for kind in [k for k in wanted if not k.startswith("scratch")]:
             if kind != "frozen" or pretrained:
                 correct[kind] = simple_baseline(context, kind, labels)
-        scores = {kind: compare.spread([float(c.mean()) for c in values]) for kind, values in correct.items()}
+        scores = {kind: noise.spread([float(c.mean()) for c in values]) for kind, values in correct.items()}
         entry: dict[str, Any] = {"labels_per_class": labels, "scores": scores}
         if "scratch" in correct:
-            entry["verdict"] = compare.verdict(correct["tuned"], correct["scratch"])
+            entry["verdict"] = noise.verdict(correct["tuned"], correct["scratch"])
         entry["metrics"] = module.metrics(logits[0], truth, data.classes, cfg.evaluate.bins)
         sets.append(entry)
         check_stop(context.stop)
     headline = sets[-1]
-    first = predict(context, trials(cfg, "tuned", headline["labels_per_class"])[0])
-    save_predictions(run, first, truth, data.classes)
+    save_predictions(context)
     figures.confusion(run, headline["metrics"]["confusion"], data.classes)
     figures.scores(run, sets)
     lines = run.metrics()
@@ -69,6 +68,7 @@ def evaluate(context: Context) -> None:
         "split": "test",
         "n_test": len(truth),
         "seeds": cfg.finetune.seeds,
+        "val_score": validation_score(context, headline["labels_per_class"]),
         "metrics": headline["metrics"],
         "baselines": {k: v["mean"] for k, v in headline["scores"].items() if k != "tuned"},
         "verdict": headline.get("verdict"),
@@ -139,21 +139,36 @@ def pretraining(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     return result
 
 
-def save_predictions(run: Any, logits: torch.Tensor, truth: torch.Tensor, classes: list[str]) -> None:
-    """predictions.parquet: one row a test image, of the first repeat with the most labels."""
-    probabilities = logits.softmax(1)
-    names = np.array(classes)
-    table = pa.table(
-        {
-            "index": np.arange(len(truth)),
-            "label": names[truth.numpy()],
-            "prediction": names[logits.argmax(1).numpy()],
-            "confidence": probabilities.max(1).values.numpy(),
-        }
-    )
+def validation_score(context: Context, labels: int | None) -> float | None:
+    """The fine-tuned models' accuracy on the held-out part of the training split: what a search may look at."""
+    truth = context.data.val.labels
+    if truth is None or not len(truth):
+        return None
+    guesses = [predict(context, t, "val").argmax(1) for t in trials(context.cfg, "tuned", labels)]
+    return float(np.mean([(g == truth).float().mean() for g in guesses]))
+
+
+def save_predictions(context: Context) -> None:
+    """predictions.parquet: one row for every number of labels, repeat and test image."""
+    cfg, data = context.cfg, context.data
+    assert data.test.labels is not None
+    names, truth = pa.array(data.classes), pa.array(data.test.labels.numpy().astype(np.int32))
+    tables = []
+    for labels in label_counts(cfg):
+        for repeat, trial in enumerate(trials(cfg, "tuned", labels)):
+            probabilities = predict(context, trial).softmax(1)
+            columns = {
+                "labels_per_class": pa.array([labels] * len(truth), pa.int32()),
+                "repeat": pa.array([repeat] * len(truth), pa.int32()),
+                "index": pa.array(np.arange(len(truth), dtype=np.int32)),
+                "label": pa.DictionaryArray.from_arrays(truth, names),
+                "prediction": pa.DictionaryArray.from_arrays(pa.array(probabilities.argmax(1).numpy().astype(np.int32)), names),
+                "confidence": pa.array(probabilities.max(1).values.numpy()),
+            }
+            tables.append(pa.table(columns))
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    run.write("predictions.parquet", buffer.getvalue().to_pybytes())
+    pq.write_table(pa.concat_tables(tables), buffer)
+    context.run.write("predictions.parquet", buffer.getvalue().to_pybytes())
 
 
 def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, Any] | None) -> None:
@@ -192,7 +207,7 @@ def conclusions(entry: dict[str, Any]) -> list[str]:
     """The verdict in words, and the truth when a simpler method wins."""
     lines = []
     if "verdict" in entry:
-        lines.append(f"With {label_words(entry['labels_per_class'])}: {compare.sentence(entry['verdict'])}")
+        lines.append(f"With {label_words(entry['labels_per_class'])}: {noise.sentence(entry['verdict'])}")
     scores = {k: v["mean"] for k, v in entry["scores"].items()}
     better = [k for k in ("raw", "random_frozen", "frozen", "scratch_long") if scores.get(k, 0) >= scores["tuned"]]
     if better:

@@ -73,9 +73,9 @@ def label_counts(cfg: Any) -> list[int | None]:
     return counts if isinstance(counts, list) else [counts]
 
 
-def predict(context: Context, trial: Trial) -> Tensor:
-    """Logits of the test images, [N, classes]; kept in checkpoints/logits/."""
-    file = context.run.path(f"checkpoints/logits/{trial.name}.safetensors")
+def predict(context: Context, trial: Trial, split: str = "test") -> Tensor:
+    """Logits of the images of the test or val split, [N, classes]; kept in checkpoints/logits/."""
+    file = context.run.path(f"checkpoints/logits/{trial.name}{'' if split == 'test' else '-' + split}.safetensors")
     if not file.exists():
         if trial.kind == "tuned":
             path = source(context.run, context.cfg, weights_file(trial))
@@ -87,6 +87,6 @@ def predict(context: Context, trial: Trial) -> Tensor:
         else:
             model = tune(context, trial)
         with context.autocast():
-            logits = model.predict(context.normalise(images) for images in context.data.test.all())
+            logits = model.predict(context.normalise(images) for images in getattr(context.data, split).all())
         checkpoint.save(file, {"logits": logits})
     return checkpoint.load(file)[0]["logits"]

@@ -57,8 +57,12 @@ def test_results_add_up(done_run):
     assert results["baselines"]["chance"] == pytest.approx(0.1, abs=0.02)
     assert results["baselines"]["raw"] > 0.6
     rows = pq.read_table(done_run / "predictions.parquet").to_pydict()
-    accuracy = sum(a == b for a, b in zip(rows["label"], rows["prediction"], strict=True)) / len(rows["label"])
+    right = torch.tensor([a == b for a, b in zip(rows["label"], rows["prediction"], strict=True)]).float().view(2, 359)
+    accuracy = float(right[0].mean())
     assert accuracy == pytest.approx(results["metrics"]["accuracy"])
+    assert right.mean(1).tolist() == pytest.approx(results["by_labels"][0]["scores"]["tuned"]["values"])
+    assert (set(rows["labels_per_class"]), set(rows["repeat"])) == ({5}, {0, 1})
+    assert 0.1 < results["val_score"] < 0.9
     confusion = torch.tensor(results["metrics"]["confusion"])
     assert int(confusion.sum()) == results["n_test"]
     assert float(confusion.diag().sum() / confusion.sum()) == pytest.approx(accuracy)
