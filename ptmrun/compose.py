@@ -59,14 +59,14 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
             mistakes.append(f"{text}: a key cannot be removed; set it to null where that is allowed")
         elif override.is_sweep_override() and not sweep:
             mistakes.append(f"{text}: several values are a sweep, which needs -m")
-        elif key.split(".")[0] == "hydra":
+        elif key.split(".")[0].split("/")[0] in ("hydra", "sweep"):
             if not sweep:
-                mistakes.append(f"{text}: hydra settings belong to a sweep (-m)")
+                mistakes.append(f"{text}: settings of hydra and sweep need -m")
         elif key in config.GROUPS:
-            wanted = text.split("=", 1)[1].split(",") if sweep else [str(override.value())]
+            wanted = list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(override.value())]
             there = config.choices(key)
             allowed = {*there, "null"} if key == "experiment" else set(there)
-            mistakes += [f"{key}={c}: no such {key}{nearest(c, there)}" for c in wanted if c.strip() not in allowed]
+            mistakes += [f"{key}={c}: no such {key}{nearest(c, there)}" for c in wanted if c not in allowed]
             if not sweep and wanted[0] in there:
                 groups[key] = wanted[0]
         else:
@@ -74,8 +74,8 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
     return groups, values, mistakes
 
 
-def compose_raw(overrides: list[str]) -> dict[str, Any]:
-    """Hydra's compose as a plain dict, without the `spec` blocks."""
+def compose_raw(overrides: list[str], keep: str = "") -> dict[str, Any]:
+    """Hydra's compose as a plain dict, without the `spec` blocks and, unless kept, without what is no part of a run."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -87,16 +87,16 @@ def compose_raw(overrides: list[str]) -> dict[str, Any]:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config.CONF), version_base="1.3", job_name="ptmrun"):
-            return settings_only(OmegaConf.to_container(hydra_compose("config", overrides), resolve=True))
+            return settings_only(OmegaConf.to_container(hydra_compose("config", overrides), resolve=True), keep)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(" ".join(str(error).split())) from None
     finally:
         GlobalHydra.instance().hydra = outer
 
 
-def settings_only(raw: Any) -> dict[str, Any]:
+def settings_only(raw: Any, keep: str) -> dict[str, Any]:
     """The composed config without what describes it."""
-    raw.pop("experiment", None)
+    raw = {k: v for k, v in raw.items() if k == keep or k not in ("experiment", "sweep")}
     return {k: {n: v for n, v in part.items() if n != "spec"} if isinstance(part, dict) else part for k, part in raw.items()}
 
 

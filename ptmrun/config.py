@@ -155,6 +155,17 @@ class Config(Strict):
     evaluate: Evaluate
 
 
+class Sweep(Strict):
+    """The settings of a sweep (-m); no run has them."""
+
+    resume: str | None
+    search: Literal["grid", "optuna"]
+    trials: Count
+    batch: Count
+    prune: bool
+    seed: Natural
+
+
 SECTIONS: dict[str, type[Strict]] = {
     "model": Model,
     "task": Task,

@@ -19,9 +19,13 @@ BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#d9822b", "#3a8f5c", "#8a8f98"
 
 
 def save(run: Run, name: str, figure: Figure) -> None:
+    run.write(f"figures/{name}.png", png(figure))
+
+
+def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
-    run.write(f"figures/{name}.png", buffer.getvalue())
+    return buffer.getvalue()
 
 
 def as_array(image: Tensor) -> np.ndarray:
@@ -94,6 +98,32 @@ def curves(run: Run) -> None:
         axes[1].legend(frameon=False)
     figure.tight_layout()
     save(run, "curves", figure)
+
+
+def overlay(runs: dict[str, list[list[dict[str, Any]]]]) -> bytes | None:
+    """Pretraining loss and linear probe of several settings, {title: metrics of each run}, as a PNG; None without curves."""
+    panels = {"pretraining loss": "loss", "linear probe": "probe_linear"}
+    figure = Figure(figsize=(8.6, 3.2))
+    axes = figure.subplots(1, 2)
+    palette = mpl.colormaps["tab20" if len(runs) > 10 else "tab10"]
+    drawn = False
+    for place, (title, lines) in enumerate(runs.items()):
+        for number, metrics in enumerate(lines):
+            for axis, (ylabel, name) in zip(axes, panels.items(), strict=True):
+                points = [(x["step"], x[name]) for x in metrics if x["stage"] == "pretrain" and name in x]
+                drawn |= bool(points)
+                axis.plot(
+                    *zip(*points, strict=True) if points else ([], []),
+                    color=palette(place % palette.N),
+                    lw=1,
+                    label=None if number else title,
+                )
+                axis.set(xlabel="step", ylabel=ylabel)
+    if not drawn:
+        return None
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False)
+    figure.tight_layout()
+    return png(figure)
 
 
 def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:

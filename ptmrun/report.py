@@ -57,22 +57,25 @@ def esc(text: Any) -> str:
     return html.escape(str(text))
 
 
+def html_table(titles: list[str], body: list[tuple[list[str], bool]]) -> str:
+    """A table; rows are texts and whether the row stands out."""
+    head = "".join(f"<th>{esc(t)}</th>" for t in titles)
+    lines = "".join(f'<tr class="{"tuned" * best}">{"".join(f"<td>{esc(t)}</td>" for t in texts)}</tr>' for texts, best in body)
+    return f"<table><tr>{head}</tr>{lines}</table>"
+
+
 def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
     """The verdict and the table of scores."""
     sets = results["by_labels"]
     parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in conclusions(entry)]
-    head = "".join(f"<th>{esc(label_words(entry['labels_per_class']))}</th>" for entry in sets)
-    body = ""
+    titles = ["", *(label_words(entry["labels_per_class"]) for entry in sets)]
+    body = []
     for kind in [k for k in WORDS if k in sets[0]["scores"]]:
-        cells = ""
-        for entry in sets:
-            score = entry["scores"][kind]
-            spread = "" if score["sd"] is None else f" ± {score['sd']:.3f}"
-            cells += f"<td>{score['mean']:.3f}{spread}</td>"
-        body += f'<tr class="{kind}"><td>{esc(WORDS[kind].format(longer=cfg.evaluate.longer))}</td>{cells}</tr>'
+        found = [entry["scores"][kind] for entry in sets]
+        cells = [f"{s['mean']:.3f}" + ("" if s["sd"] is None else f" ± {s['sd']:.3f}") for s in found]
+        body.append(([WORDS[kind].format(longer=cfg.evaluate.longer), *cells], kind == "tuned"))
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
-    parts.append(f"<h2>Accuracy on {results['n_test']:,} test images ({seeds})</h2><table><tr><th></th>{head}</tr>{body}</table>")
-    if found := results.get("pretrain"):
-        rows = "".join(f"<tr><td>{esc(k)}</td><td>{v:.4g}</td></tr>" for k, v in found.items())
-        parts.append(f"<h2>Pretraining</h2><table>{rows}</table>")
+    parts.append(f"<h2>Accuracy on {results['n_test']:,} test images ({seeds})</h2>{html_table(titles, body)}")
+    if pretrained := results.get("pretrain"):
+        parts.append("<h2>Pretraining</h2>" + html_table(["", ""], [([k, f"{v:.4g}"], False) for k, v in pretrained.items()]))
     return parts

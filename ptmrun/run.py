@@ -64,7 +64,7 @@ class Run:
         """A new folder `outputs/<time>_<name>`; a name that is taken gets a number, so no two runs share a folder."""
         root = Path(cfg.outputs)
         words = [cfg.model.name, cfg.task.name, cfg.dataset.name, *([] if cfg.stage == "all" else [cfg.stage])]
-        stem = f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}_{cfg.name or '-'.join(words)}"
+        stem = f"{stamp()}_{cfg.name or '-'.join(words)}"
         try:
             folder = new_folder(root, stem)
             run = cls(folder, manifest)
@@ -183,6 +183,11 @@ def new_folder(root: Path, stem: str) -> Path:
         except FileExistsError:
             number += 1
             folder = root / f"{stem}-{number}"
+
+
+def stamp() -> str:
+    """The local time, as folder names begin."""
+    return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 def now() -> str:

@@ -1,7 +1,11 @@
-"""SIGINT and SIGTERM ask for a stop at the next step; a second one stops at once."""
+"""SIGINT and SIGTERM ask for a stop at the next step; one more, at least a second later, stops at once.
+
+(A terminal and a sweep may both deliver the same Ctrl-C.)
+"""
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -11,14 +15,16 @@ class Stop:
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.since = 0.0
 
     def pending(self) -> int | None:
         return self.signum
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum is not None:
+        if self.signum is None:
+            self.signum, self.since = signum, time.monotonic()
+        elif time.monotonic() - self.since > 1:
             raise KeyboardInterrupt
-        self.signum = signum
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:

@@ -1,34 +1,357 @@
-"""Sweeps: Hydra's multirun."""
+"""Sweeps: Hydra's multirun grammar and launchers. Every job is a `ptmrun` in a process of its own, kept in a ledger.
 
+The launcher (Hydra's own, joblib, submitit, Ray) calls `job` somewhere with a number; what is to be done stands in the ledger.
+So a job that has been done is skipped wherever it runs, and a crash, a leak or an empty memory stays in one process.
+"""
+
+import contextlib
+import fcntl
+import html
+import itertools
+import os
+import signal
+import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from ptmrun.compose import compose, hydra_main, sort_overrides
-from ptmrun.errors import Interrupted, UserError
+from pydantic import ValidationError
+from rich.markup import escape
+
+from ptmrun import config
+from ptmrun.compose import compose, compose_raw, sort_overrides, unknown
+from ptmrun.errors import UserError
+from ptmrun.ledger import ENDED, Job, Ledger, locked, this_process, title, varying
+from ptmrun.run import Run, console, new_folder, plain_json, stamp, write_atomic
+
+EXTRAS = ("joblib", "submitit", "ray")
+Launch = Callable[[list[Job]], None]
 
 
 def run(overrides: list[str]) -> int:
-    """Hydra's multirun with its basic launcher: each job is a run with a folder of its own."""
+    """A sweep from its command to its table. Returns 0 when every job is done, 1 when one is not."""
     *_, mistakes = sort_overrides(overrides, sweep=True)
     if mistakes:
         raise UserError(*mistakes)
-    failed: list[str] = []
-
-    def job(_: Any) -> None:
-        from hydra.core.hydra_config import HydraConfig
-
-        mine = list(HydraConfig.get().overrides.task)
+    settings = parse_settings([o for o in overrides if o.startswith("sweep.")])
+    hydra = [o for o in overrides if o.startswith("hydra")]
+    mine = [o for o in overrides if not o.startswith(("hydra", "sweep."))]
+    if settings.search == "grid":
+        wanted = grid(mine)
+        problems = {tuple(w): problem for w in wanted if (problem := problem_of(w))}
+        if len(problems) == len(wanted):
+            raise UserError(*dict.fromkeys(line for lines in problems.values() for line in lines))
+    ledger = Ledger(sweep_folder(settings, mine))
+    console.print(f"Sweep folder: {ledger.folder}", markup=False)
+    stopped = None
+    with only_one(ledger.folder), launcher(ledger.folder, settings.prune, hydra) as launch, shown(ledger), terminable():
         try:
-            parsed = compose(mine)
-            from ptmrun import stages
+            if settings.search == "optuna":
+                from ptmrun import search
 
-            stages.run(parsed, mine)
-        except Interrupted:
-            raise KeyboardInterrupt from None  # Hydra would take any other error for a failed job and go on
-        except UserError as error:
-            failed.append(" ".join(mine))
-            for line in error.args:
-                print(f"ptmrun: {' '.join(mine)}: {line}", file=sys.stderr)
+                search.run(ledger, settings, mine, launch)
+            else:
+                launch(queue(ledger, wanted, problems))
+        except KeyboardInterrupt:
+            stopped = 130
+    finish(ledger)
+    left = [j for j in ledger.jobs() if j.status not in ("done", "pruned")]
+    if left:
+        how = f"Go on with what is missing: ptmrun -m {' '.join(overrides)} sweep.resume={ledger.folder}"
+        console.print(f"{len(left)} of {len(ledger.jobs())} jobs are not done. {how}", markup=False)
+    return stopped or (1 if left else 0)
 
-    hydra_main(job, ["--multirun", *overrides])
-    return 2 if failed else 0
+
+def parse_settings(overrides: list[str]) -> config.Sweep:
+    """The `sweep.` keys. Raises UserError."""
+    known = compose_raw([], keep="sweep")
+    if wrong := [line for o in overrides if (line := unknown(o.split("=", 1)[0], known))]:
+        raise UserError(*wrong)
+    raw = compose_raw(overrides, keep="sweep")["sweep"]
+    try:
+        return config.Sweep.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(*config.explain(error, raw, "sweep.", config.Sweep)) from None
+
+
+def grid(overrides: list[str]) -> list[list[str]]:
+    """Every combination of the values, in the order of the command: the overrides of each job."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    lists = []
+    for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
+        if parsed.is_sweep_override() and not parsed.is_discrete_sweep():
+            raise UserError(f"{text}: an interval is searched, not enumerated; add sweep.search=optuna")
+        values = (
+            [f"{parsed.get_key_element()}={v}" for v in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else [text]
+        )
+        lists.append(values)
+    return [list(job) for job in dict.fromkeys(itertools.product(*lists))]
+
+
+def problem_of(overrides: list[str]) -> tuple[str, ...] | None:
+    try:
+        compose(overrides)
+    except UserError as error:
+        return error.args
+    return None
+
+
+def sweep_folder(settings: config.Sweep, overrides: list[str]) -> Path:
+    """A new folder below `outputs`, or the one to go on with."""
+    if settings.resume is None:
+        given = dict(o.split("=", 1) for o in overrides)
+        root, name = (given.get(k, "").strip("'\"") for k in ("outputs", "name"))
+        try:
+            return new_folder(Path(root or "outputs"), f"{stamp()}_{name or 'sweep'}")
+        except OSError as error:
+            raise UserError(f"outputs={root}: no folder can be made there: {error.strerror}") from None
+    folder = Path(settings.resume)
+    if not list(folder.glob("*/job.json")):
+        raise UserError(f"sweep.resume={folder}: no folder of a sweep (it holds no */job.json)")
+    return folder
+
+
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Held by the process that runs the sweep."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder}: another process is running this sweep") from None
+        yield
+
+
+def queue(ledger: Ledger, wanted: list[list[str]], problems: dict[tuple[str, ...], tuple[str, ...]]) -> list[Job]:
+    """Enters the wanted jobs into the ledger, those that cannot be composed as failed; returns those to run."""
+    known = {tuple(j.overrides): j for j in ledger.jobs()}
+    number = 1 + max((j.number for j in known.values()), default=-1)
+    todo = []
+    for overrides in wanted:
+        entry = known.get(tuple(overrides))
+        if entry is None:
+            entry, number = Job(number=number, overrides=overrides), number + 1
+        if problem := problems.get(tuple(overrides)):
+            ledger.write(entry, status="failed", reason="; ".join(problem))
+        elif entry.status != "done":
+            todo.append(ledger.write(entry, status="queued", reason=None))
+    return todo
+
+
+@contextlib.contextmanager
+def launcher(folder: Path, prune: bool, overrides: list[str]) -> Iterator[Launch]:
+    """Hydra's launcher, ready to be given jobs."""
+    from hydra import initialize_config_dir
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.errors import HydraException
+    from hydra.types import HydraContext, RunMode
+    from omegaconf.errors import OmegaConfBaseException
+
+    here = folder.resolve()
+    own = [f"+sweep.folder={quoted(here)}", f"sweep.prune={prune}"]
+    with initialize_config_dir(str(config.CONF), version_base="1.3", job_name="ptmrun"):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            settings = loader.load_configuration(
+                "config", [f"hydra.sweep.dir={quoted(here / '.launcher')}", *overrides], run_mode=RunMode.MULTIRUN
+            )
+            context = HydraContext(config_loader=loader, callbacks=Callbacks())
+            plugin = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=settings)
+        except (HydraException, OmegaConfBaseException, ImportError) as error:
+            name = next((o.split("=", 1)[1] for o in overrides if o.startswith("hydra/launcher=")), None)
+            if name in EXTRAS:
+                raise UserError(f"hydra/launcher={name}: not installed; pip install 'ptmrun[{name}]'") from None
+            raise UserError(" ".join(str(error).split())) from None
+
+        def launch(jobs: list[Job]) -> None:
+            if jobs:
+                given = [[*own, f"+sweep.job={j.number}"] for j in jobs]
+                for result in plugin.launch(given, initial_job_idx=0):
+                    _ = result.return_value  # raises what `job` raised
+
+        yield launch
+
+
+def job(settings: Any) -> None:
+    """One job, wherever the launcher runs it: starts `ptmrun`, follows it and writes down how it ended."""
+    ledger = Ledger(Path(settings.sweep.folder))
+    entry = ledger.job(settings.sweep.job)
+    if entry.status == "done":
+        return
+    begun, before = time.monotonic(), ledger.run(entry)
+    while before is not None and locked(before):  # a process of the sweep that was killed may live on for a moment
+        if time.monotonic() - begun > 20:
+            ledger.write(entry, status="failed", reason="another process is working on its run; resume the sweep later")
+            return
+        time.sleep(0.2)
+    folder = ledger.path(entry.number)
+    entry = ledger.write(entry, status="running", process=this_process(), reason=None)
+    if before is not None and before.manifest["status"] == "done":  # killed between the run's end and the ledger's entry
+        code, asked, pruned = 0, None, False
+    else:
+        words = ["resume", str(before.folder)] if before is not None else [*entry.overrides, f"outputs={quoted(folder)}"]
+        with open(folder / "stderr.txt", "wb") as errors:
+            child = subprocess.Popen([sys.executable, "-m", "ptmrun", *words], stdout=subprocess.DEVNULL, stderr=errors)
+            with forwarded(child) as received:
+                pruned = follow(child, ledger, entry, settings.sweep.prune)
+                asked = received[0] if received else None
+        code = child.returncode
+    after = ledger.run(entry)
+    status, reason = outcome(code, asked, pruned, folder / "stderr.txt")
+    changes = {"status": status, "reason": reason, "seconds": entry.seconds + time.monotonic() - begun}
+    ledger.write(entry, **changes, **(found(after) if after else {}))
+    if asked:
+        raise KeyboardInterrupt
+
+
+def quoted(path: Path) -> str:
+    """A path as a value in Hydra's grammar."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+@contextlib.contextmanager
+def forwarded(child: subprocess.Popen) -> Iterator[list[int]]:
+    """Sends SIGINT and SIGTERM on to the child; yields the list of those received."""
+    received: list[int] = []
+
+    def send(signum: int, _: Any) -> None:
+        received.append(signum)
+        child.send_signal(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before = {s: signal.signal(s, send) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def follow(child: subprocess.Popen, ledger: Ledger, entry: Job, prune: bool) -> bool:
+    """Waits for the child; True when a search pruned it."""
+    pruner = None
+    if entry.trial is not None and prune:
+        from ptmrun.search import Pruner
+
+        pruner = Pruner(ledger.folder, entry.trial)
+    while child.poll() is None:
+        time.sleep(0.1)
+        run = ledger.run(entry) if pruner else None
+        if pruner and run and pruner.hopeless(run.metrics()):
+            child.terminate()
+            child.wait()
+            return True
+    return False
+
+
+def outcome(code: int, asked: int | None, pruned: bool, errors: Path) -> tuple[str, str | None]:
+    """(status, reason) from how a child ended."""
+    if pruned:
+        return "pruned", "its linear probe was below the median of the others"
+    if code == 0:
+        return "done", None
+    if asked or code in (130, 143):
+        return "interrupted", None
+    if code < 0:
+        name = signal.Signals(-code).name
+        return "killed", f"by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+    lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [f"exit code {code}"]
+    said = [line.removeprefix("ptmrun: ") for line in lines if line.startswith("ptmrun: ")]
+    return "failed", "; ".join(x for x in said if not x.startswith("the run so far")) or lines[-1]
+
+
+def found(run: Run) -> dict[str, Any]:
+    """What the ledger says of a run."""
+    path = run.path("results.json")
+    name = run.folder.resolve().name
+    if path.exists():
+        results = plain_json(path)
+        return {"run": name, "score": results["score"], "val_score": results["val_score"]}
+    probes = [x["probe_linear"] for x in run.metrics() if "probe_linear" in x]
+    return {"run": name, "score": probes[-1] if probes else None, "val_score": probes[-1] if probes else None}
+
+
+@contextlib.contextmanager
+def shown(ledger: Ledger) -> Iterator[None]:
+    """Tells of every job that ends, as it ends, whichever process it ran in."""
+    stop, told = threading.Event(), {j.number for j in ledger.jobs() if j.status == "done"}
+    if told:
+        console.print(f"{len(told)} jobs were done before.")
+
+    def tell() -> None:
+        jobs = ledger.jobs()
+        settings = varying(jobs)
+        for entry in jobs:
+            if entry.status in ENDED and entry.number not in told:
+                told.add(entry.number)
+                score = "" if entry.score is None else f", {entry.score:.3f}"
+                why = f": {entry.reason}" if entry.reason else ""
+                line = f"[{len(told)}/{len(jobs)}] {title(settings[entry.number])}: {entry.status}{score}{why} ({entry.seconds:.0f} s)"
+                console.print(escape(line), style=None if entry.status == "done" else "yellow")
+
+    def watch() -> None:
+        while not stop.wait(0.5):
+            tell()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        tell()
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the sweep as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def finish(ledger: Ledger) -> None:
+    """Writes results.csv and report.html and shows the table: one row a setting, seeds together."""
+    from ptmrun import compare
+
+    for entry in ledger.jobs():
+        if entry.status == "running" and not ledger.alive(entry):
+            ledger.write(entry, status="killed", reason="its process is gone")
+    jobs = ledger.jobs()
+    rows = rows_of(ledger, jobs)
+    if rows:
+        console.print(compare.table(rows, "Scores on the test split (mean ± sd over seeds)"))
+        write_atomic(ledger.folder / "results.csv", compare.csv_text(rows))
+    settings = varying(jobs)
+    left = [f"{title(settings[j.number])}: {j.status}. {j.reason or ''}" for j in jobs if j.status != "done"]
+    missing = [f"<li>{html.escape(line)}</li>" for line in left]
+    before = f"<p>{len(jobs)} jobs, {len(missing)} of them without a result.</p><ul>{''.join(missing)}</ul>" if missing else ""
+    write_atomic(ledger.folder / "report.html", compare.page(rows, ledger.folder.resolve().name, before))
+    console.print(f"Report: {os.path.relpath(ledger.folder / 'report.html')}", markup=False)
+
+
+def rows_of(ledger: Ledger, jobs: list[Job]) -> list[Any]:
+    """One row a setting (the overrides that vary, but for the seed), with the runs that are done."""
+    from ptmrun.compare import Row
+
+    settings = varying(jobs)
+    rows: dict[str, Row] = {}
+    for entry in jobs:
+        run = ledger.run(entry)
+        if entry.status == "done" and run is not None:
+            setting = {k: v for k, v in settings[entry.number].items() if k != "seed"}
+            row = rows.setdefault(title(setting), Row(setting))
+            row.runs.append(run)
+            row.seconds += sum(run.manifest.get("wall_s", {}).values())
+    return list(rows.values())
