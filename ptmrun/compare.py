@@ -171,17 +171,9 @@ def page(rows: list[Row], title: str, before: str = "") -> str:
     return f'<!doctype html><html lang="en">{style}{"".join(parts)}</html>\n'
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings with dotted keys."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return result
-
-
 def differences(runs: list[Run]) -> dict[str, list[Any]]:
     """Config keys whose values differ -> the value of each run (None where the key is not there)."""
-    configs = [flat(config.plain(config.load(run.path("config.yaml")))) for run in runs]
+    configs = [config.flat(config.plain(config.load(run.path("config.yaml")))) for run in runs]
     keys = dict.fromkeys(k for c in configs for k in c if k.split(".")[0] not in UNIMPORTANT)
     found = {key: [c.get(key) for c in configs] for key in keys}
     return {key: values for key, values in found.items() if any(v != values[0] for v in values)}

@@ -12,12 +12,15 @@ from ptmrun.errors import UserError, nearest
 OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
 
 
-def compose(overrides: list[str]) -> config.Config:
-    """Overrides -> the config of one run. Raises UserError with all mistakes at once."""
+def compose(overrides: list[str], saved: config.Config | None = None) -> config.Config:
+    """Overrides -> the config of one run; with a saved config, that one with what the overrides change.
+
+    Raises UserError with all mistakes at once.
+    """
     groups, values, mistakes = sort_overrides(overrides, sweep=False)
-    parent = parent_config(values)
+    parent, own = (config.plain(saved), ()) if saved else (parent_config(values), OWN)
     if parent:
-        groups = {g: parent[g]["name"] for g in config.SECTIONS if g not in OWN} | groups
+        groups = {g: parent[g]["name"] for g in config.SECTIONS if g not in own} | groups
     base = [f"{group}={choice}" for group, choice in groups.items()]
     known = compose_raw(base)
     good = []
@@ -29,7 +32,7 @@ def compose(overrides: list[str]) -> config.Config:
     raw = compose_raw(base + good)
     given = [g.split("=")[0] for g in good]
     if parent:
-        raw = inherit(raw, parent, overrides, given)
+        raw = inherit(raw, parent, own, overrides, given)
     one_length(raw, given)
     try:
         parsed = config.parse(raw)
@@ -127,10 +130,12 @@ def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
     return config.plain(config.load(run.path("config.yaml"))) | {"init": str(run.folder)}
 
 
-def inherit(raw: dict[str, Any], parent: dict[str, Any], overrides: list[str], given: list[str]) -> dict[str, Any]:
-    """A run that starts from another one keeps that one's settings, but for OWN, chosen groups and the keys given."""
+def inherit(
+    raw: dict[str, Any], parent: dict[str, Any], own: tuple[str, ...], overrides: list[str], given: list[str]
+) -> dict[str, Any]:
+    """A run that starts from another one keeps that one's settings, but for its own, chosen groups and the keys given."""
     chosen = {o.lstrip("+").split("=")[0] for o in overrides} - {"init"}
-    result = {k: raw[k] if k in OWN or k in chosen or k not in parent else parent[k] for k in raw}
+    result = {k: raw[k] if k in own or k in chosen or k not in parent else parent[k] for k in raw}
     for key in set(given) - {"init"}:
         *parents, last = key.split(".")
         source, target = raw, result
@@ -146,6 +151,11 @@ def one_length(raw: dict[str, Any], given: list[str]) -> None:
         for mine, other in (("epochs", "steps"), ("steps", "epochs")):
             if f"{section}.{mine}" in given and f"{section}.{other}" not in given and isinstance(raw[section], dict):
                 raw[section][other] = None
+
+
+def quoted(path: Path) -> str:
+    """A path as a value in Hydra's grammar."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def hydra_main(job: Callable[[Any], None], argv: list[str]) -> None:

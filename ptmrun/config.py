@@ -14,7 +14,7 @@ A type is a name of TYPES, anything else a literal; `|` is "or", `[count]` a lis
 import functools
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
@@ -42,8 +42,20 @@ TYPES: dict[str, Any] = {
 }
 
 
+READ: set[str] = set()  # the dotted keys that something has read, to find those that nothing does
+
+
 class Strict(BaseModel):
+    """Typed settings that cannot be changed, and that know which of them are read."""
+
+    section: ClassVar[str] = ""  # where in the config they stand
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in type(self).model_fields:
+            section = type(self).section
+            READ.add(f"{section}.{name}" if section else name)
+        return super().__getattribute__(name)
 
 
 class Loop(Strict):
@@ -71,10 +83,12 @@ class Loop(Strict):
 
 
 class Pretrain(Loop):
+    section = "pretrain"
     probes: Natural
 
 
 class Finetune(Loop):
+    section = "finetune"
     name: str
     seeds: Count
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
@@ -82,20 +96,24 @@ class Finetune(Loop):
 
 
 class Evaluate(Strict):
+    section = "evaluate"
     baselines: list[Literal["chance", "raw", "random_frozen", "frozen", "scratch", "scratch_long"]]
     longer: Count
     bins: Count
 
 
 class Model(Strict):
+    section = "model"
     name: str
 
 
 class Task(Strict):
+    section = "task"
     name: str
 
 
 class Augment(Strict):
+    section = "dataset.augment"
     shift: Annotated[float, Field(ge=0, lt=1)]
     rotate: Annotated[float, Field(ge=0, le=180)]
     scale: Annotated[float, Field(ge=0, lt=1)]
@@ -104,6 +122,7 @@ class Augment(Strict):
 
 
 class Dataset(Strict):
+    section = "dataset"
     name: str
     root: str | None
     image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)]
@@ -117,10 +136,12 @@ class Dataset(Strict):
 
 
 class Downstream(Strict):
+    section = "downstream"
     name: str
 
 
 class Device(Strict):
+    section = "device"
     name: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16"]
     threads: Literal["auto"] | Count
@@ -129,6 +150,7 @@ class Device(Strict):
 
 
 class Logger(Strict):
+    section = "logger"
     name: str
 
 
@@ -256,7 +278,9 @@ def parse(raw: Any) -> Config:
         mistakes += [m for m in explain(error, typed, "", Config) if m.split(":")[0] not in broken | set(SECTIONS)]
         mistakes += misfits(names)
         raise UserError(*mistakes) from None
+    before = set(READ)
     mistakes += misfits(names) + contradictions(config)
+    READ.intersection_update(before)  # what is read to check a config is not read by the run
     if mistakes:
         raise UserError(*mistakes)
     return config
@@ -365,6 +389,14 @@ def dump(config: Config) -> str:
 def plain(config: Config) -> dict[str, Any]:
     """The config as nested plain values, with the keys of each choice."""
     return {k: getattr(config, k).model_dump() if k in SECTIONS else v for k, v in config.model_dump().items()}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings with dotted keys."""
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return result
 
 
 def replace(config: Config, **changes: Any) -> Config:

@@ -19,6 +19,8 @@ from ptmrun.run import Run
 from ptmrun.signals import Stop
 
 ENCODER = "checkpoints/encoder"
+SAME_DATA = ("name", "root", "image_size", "limit", "val_fraction", "test_fraction", "split_seed")
+START = "checkpoints/start.safetensors"  # encoder weights copied from a run whose pretraining was not complete
 
 
 @dataclass
@@ -52,6 +54,8 @@ class Context:
         encoder = self.encoder()
         if folder := source(self.run, self.cfg, ENCODER):
             encoder.load(folder)
+        elif (file := self.run.path(START)).exists():
+            checkpoint.into(encoder, checkpoint.load(file)[0], file)
         return encoder
 
     def features(self, encoder: Any, split: Split) -> Any:
@@ -80,13 +84,28 @@ def labelled(context: Context) -> bool:
     return context.data.train.labels is not None and len(context.data.classes) > 1
 
 
-def parent_of(cfg: Config) -> dict[str, Any]:
-    """Name and weight hash of the run that `init` names."""
+def parent_of(cfg: Config, start: Path | None = None) -> dict[str, Any]:
+    """Name, weight hash and data of the run that `init` names; `start` is where the weights of an unfinished one were copied."""
     parent = Run.open(Path(cfg.init))
-    folder = source(parent, config.load(parent.path("config.yaml")), ENCODER)
-    if folder is None and cfg.stage != "evaluate":  # what was fine-tuned from random weights can still be evaluated
-        raise UserError(f"init={cfg.init}: that run has no {ENCODER}")
-    return {"run": parent.folder.resolve().name, "weights_sha256": folder and encoder_hash(folder)}
+    saved = config.load(parent.path("config.yaml"))
+    folder = source(parent, saved, ENCODER)
+    if folder is not None:
+        weights: str | None = encoder_hash(folder)
+    elif tensors := checkpoint.load(start)[0] if start and start.exists() else unfinished(parent):
+        weights = checkpoint.sha256(tensors)
+    elif cfg.stage == "evaluate":  # what was fine-tuned from random weights can still be evaluated
+        weights = None
+    else:
+        raise UserError(f"init={cfg.init}: that run has no {ENCODER}, nor a checkpoint of its pretraining")
+    same = all(getattr(saved.dataset, key) == getattr(cfg.dataset, key) for key in SAME_DATA)
+    data = parent.manifest.get("data", {}).get("fingerprint") if same else None
+    return {"run": parent.folder.resolve().name, "weights_sha256": weights, "data": data}
+
+
+def unfinished(run: Run) -> dict[str, torch.Tensor]:
+    """The encoder's weights in the last checkpoint of a run's pretraining; empty where there is none."""
+    file = run.path("checkpoints", "state", "pretrain.safetensors")
+    return checkpoint.part(checkpoint.load(file)[0], "model.encoder.") if file.exists() else {}
 
 
 def encoder_hash(folder: Path) -> str:

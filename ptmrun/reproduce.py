@@ -20,7 +20,7 @@ def reproduce(old: Run, outputs: str) -> bool:
         known = [p.get("weights_sha256") for p in old.manifest.get("parents", [])]
         if parent_of(cfg)["weights_sha256"] not in known:
             raise UserError(f"init={cfg.init}: its weights are not those that {old.folder} started from")
-    new = stages.run(cfg, [], verb=f"reproduce {old.folder.resolve().name}")
+    new = stages.run(cfg, [], verb=f"reproduce {old.folder.resolve().name}", data=old.manifest.get("data"))
     new.update(reproduces=old.folder.resolve().name)
     changed = differences(old, new)
     for line in changed:
@@ -39,7 +39,7 @@ def reproduce(old: Run, outputs: str) -> bool:
 
 
 def differences(old: Run, new: Run) -> list[str]:
-    """What is not as it was: packages, code, hardware, data."""
+    """What is not as it was: packages, code, hardware, config."""
     lines = []
     a, b = old.manifest, new.manifest
     for name, version in b["packages"].items():
@@ -49,8 +49,7 @@ def differences(old: Run, new: Run) -> list[str]:
         lines.append("code: the package's files have changed")
     if a.get("hardware") != b["hardware"]:
         lines.append(f"hardware: {a.get('hardware')} then, {b['hardware']} now")
-    if a.get("data", {}).get("fingerprint") != b["data"]["fingerprint"]:
-        lines.append("data: the fingerprint has changed")
+    lines += [f"config changed when it was resumed: {line}" for line in a.get("changed", [])]
     for key in ("config.yaml",):
         then, now = (config.plain(config.load(r.path(key))) for r in (old, new))
         lines += [f"config {k}: {then[k]} then, {now[k]} now" for k in then if k != "outputs" and then[k] != now.get(k)]

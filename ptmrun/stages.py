@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptmrun import adapt, budget, checkpoint, config, device, figures, probe, provenance, report, rng
+from ptmrun import adapt, budget, changes, checkpoint, config, device, figures, probe, provenance, report, reuse, rng
 from ptmrun.config import Config
-from ptmrun.context import ENCODER, Context, check_stop, encoder_hash, fit, labelled, parent_of, steps_of
+from ptmrun.context import ENCODER, START, Context, check_stop, encoder_hash, fit, labelled, parent_of, steps_of, unfinished
 from ptmrun.data import splits
 from ptmrun.data.batches import Normalise
 from ptmrun.errors import Interrupted, UserError
@@ -22,25 +22,30 @@ from ptmrun.signals import Stop
 from ptmrun.trials import classifier, label_counts, trained_tensors, trials, tune, weights_file
 
 
-def run(cfg: Config, overrides: list[str], verb: str = "") -> Run:
-    """A new run from the beginning; `verb` is what was typed before the overrides."""
+def run(cfg: Config, overrides: list[str], verb: str = "", data: dict[str, Any] | None = None) -> Run:
+    """A new run from the beginning; `verb` is what was typed before the overrides, `data` what is known of the data already."""
     if cfg.init != "random":
         Run.open(Path(cfg.init))
-    run = Run.create(cfg, overrides, provenance.manifest([*verb.split(), *overrides]))
+    run = Run.create(cfg, overrides, {**provenance.manifest([*verb.split(), *overrides]), "data": data or {}})
     with run.lock():
         execute(run, cfg)
     return run
 
 
-def resume(run: Run) -> None:
-    """Goes on with a run. Raises UserError when it is done already or another process works on it."""
-    cfg = config.load(run.path("config.yaml"))
+def resume(run: Run, cfg: Config) -> None:
+    """Goes on with a run, with what may change of its config. Raises UserError when it is done or a process works on it."""
     with run.lock():
         run.manifest = Run.open(run.folder).manifest
         if run.manifest["status"] == "done":
-            raise UserError(f"{run.folder}: done already; nothing to resume")
+            raise UserError(f"{run.folder}: done already; nothing to resume (--fork starts a new run from its weights)")
+        changed = changes.allowed(run, config.load(run.path("config.yaml")), cfg)
         run.say(f"Resuming {run.folder} ({run.manifest['status']})")
+        for line in changed:
+            run.say(f"  changed: {line}")
         run.update(status="running", resumed=[*run.manifest.get("resumed", []), now()])
+        if changed:
+            run.update(changed=[*run.manifest.get("changed", []), *changed])
+            run.write("config.yaml", config.dump(cfg))
         execute(run, cfg)
 
 
@@ -76,11 +81,13 @@ def watched(run: Run) -> Iterator[None]:
 def execute(run: Run, cfg: Config) -> None:
     """Runs the stages that the config asks for; each skips what it finds done."""
     stop = Stop()
+    config.READ.clear()
     with watched(run), stop.handled():
         console.print(f"Run folder: {run.folder}", markup=False)
         context = prepare(run, cfg, stop)
         cfg = context.cfg
         wall: dict[str, float] = dict(run.manifest.get("wall_s", {}))
+        read = set(run.manifest.get("read", []))
         stages = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
         chosen = list(stages) if cfg.stage == "all" else [cfg.stage]
         if not labelled(context) and cfg.stage == "all":
@@ -88,14 +95,31 @@ def execute(run: Run, cfg: Config) -> None:
             run.say("The data has no classes to tell apart: only the pretraining stage runs.")
         for name in chosen:
             start = time.perf_counter()
+            inputs = reuse.inputs(context, name)
+            if cfg.skip_done:
+                reuse.take(context, name, inputs)
             stages[name](context)
             wall[name] = round(wall.get(name, 0.0) + time.perf_counter() - start, 1)
-            run.update(wall_s=wall)
+            read |= config.READ
+            run.update(wall_s=wall, inputs={**run.manifest.get("inputs", {}), name: inputs}, read=sorted(read))
+        report_dead_keys(run, cfg, read)
         shutil.rmtree(run.path("checkpoints", "state"), ignore_errors=True)  # what only resuming needs
-        run.manifest = {**run.manifest, "status": "done", "ended": now()}
+        run.manifest = {k: v for k, v in run.manifest.items() if k != "error"} | {"status": "done", "ended": now()}
         path = report.write(run)  # before the manifest says done: a run that is done is whole
         run.update()
         run.say(f"Report: {path}")
+
+
+def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
+    """Names the keys that were given and that nothing read: a warning, or with strict=true a UserError."""
+    overrides = config.load_plain(run.path("overrides.yaml"))
+    given = [o.lstrip("+").split("=", 1)[0] for o in overrides]
+    dead = [key for key in dict.fromkeys(given) if key in config.flat(config.plain(cfg)) and key not in read]
+    lines = [f"{key}: given, but nothing in this run reads it" for key in dead]
+    for line in lines:
+        run.say(f"Warning: {line}")
+    if lines and cfg.strict:
+        raise UserError(*lines)
 
 
 def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
@@ -127,22 +151,34 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     fingerprint = run.manifest.get("data", {}).get("fingerprint", data.fingerprint)
     if fingerprint != data.fingerprint:
         raise UserError(
-            f"dataset={cfg.dataset.name}: the data has changed since the run began (fingerprint {fingerprint[:12]}); refused"
+            f"dataset={cfg.dataset.name}: the data has changed since the run was made (was {str(fingerprint)[:12]}); refused"
         )
-    parents = [] if cfg.init == "random" else [parent_of(cfg)]
-    if (before := run.manifest.get("parents")) and before != parents:
-        raise UserError(f"init={cfg.init}: its weights have changed since the run began; refused")
+    if cfg.init != "random":
+        take_parent(run, cfg, data.fingerprint)
     if cfg.budget:
         cfg, why = budget.size_steps(context)
         context.cfg = cfg
         for line in why:
             run.say(f"  {line}")
-    run.update(data={"fingerprint": data.fingerprint, "mean": data.mean.tolist(), "std": data.std.tolist()}, parents=parents)
+    run.update(data={"fingerprint": data.fingerprint, "mean": data.mean.tolist(), "std": data.std.tolist()})
     run.write("config.yaml", config.dump(cfg))
     if not run.path("figures/augmented.png").exists():
         strength = cfg.pretrain.augment if cfg.stage in ("all", "pretrain") else cfg.finetune.augment
         figures.contact_sheet(run, data, context.normalise, cfg.dataset.augment, strength, cfg.seed)
     return context
+
+
+def take_parent(run: Run, cfg: Config, fingerprint: str) -> None:
+    """Notes the run that `init` names. Raises UserError when its weights or data are not what they were."""
+    start = run.path(START)
+    parent = parent_of(cfg, start)
+    if (before := run.manifest["parents"]) and before != [parent]:
+        raise UserError(f"init={cfg.init}: its weights have changed since the run began; refused")
+    if parent["data"] not in (None, fingerprint):
+        raise UserError(f"dataset={cfg.dataset.name}: the data has changed since {cfg.init} was made; refused")
+    if not start.exists() and (tensors := unfinished(Run.open(Path(cfg.init)))):
+        checkpoint.save(start, tensors)
+    run.update(parents=[parent])
 
 
 def check_labels(context: Context) -> None:

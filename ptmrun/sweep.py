@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from ptmrun import config
-from ptmrun.compose import compose, compose_raw, sort_overrides, unknown
+from ptmrun.compose import compose, compose_raw, quoted, sort_overrides, unknown
 from ptmrun.errors import UserError
 from ptmrun.ledger import ENDED, Job, Ledger, locked, this_process, title, varying
 from ptmrun.run import Run, console, new_folder, plain_json, stamp, write_atomic
@@ -37,8 +37,8 @@ def run(overrides: list[str]) -> int:
     if mistakes:
         raise UserError(*mistakes)
     settings = parse_settings([o for o in overrides if o.startswith("sweep.")])
-    hydra = [o for o in overrides if o.startswith("hydra")]
-    mine = [o for o in overrides if not o.startswith(("hydra", "sweep."))]
+    hydra = [o for o in overrides if o.lstrip("+").startswith("hydra")]
+    mine = [o for o in overrides if not o.lstrip("+").startswith(("hydra", "sweep."))]
     if settings.search == "grid":
         wanted = grid(mine)
         problems = {tuple(w): problem for w in wanted if (problem := problem_of(w))}
@@ -210,11 +210,6 @@ def job(settings: Any) -> None:
         raise KeyboardInterrupt
 
 
-def quoted(path: Path) -> str:
-    """A path as a value in Hydra's grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
 @contextlib.contextmanager
 def forwarded(child: subprocess.Popen) -> Iterator[list[int]]:
     """Sends SIGINT and SIGTERM on to the child; yields the list of those received."""
@@ -294,7 +289,8 @@ def shown(ledger: Ledger) -> Iterator[None]:
                 told.add(entry.number)
                 score = "" if entry.score is None else f", {entry.score:.3f}"
                 why = f": {entry.reason}" if entry.reason else ""
-                line = f"[{len(told)}/{len(jobs)}] {title(settings[entry.number])}: {entry.status}{score}{why} ({entry.seconds:.0f} s)"
+                ended = f"{entry.status}{score}{why} ({entry.seconds:.0f} s)"
+                line = f"[{len(told)}/{len(jobs)}] {title(settings[entry.number])}: {ended}"
                 console.print(escape(line), style=None if entry.status == "done" else "yellow")
 
     def watch() -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ptmrun import config
+from ptmrun.compose import compose
 from ptmrun.run import Run
 
 
@@ -27,9 +29,17 @@ def value(settings: list[str], key: str, default: str) -> str:
 
 def resume(names: list[str], settings: list[str], flags: list[str]) -> int:
     run = Run.open(Path(names[0]))
+    saved = config.load(run.path("config.yaml"))
+    if "--fork" in flags:
+        cfg = compose(settings, config.replace(saved, init=str(run.folder), outputs=str(run.folder.parent)))
+        from ptmrun import stages
+
+        stages.run(cfg, settings, verb=f"resume {names[0]} --fork")
+        return 0
+    cfg = compose(settings, saved)
     from ptmrun import stages
 
-    stages.resume(run)
+    stages.resume(run, cfg)
     return 0
 
 
@@ -48,12 +58,30 @@ def report(names: list[str], settings: list[str], flags: list[str]) -> int:
     return 0
 
 
+def compare(names: list[str], settings: list[str], flags: list[str]) -> int:
+    runs = [Run.open(Path(name)) for name in names]
+    from ptmrun.compare import compare
+
+    print(f"Written to {compare(runs, value(settings, 'outputs', 'outputs'))}")
+    return 0
+
+
+def list_runs(names: list[str], settings: list[str], flags: list[str]) -> int:
+    from ptmrun import listing
+
+    filters = dict(s.split("=", 1) for s in settings if not s.startswith("sort="))
+    listing.show(Path(names[0] if names else "outputs"), filters, value(settings, "sort", "name"), "--tree" in flags)
+    return 0
+
+
 VERBS = {
     "resume": Verb(
         resume,
         "RUN",
         "resume outputs/latest",
-        "go on with an interrupted run from its last checkpoint; the result is bit-identical",
+        "go on with an interrupted run from its last checkpoint; the result is bit-identical (--fork KEY=VALUE...: a new run)",
+        settings=None,
+        flags=("--fork",),
     ),
     "reproduce": Verb(
         reproduce,
@@ -61,6 +89,24 @@ VERBS = {
         "reproduce outputs/latest",
         "run a saved config again in a new folder and say whether the result is the same (exit code 0 or 1)",
         settings=("outputs",),
+    ),
+    "compare": Verb(
+        compare,
+        "RUN RUN...",
+        "compare outputs/a outputs/b",
+        "what differs in their configs, their scores with the noise, and their curves",
+        least=2,
+        most=float("inf"),
+        settings=("outputs",),
+    ),
+    "list": Verb(
+        list_runs,
+        "[FOLDER]",
+        "list outputs status=done sort=score",
+        "the runs with status, score, age and size; KEY=VALUE filters, sort=KEY, --tree shows what came from what",
+        least=0,
+        settings=None,
+        flags=("--tree",),
     ),
     "report": Verb(report, "RUN", "report outputs/latest", "write report.html of a run again"),
 }

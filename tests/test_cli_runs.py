@@ -311,7 +311,7 @@ def test_changed_data_is_refused_on_resume(done_run, tmp_path, ptmrun):
     path.write_text(json.dumps(manifest))
     code, _, err = ptmrun("resume", tmp_path / "run")
     assert code == 2
-    assert "the data has changed since the run began" in err
+    assert "the data has changed since the run was made" in err
 
 
 def test_sweep(ptmrun):

@@ -1,0 +1,278 @@
+"""Sweeps: the grid, the ledger, isolation, resuming, launchers, search."""
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ptmrun import compare, sweep
+from ptmrun.errors import UserError
+from ptmrun.ledger import Job, Ledger
+
+KILLS = int(os.environ.get("PTMRUN_KILLS", "1"))
+SMALL = [
+    "dataset=digits",
+    "dataset.limit=120",
+    "pretrain.steps=4",
+    "pretrain.batch_size=32",
+    "pretrain.probes=1",
+    "finetune.steps=2",
+    "finetune.seeds=1",
+    "downstream.labels_per_class=2",
+    "evaluate.baselines=[chance]",
+    "device=cpu",
+    "device.precision=fp32",
+    "device.threads=1",
+    "device.workers=0",
+]
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "ptmrun", *map(str, argv)]
+
+
+def the_sweep(outputs: str = "outputs") -> Path:
+    [folder] = {p.parent.parent for p in Path(outputs).glob("*/*/job.json")}
+    return folder
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """results.csv without what depends on the clock and on where it lies."""
+    with open(folder / "results.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k not in ("runs", "seconds")} for row in csv.DictReader(file)]
+
+
+def statuses(folder: Path) -> list[str]:
+    return [j.status for j in Ledger(folder).jobs()]
+
+
+def test_grid_is_every_combination_in_order():
+    assert sweep.grid(["task=mae,mim", "seed=1,2", "name=a"]) == [
+        ["task=mae", "seed=1", "name=a"],
+        ["task=mae", "seed=2", "name=a"],
+        ["task=mim", "seed=1", "name=a"],
+        ["task=mim", "seed=2", "name=a"],
+    ]
+    assert sweep.grid(["seed=range(1,4)"]) == [["seed=1"], ["seed=2"], ["seed=3"]]
+    assert sweep.grid(["seed=1,1"]) == [["seed=1"]]
+    assert sweep.grid(["finetune=choice(full,linear)", "downstream.labels_per_class=[1,2],[3]"])[1] == [
+        "finetune=full",
+        "downstream.labels_per_class=[3]",
+    ]
+    with pytest.raises(UserError, match="an interval is searched"):
+        sweep.grid(["pretrain.lr=interval(0.1,0.2)"])
+
+
+BAD = {
+    "sweep.resume=nowhere": "sweep.resume=nowhere: no folder of a sweep",
+    "sweep.trails=3": "sweep.trails: no such key (did you mean trials?)",
+    "sweep.trials=0": "sweep.trials=0: expected greater than or equal to 1",
+    "hydra/launcher=nonesuch": "Could not find 'hydra/launcher/nonesuch'",
+    "task=mae,mimm": "task=mimm: no such task (did you mean mim?)",
+    "task.mask_ratio=2,3": "task.mask_ratio=3: expected less than 1",
+    "pretrain.lr=interval(1e-4,1e-2)": "add sweep.search=optuna",
+}
+
+
+@pytest.mark.parametrize("argument", BAD)
+def test_a_mistake_in_every_job_is_said_at_once(ptmrun, argument):
+    code, _, err = ptmrun("-m", "seed=1,2", argument)
+    assert code == 2
+    assert BAD[argument] in err
+    assert "Traceback" not in err
+    assert not list(Path().glob("outputs/*/*/job.json"))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A sweep with two good jobs, one that cannot be composed and one that fails, its output and exit code."""
+    folder = tmp_path_factory.mktemp("swept")
+    argv = command("-m", *SMALL[:7], *SMALL[8:], "stage=finetune", "downstream.labels_per_class=2,0,900", "seed=1,2", "name=s")
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=folder)
+    return folder, argv, done
+
+
+def test_failures_are_shown_and_the_others_go_on(swept):
+    folder, _, done = swept
+    assert done.returncode == 1, done.stderr
+    assert statuses(the_sweep(folder / "outputs")) == ["done", "done", "failed", "failed", "failed", "failed"]
+    said = " ".join(done.stdout.split())
+    assert "downstream.labels_per_class=0 seed=1: failed: downstream.labels_per_class=0: expected greater than" in said
+    assert "downstream.labels_per_class=900 seed=2: failed: downstream.labels_per_class=900: class" in said
+    assert "4 of 6 jobs are not done. Go on with what is missing: ptmrun -m" in said
+    assert "Traceback" not in done.stderr
+    page = (the_sweep(folder / "outputs") / "report.html").read_text()
+    assert "4 of them without a result" in page
+    assert "http" not in page
+
+
+def test_the_table_is_that_of_the_runs(swept):
+    folder, _, _ = swept
+    ledger = Ledger(the_sweep(folder / "outputs"))
+    [row] = table(ledger.folder)
+    jobs = ledger.jobs()[:2]
+    scores = [json.loads((ledger.run(j).folder / "results.json").read_text())["score"] for j in jobs]
+    assert [j.score for j in jobs] == scores
+    assert row["downstream.labels_per_class"] == "2"
+    assert float(row["2 labels a class mean"]) == pytest.approx(sum(scores) / 2)
+    assert float(row["2 labels a class sd"]) == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert row["2 labels a class n"] == "2"
+
+
+def test_resume_runs_only_what_is_missing(swept):
+    folder, argv, _ = swept
+    root = the_sweep(folder / "outputs")
+    ledger = Ledger(root)
+    before = {p: p.stat().st_mtime_ns for p in root.glob("00[01]/**/*") if p.is_file()}
+    made_anew = ledger.write(ledger.job(1), status="queued", score=None)
+    assert made_anew.run
+    again = subprocess.run([*argv, f"sweep.resume={root.relative_to(folder)}"], capture_output=True, text=True, cwd=folder)
+    assert again.returncode == 1
+    assert "1 jobs were done before." in again.stdout
+    assert statuses(root) == ["done", "done", "failed", "failed", "failed", "failed"]
+    after = {p: p.stat().st_mtime_ns for p in root.glob("00[01]/**/*") if p.is_file()}
+    assert {p.name for p in after if after[p] != before.get(p)} == {"job.json"}, "a run that is done is not run again"
+    assert len(ledger.jobs()) == 6
+
+
+def test_a_job_that_is_killed_does_not_touch_the_others(tmp_path):
+    process = subprocess.Popen(command("-m", *SMALL, "seed=1,2"), stdout=subprocess.PIPE, text=True)
+    pid = None
+    while pid is None:
+        assert process.poll() is None
+        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        pid = int(found[0]) if found and list(Path("outputs").glob("*/000/2*")) else None
+        time.sleep(0.02)
+    os.kill(pid, signal.SIGKILL)
+    out, _ = process.communicate(timeout=180)
+    assert process.returncode == 1
+    assert statuses(the_sweep()) == ["killed", "done"]
+    assert "seed=1: killed: by SIGKILL (out of memory?)" in " ".join(out.split())
+
+
+def test_ctrl_c_saves_and_resume_ends_with_the_same_table(tmp_path):
+    """SIGINT, SIGTERM or kill -9 of the whole process group at random moments, and resumed: the table of an undisturbed sweep."""
+    jobs = [*SMALL, "task=mim,simmim", "seed=1,2"]
+    calm = subprocess.run(command("-m", *jobs, "outputs=calm"), capture_output=True, text=True)
+    assert calm.returncode == 0, calm.stderr
+    chance, resume, signals = random.Random(1), [], [signal.SIGINT, signal.SIGTERM, *[signal.SIGKILL] * KILLS]
+    for signum in signals:
+        process = subprocess.Popen(command("-m", *jobs, "outputs=wild", *resume), stdout=subprocess.PIPE, start_new_session=True)
+        try:
+            process.wait(timeout=chance.uniform(7, 14))
+        except subprocess.TimeoutExpired:
+            if signum == signal.SIGKILL:
+                os.killpg(process.pid, signum)
+            else:
+                process.send_signal(signum)
+            out, _ = process.communicate(timeout=60)
+            assert process.returncode == (-9 if signum == signal.SIGKILL else 130), out
+        if Path("wild").exists() and list(Path("wild").glob("*/*/job.json")):
+            resume = [f"sweep.resume={the_sweep('wild')}"]
+    assert subprocess.run(command("-m", *jobs, "outputs=wild", *resume), capture_output=True).returncode == 0
+    assert table(the_sweep("wild")) == table(the_sweep("calm"))
+    assert statuses(the_sweep("wild")) == ["done"] * 4
+
+
+def test_joblib_gives_the_same_scores(swept):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    folder, argv, _ = swept
+    words = [a for a in argv if not a.startswith("downstream")] + ["downstream.labels_per_class=2", "outputs=parallel"]
+    words += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    [a], [b] = table(the_sweep(folder / "parallel")), table(the_sweep(folder / "outputs"))
+    assert a.items() <= b.items()
+
+
+def test_a_launcher_that_is_not_installed(ptmrun, monkeypatch):
+    monkeypatch.setattr(sweep, "EXTRAS", ("nonesuch",))
+    _, _, err = ptmrun("-m", "seed=1,2", "hydra/launcher=nonesuch")
+    assert err == "ptmrun: hydra/launcher=nonesuch: not installed; pip install 'ptmrun[nonesuch]'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "not valid JSON"),
+        ("[]", "not a job of a sweep"),
+        ('{"number": 0, "overrides": ["a=1"], "status": "fine"}', "status: Input should be"),
+        ('{"number": 7, "overrides": ["a=1"]}', "says it is job 7"),
+        ('{"number": 0, "overrides": ["a=1"], "run": "../../x"}', "run: String should match"),
+        ('{"number": 0, "overrides": ["a=1"], "score": NaN}', "not valid JSON"),
+    ],
+)
+def test_a_spoilt_ledger_is_refused(tmp_path, text, expected):
+    path = tmp_path / "s" / "000" / "job.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        Ledger(tmp_path / "s").jobs()
+    assert expected in str(caught.value)
+
+
+def test_a_ledger_does_not_follow_links(tmp_path):
+    ledger = Ledger(tmp_path / "s")
+    job = ledger.write(Job(number=0, overrides=["a=1"]))
+    (tmp_path / "s" / "000" / "latest").symlink_to("/tmp")
+    assert ledger.run(job) is None
+    (tmp_path / "s" / "001").symlink_to(tmp_path)
+    (tmp_path / "job.json").write_text('{"number": 1, "overrides": []}')
+    with pytest.raises(UserError, match="leads outside"):
+        ledger.jobs()
+
+
+def test_optuna_searches_prunes_and_goes_on(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    words = [*SMALL, "stage=pretrain", "pretrain.lr=tag(log,interval(1e-4,1e-2))", "task=mim,simmim", "sweep.search=optuna"]
+    words = ["-m", *words, "sweep.trials=2"]
+    first = subprocess.run(command(*words), capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    again = subprocess.run(command(*words[:-1], "sweep.trials=3", f"sweep.resume={the_sweep()}"), capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    jobs = Ledger(the_sweep()).jobs()
+    assert [j.trial for j in jobs] == [0, 1, 2]
+    study = optuna.load_study(study_name="ptmrun", storage=f"sqlite:///{the_sweep()}/optuna.db")
+    assert [t.value for t in study.trials] == [j.val_score for j in jobs]
+    for trial, job in zip(study.trials, jobs, strict=True):
+        assert 1e-4 <= trial.params["pretrain.lr"] <= 1e-2
+        assert f"pretrain.lr={trial.params['pretrain.lr']!r}" in job.overrides
+        assert f"task={trial.params['task']}" in job.overrides
+
+
+def test_a_hopeless_trial_is_pruned(tmp_path):
+    optuna = pytest.importorskip("optuna")
+    from ptmrun import search
+
+    study = optuna.create_study(study_name="ptmrun", storage=search.storage(tmp_path), direction="maximize")
+    for _ in range(search.FIRST):
+        trial = study.ask()
+        trial.report(0.8, 100)
+        study.tell(trial, 0.8)
+    for probe, expected in ((0.9, False), (0.5, True)):
+        pruner = search.Pruner(tmp_path, study.ask().number)
+        assert pruner.hopeless([{"stage": "pretrain", "step": 100, "probe_linear": probe}]) is expected
+
+
+def test_difference_and_noise():
+    """Welch's t against scipy's own interval; a gap inside of it is marked."""
+    from scipy import stats
+
+    a, b = [0.90, 0.92, 0.91], [0.88, 0.91, 0.86]
+    interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    from ptmrun import noise
+
+    assert noise.of_seeds(a, b) == pytest.approx((interval.high - interval.low) / 2)
+    assert noise.of_seeds([0.9], b) is None
+    assert compare.Cell(0.9, 0.01, 3, 0.0, None).words == "best"
+    assert compare.Cell(0.9, 0.01, 3, -0.02, 0.03).words == "-2.0, within noise (3.0)"
+    assert compare.Cell(0.9, 0.01, 3, -0.04, 0.03).words == "-4.0"
+    assert re.fullmatch(r"-4\.0, noise unknown", compare.Cell(0.9, None, 1, -0.04, None).words)
