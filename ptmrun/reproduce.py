@@ -15,7 +15,7 @@ def reproduce(old: Run, outputs: str) -> bool:
     """A new run of the saved config; True when its weights, metrics and results are the same bit for bit or within tolerance."""
     if old.manifest["status"] != "done":
         raise UserError(f"{old.folder}: is {old.manifest['status']}, not done; there is no result to compare with")
-    cfg = config.replace(config.load(old.path("config.yaml")), outputs=outputs)
+    cfg = config.replace(config.load(old.path("config.yaml")), outputs=outputs, logger={"name": "none"})
     if cfg.init != "random":
         known = [p.get("weights_sha256") for p in old.manifest.get("parents", [])]
         if parent_of(cfg)["weights_sha256"] not in known:
@@ -52,7 +52,9 @@ def differences(old: Run, new: Run) -> list[str]:
     lines += [f"config changed when it was resumed: {line}" for line in a.get("changed", [])]
     for key in ("config.yaml",):
         then, now = (config.plain(config.load(r.path(key))) for r in (old, new))
-        lines += [f"config {k}: {then[k]} then, {now[k]} now" for k in then if k != "outputs" and then[k] != now.get(k)]
+        lines += [
+            f"config {k}: {then[k]} then, {now[k]} now" for k in then if k not in ("outputs", "logger") and then[k] != now.get(k)
+        ]
     return lines
 
 

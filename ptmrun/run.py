@@ -58,6 +58,7 @@ class Run:
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder = folder
         self.manifest = manifest
+        self.tracker: Any = None  # tracking.Tracker, when the config asks for one
 
     @classmethod
     def create(cls, cfg: config.Config, overrides: list[str], manifest: dict[str, Any]) -> "Run":
@@ -149,9 +150,12 @@ class Run:
             file.write(f"{now()} {text}\n")
 
     def metric(self, line: dict[str, Any]) -> None:
-        """Appends to metrics.jsonl; one write a line."""
+        """Appends to metrics.jsonl, one write a line, and tells the tracker."""
+        line = {**line, "time": round(time.time(), 3)}
         with open(self.path("metrics.jsonl"), "ab", buffering=0) as file:
-            file.write(json.dumps({**line, "time": round(time.time(), 3)}, allow_nan=False).encode() + b"\n")
+            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        if self.tracker:
+            self.tracker.metric(line)
 
     def cut_metrics(self, tags: dict[str, Any], step: int) -> None:
         """Drops the lines with these tags after a step: those that a killed process wrote after its last checkpoint."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptmrun import adapt, budget, changes, checkpoint, config, device, figures, probe, provenance, report, reuse, rng
+from ptmrun import adapt, budget, changes, checkpoint, config, device, figures, probe, provenance, report, reuse, rng, tracking
 from ptmrun.config import Config
 from ptmrun.context import ENCODER, START, Context, check_stop, encoder_hash, fit, labelled, parent_of, steps_of, unfinished
 from ptmrun.data import splits
@@ -26,6 +26,7 @@ def run(cfg: Config, overrides: list[str], verb: str = "", data: dict[str, Any] 
     """A new run from the beginning; `verb` is what was typed before the overrides, `data` what is known of the data already."""
     if cfg.init != "random":
         Run.open(Path(cfg.init))
+    tracking.library(cfg.logger.name)  # what is not installed is said before there is a folder
     run = Run.create(cfg, overrides, {**provenance.manifest([*verb.split(), *overrides]), "data": data or {}})
     with run.lock():
         execute(run, cfg)
@@ -76,6 +77,9 @@ def watched(run: Run) -> Iterator[None]:
     except BaseException as error:
         end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", f"{type(error).__name__}: {error}")
         raise
+    finally:
+        if run.tracker:
+            run.tracker.close()
 
 
 def execute(run: Run, cfg: Config) -> None:
@@ -86,6 +90,7 @@ def execute(run: Run, cfg: Config) -> None:
         console.print(f"Run folder: {run.folder}", markup=False)
         context = prepare(run, cfg, stop)
         cfg = context.cfg
+        tracking.start(run, cfg)
         wall: dict[str, float] = dict(run.manifest.get("wall_s", {}))
         read = set(run.manifest.get("read", []))
         stages = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
