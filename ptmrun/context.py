@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ptmrun import checkpoint, config, device, probe, rng, train
+from ptmrun import checkpoint, config, device, probe, recovery, rng, train
 from ptmrun.config import Config, Loop
 from ptmrun.data.batches import Batches, Normalise
 from ptmrun.data.splits import Data, Split
@@ -151,6 +151,16 @@ def fit(
     def depth_of(name: str) -> int:
         return encoder.depth_of(name) if name.startswith("encoder.") else encoder.depth + 1
 
+    def recovered(events: list[dict[str, Any]]) -> None:
+        """Says what is new and makes the manifest hold exactly these for this fit."""
+        known = [e for e in run.manifest.get("recoveries", []) if e.get("purpose") == purpose]
+        events = [{"purpose": purpose, **e} for e in events]
+        if events != known:
+            for event in events[len(known) :]:
+                run.say(f"  {recovery.describe(event)}")
+            others = [e for e in run.manifest.get("recoveries", []) if e.get("purpose") != purpose]
+            run.update(recoveries=[*others, *events])
+
     with Bar(run, purpose, steps, quiet=tags["stage"] != "pretrain") as bar:
         plan = train.Plan(
             loop=loop,
@@ -168,6 +178,11 @@ def fit(
             stop=context.stop.pending,
             show=bar.show,
             forward=torch.compile(model) if context.cfg.device.compile else None,
+            precision=context.cfg.device.precision,
+            recover=context.cfg.on_nan == "recover",
+            recovered=recovered,
+            bad=run.path("checkpoints", "nan", f"{purpose.replace('/', '_')}.safetensors"),
+            replay=f"ptmrun replay {run.folder}",
             **extra,
         )
         return train.fit(model, batches, plan)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ptmrun.data.splits import Split
 
 MOST = 4000  # training images that a probe uses, evenly spaced
+MOST_VALUE = 1e6  # of a feature: what a training that diverges gives can be probed too, and scores what it is worth
 
 
 @torch.no_grad()
@@ -52,7 +53,7 @@ def probe(
     assert held.labels is not None
     train = train.subset(torch.linspace(0, len(train) - 1, min(MOST, len(train))).long())
     held = held.subset(torch.linspace(0, len(held) - 1, min(MOST, len(held))).long())
-    x, y = features(encoder, train, normalise, autocast), train.labels.numpy()  # type: ignore[union-attr]
-    z, truth = features(encoder, held, normalise, autocast), held.labels.numpy()  # type: ignore[union-attr]
+    x, z = (np.nan_to_num(features(encoder, s, normalise, autocast)).clip(-MOST_VALUE, MOST_VALUE) for s in (train, held))
+    y, truth = train.labels.numpy(), held.labels.numpy()  # type: ignore[union-attr]
     linear = np.unique(y)[logistic(x, y, z).argmax(1)]
     return {"probe_knn": float((neighbours(x, y, z) == truth).mean()), "probe_linear": float((linear == truth).mean())}

@@ -5,7 +5,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from ptmrun import config
+from ptmrun import config, recovery
 from ptmrun.evaluation import WORDS, conclusions, label_words
 from ptmrun.run import Run, plain_json
 
@@ -33,6 +33,7 @@ def write(run: Run) -> Path:
         f"<h1>{esc(run.folder.resolve().name)}</h1>",
         f"<p>Status: {esc(run.manifest['status'])}. <code>{esc(run.manifest.get('command', ''))}</code></p>",
     ]
+    parts += recoveries(run.manifest.get("recoveries", []))
     results = run.path("results.json")
     if results.exists():
         parts += scores(plain_json(results), config.load(run.path("config.yaml")))
@@ -62,6 +63,15 @@ def html_table(titles: list[str], body: list[tuple[list[str], bool]]) -> str:
     head = "".join(f"<th>{esc(t)}</th>" for t in titles)
     lines = "".join(f'<tr class="{"tuned" * best}">{"".join(f"<td>{esc(t)}</td>" for t in texts)}</tr>' for texts, best in body)
     return f"<table><tr>{head}</tr>{lines}</table>"
+
+
+def recoveries(events: list[dict[str, Any]]) -> list[str]:
+    """That training diverged and how it went on, where it did."""
+    if not events:
+        return []
+    times = "once" if len(events) == 1 else f"{len(events)} times"
+    how = ". ".join(map(recovery.describe, events))
+    return [f"<p><strong>Training diverged {times} and went on more gently.</strong> {esc(how)}.</p>"]
 
 
 def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:

@@ -104,9 +104,12 @@ class Run:
             for k in ("packages", "data", "hardware", "wall_s", "finetuned_sha256")
             if not isinstance(run.manifest.get(k, {}), dict)
         ]
-        parents = run.manifest.get("parents", [])
-        if wrong or not isinstance(parents, list) or not all(isinstance(p, dict) for p in parents):
-            raise UserError(f"{folder}/manifest.json: {(wrong or ['parents'])[0]} is not what ptmrun writes there")
+        for key in ("parents", "recoveries"):
+            entries = run.manifest.get(key, [])
+            if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+                wrong.append(key)
+        if wrong:
+            raise UserError(f"{folder}/manifest.json: {wrong[0]} is not what ptmrun writes there")
         return run
 
     def path(self, *parts: str) -> Path:

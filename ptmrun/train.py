@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ptmrun import checkpoint, optim, rng
+from ptmrun import optim, recovery, rng
 from ptmrun.config import Loop
-from ptmrun.errors import Interrupted, UserError
+from ptmrun.errors import Interrupted
+from ptmrun.state import State, copied, restore, save, tensors_of
 
 
 class StepSource(Protocol):
@@ -37,81 +38,83 @@ class Plan:
     autocast: Callable[[], contextlib.AbstractContextManager]
     file: Path  # the resumable state
     metric: Callable[[dict[str, Any]], None]
-    cut: Callable[[int], None]  # drops metrics after a step: those of a killed process
+    cut: Callable[[int], None]  # drops metrics after a step: those of a killed process, or of a path that diverged
     stop: Callable[[], int | None]  # a pending signal
     show: Callable[[int, dict[str, float]], None]  # progress
     probe: Callable[[int], None] | None = None
     probe_at: frozenset[int] = frozenset()
     forward: Callable | None = None  # a compiled forward of the model, where there is one
+    precision: str = "fp32"  # of autocast
+    recover: bool = False  # go back and on more gently when training diverges, instead of stopping
+    recovered: Callable[[list[dict[str, Any]]], None] = lambda events: None  # all recoveries so far
+    bad: Path | None = None  # where weights and batch go when training stops because it diverges
+    replay: str = ""  # what to type then
 
 
 def fit(model: nn.Module, batches: StepSource, plan: Plan) -> dict[str, float]:
     """Trains `model` in place for plan.steps steps, going on from plan.file when it is there; returns the last averages.
 
-    `model(batch) -> (Loss, {name: Loss})`; what the second holds is averaged and logged. Raises Interrupted after saving when
-    a signal is pending, UserError when losses or gradients are not finite `max_skipped` times in a row.
+    `model(batch) -> (Loss, {name: Loss})`; what the second holds is averaged and logged. A step whose loss or gradient is not
+    finite, or whose loss has exploded, is skipped. When `max_skipped` in a row were, the fit goes back and on more gently (see
+    recovery.py). Raises UserError when it may not or no longer do that, Interrupted after saving when a signal is pending.
     """
     loop = plan.loop
-    forward = plan.forward or model
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = optim.build(optim.groups(model, loop, plan.depth_of, plan.depth), loop)
     average = [p.detach().clone() for p in parameters] if loop.ema else []
-    state = restore(model, optimizer, average, plan)
-    window: dict[str, list[float]] = state["window"]
-    start, saved, mark = state["step"], time.perf_counter(), time.perf_counter()
-    logged, wait, seen, last = start, 0.0, 0, state["last"]
+    state = begin(model, optimizer, average, plan)
+    start, saved, mark = state.step, time.perf_counter(), time.perf_counter()
+    logged, wait, seen = start, 0.0, 0
     steps = batches.iterate(start, plan.steps)
-    for step in range(start, plan.steps):
+    while (step := state.step) < plan.steps:
         begun = time.perf_counter()
         micros = next(steps)
         wait += time.perf_counter() - begun
-        rate = optim.lr_at(step, plan.steps, loop)
+        rate = state.lr_scale * optim.lr_at(step, plan.steps, loop)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
-        count: Tensor | int = 0
-        for i, micro in enumerate(micros):
-            rng.seed_everything(plan.seed, f"{plan.purpose}/dropout", step * loop.accumulate + i)
-            with plan.autocast():
-                loss, shown = forward(micro)
-            # a single micro-batch is divided before backward; several are summed first and divided once all counts are known
-            (loss.total / loss.n if len(micros) == 1 else loss.total).backward()
-            count = count + loss.n
-            for name, (total, n) in {"loss": loss, **shown}.items():
-                sums = window.setdefault(name, [0.0, 0.0])
-                sums[0] += float(total.detach())
-                sums[1] += float(n)
-            seen += len(micro["ids"])
-        if len(micros) > 1:
-            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], float(count))
+        autocast = plan.autocast if state.precision == plan.precision else contextlib.nullcontext
+        sums = backward(plan.forward or model, parameters, micros, autocast, plan.seed, plan.purpose, step * loop.accumulate)
         norm = float(nn.utils.clip_grad_norm_(parameters, loop.clip or math.inf))
+        value = average_of(*sums["loss"])
+        seen += sum(len(m["ids"]) for m in micros)
 
-        if math.isfinite(norm):
+        if fine := math.isfinite(value + norm) and value <= recovery.limit(state):
+            state.in_a_row = 0
+            state.first = state.first or [value]
+            if plan.recover and step % math.ceil(plan.steps / recovery.ANCHORS) == 0 and value <= state.first[0]:
+                state.good, state.good_step = copied(tensors_of(model, optimizer, average)), step
             optimizer.step()
-            state["in_a_row"] = 0
             if loop.ema:
                 with torch.no_grad():
                     torch._foreach_lerp_(average, list[Tensor](parameters), 1 - min(loop.ema, (1 + step) / (10 + step)))
+            for name, (total, n) in sums.items():
+                before = state.window.get(name, [0.0, 0.0])
+                state.window[name] = [before[0] + total, before[1] + n]
         else:
-            state["in_a_row"] += 1
-            state["skipped"] += 1
-            window.clear()
-            if state["in_a_row"] > loop.max_skipped:
-                raise not_finite(step, micros, plan)
+            state.in_a_row += 1
+            state.skipped += 1
         optimizer.zero_grad(set_to_none=True)
+        state.step = done = step + 1
+        if trouble := recovery.trouble(state, parameters, plan):
+            recovery.go_back(trouble, state, model, micros, plan)
+            state = begin(model, optimizer, average, plan)
+            steps = batches.iterate(state.step, plan.steps)
+            continue
 
-        state["step"] = done = step + 1
-        if window and (done % loop.log_every == 0 or done == plan.steps):
+        if fine and (done % loop.log_every == 0 or done == plan.steps):
             elapsed = time.perf_counter() - mark
-            last = {name: total / n if n else 0.0 for name, (total, n) in window.items()}
-            line = {"step": done, "epoch": round(done * plan.batch_size / plan.samples, 4), **last}
-            line |= {"lr": rate, "grad_norm": norm, "skipped": state["skipped"]}
+            state.last = {name: average_of(total, n) for name, (total, n) in state.window.items()}
+            line = {"step": done, "epoch": round(done * plan.batch_size / plan.samples, 4), **state.last}
+            line |= {"lr": rate, "grad_norm": norm, "skipped": state.skipped}
             line |= {"samples_per_s": round(seen / elapsed, 1), "data_wait": round(wait / elapsed, 4)}
+            if state.recoveries:
+                line |= {"recoveries": len(state.recoveries), "lr_scale": state.lr_scale}
             plan.metric(line)
-            state["last"] = last
-            window.clear()
+            state.window = {}
             mark, logged, wait, seen = time.perf_counter(), done, 0.0, 0
-            plan.show(done, {**last, **{k: line[k] for k in ("lr", "grad_norm", "samples_per_s", "data_wait")}})
+            plan.show(done, {**state.last, **{k: line[k] for k in ("lr", "grad_norm", "samples_per_s", "data_wait")}})
         elif done - logged == 1 or done == start + 1:
             plan.show(done, {})
         if plan.probe and done in plan.probe_at:
@@ -120,14 +123,60 @@ def fit(model: nn.Module, batches: StepSource, plan: Plan) -> dict[str, float]:
             mark, wait, seen = time.perf_counter(), 0.0, 0
         signum = plan.stop()
         if done < plan.steps and (signum or time.perf_counter() - saved >= loop.checkpoint_every):
-            keep(model, optimizer, average, plan, state)
+            save(plan.file, tensors_of(model, optimizer, average), state, plan.steps)
             saved = time.perf_counter()
         if signum and done < plan.steps:
             raise Interrupted(signum)
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=False):
             parameter.copy_(mean)
-    return last
+    return state.last
+
+
+def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], plan: Plan) -> State:
+    """The state to go on from, with metrics and manifest as they were then; a fresh one where there is no checkpoint."""
+    state = State(plan.precision)
+    if plan.file.exists():
+        state = restore(plan.file, plan.steps, model, optimizer, average)
+    if plan.recover and not state.good:  # at the beginning and after a recovery
+        state.good, state.good_step = copied(tensors_of(model, optimizer, average)), state.step
+    plan.cut(state.step)
+    plan.recovered(state.recoveries)
+    return state
+
+
+def backward(
+    forward: Callable,
+    parameters: list[nn.Parameter],
+    micros: list[dict[str, Any]],
+    autocast: Callable[[], contextlib.AbstractContextManager],
+    seed: int,
+    purpose: str,
+    first: int,
+) -> dict[str, list[float]]:
+    """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of the loss and what is shown.
+
+    The random numbers of dropout are those of the micro-batches first, first + 1, ...
+    """
+    sums: dict[str, list[float]] = {}
+    count: Tensor | int = 0
+    for i, micro in enumerate(micros):
+        rng.seed_everything(seed, f"{purpose}/dropout", first + i)
+        with autocast():
+            loss, shown = forward(micro)
+        # a single micro-batch is divided before backward; several are summed first and divided once all counts are known
+        (loss.total / loss.n if len(micros) == 1 else loss.total).backward()
+        count = count + loss.n
+        for name, (total, n) in {"loss": loss, **shown}.items():
+            before = sums.get(name, [0.0, 0.0])
+            sums[name] = [before[0] + float(total.detach()), before[1] + float(n)]
+    if len(micros) > 1:
+        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], float(count))
+    return sums
+
+
+def average_of(total: float, n: float) -> float:
+    return total / n if n else 0.0
 
 
 @contextlib.contextmanager
@@ -140,45 +189,3 @@ def averaged(parameters: list[nn.Parameter], average: list[Tensor]) -> Iterator[
         yield
         for parameter, value in zip(parameters, now, strict=False):
             parameter.copy_(value)
-
-
-def not_finite(step: int, micros: list[dict[str, Any]], plan: Plan) -> UserError:
-    ids = torch.cat([m["ids"] for m in micros]).tolist()
-    shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
-    good = checkpoint.load(plan.file)[1].get("step") if plan.file.exists() else None
-    last = f"the last checkpoint is of step {good}" if good is not None else "there is no checkpoint yet"
-    return UserError(
-        f"{plan.purpose}: loss or gradient not finite for {plan.loop.max_skipped + 1} steps in a row, up to step {step} "
-        f"(samples {shown}); {last}; try a lower lr, more warmup or device.precision=fp32"
-    )
-
-
-def keep(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], plan: Plan, state: dict[str, Any]) -> None:
-    """Writes everything that going on bit-exactly needs; random numbers need no state (see rng.py)."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
-    tensors |= {f"average.{i}": v for i, v in enumerate(average)}
-    for i, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": v for k, v in moments.items() if v is not None}
-    checkpoint.save(plan.file, tensors, {**state, "steps": plan.steps})
-
-
-def restore(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], plan: Plan) -> dict[str, Any]:
-    """The state to go on from; a fresh one where there is no checkpoint."""
-    state: dict[str, Any] = {"step": 0, "skipped": 0, "in_a_row": 0, "window": {}, "last": {}}
-    if not plan.file.exists():
-        plan.cut(0)
-        return state
-    tensors, found = checkpoint.load(plan.file)
-    if found.get("steps") != plan.steps or not set(state) <= set(found) or not 0 < found["step"] <= plan.steps:
-        raise UserError(f"{plan.file}: not a checkpoint of this run's {plan.steps} steps; refused")
-    checkpoint.into(model, checkpoint.part(tensors, "model."), plan.file)
-    with torch.no_grad():
-        for i, mean in enumerate(average):
-            mean.copy_(tensors[f"average.{i}"])
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, value in checkpoint.part(tensors, "optimizer.").items():
-        number, kind = name.split(".", 1)
-        entries.setdefault(int(number), {})[kind] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
-    plan.cut(found["step"])
-    return {k: found[k] for k in state}

@@ -50,6 +50,13 @@ def reproduce(names: list[str], settings: list[str], flags: list[str]) -> int:
     return 0 if reproduce(run, value(settings, "outputs", "outputs")) else 1
 
 
+def replay(names: list[str], settings: list[str], flags: list[str]) -> int:
+    run = Run.open(Path(names[0]))
+    from ptmrun.replay import replay
+
+    return 0 if replay(run) else 1
+
+
 def report(names: list[str], settings: list[str], flags: list[str]) -> int:
     run = Run.open(Path(names[0]))
     from ptmrun import report
@@ -107,6 +114,12 @@ VERBS = {
         least=0,
         settings=None,
         flags=("--tree",),
+    ),
+    "replay": Verb(
+        replay,
+        "RUN",
+        "replay outputs/latest",
+        "run the step at which training diverged again and say where it begins (exit code 0, or 1 if it does not here)",
     ),
     "report": Verb(report, "RUN", "report outputs/latest", "write report.html of a run again"),
 }

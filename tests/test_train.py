@@ -1,4 +1,4 @@
-"""The loop: schedule, groups, accumulation, exact resume, non-finite steps."""
+"""The loop: schedule, groups, accumulation, exact resume."""
 
 import contextlib
 import math
@@ -155,39 +155,6 @@ def test_weight_average_and_clipping_against_the_formulas(tmp_path):
         decay = min(0.3, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * w
     torch.testing.assert_close(model.w.detach(), average)
-
-
-class Fragile(nn.Module):
-    """A loss that is not finite at some steps."""
-
-    def __init__(self, bad):
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(3))
-        self.bad, self.step = bad, 0
-
-    def forward(self, batch):
-        factor = float("nan") if self.step in self.bad else 1.0
-        self.step += 1
-        return Loss((self.w * factor).sum() * len(batch["ids"]), len(batch["ids"])), {}
-
-
-def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
-    lines = []
-    batches = SimpleNamespace(iterate=lambda a, b: ([{"ids": torch.arange(4)}] for _ in range(a, b)))
-    model = Fragile({2, 3})
-    train.fit(model, batches, plan(tmp_path, loop(log_every=1, ema="null"), lines=lines))
-    assert torch.isfinite(model.w).all()
-    assert lines[-1]["skipped"] == 2
-    assert [x["step"] for x in lines] == [1, 2, 5, 6, 7, 8]
-
-
-def test_too_many_bad_steps_stop_the_run(tmp_path):
-    batches = SimpleNamespace(iterate=lambda a, b: ([{"ids": torch.tensor([7, 8])}] for _ in range(a, b)))
-    model = Fragile(set(range(3, 100)))
-    with pytest.raises(UserError) as caught:
-        train.fit(model, batches, plan(tmp_path, loop(max_skipped=2, checkpoint_every=0, ema="null"), steps=20))
-    assert "not finite for 3 steps in a row, up to step 5 (samples 7, 8); the last checkpoint is of step 5" in str(caught.value)
-    assert torch.isfinite(model.w).all()
 
 
 def test_a_checkpoint_of_other_steps_is_refused(tmp_path):
