@@ -95,7 +95,7 @@ def test_a_mistake_in_every_job_is_said_at_once(ptmrun, argument):
 def swept(tmp_path_factory):
     """A sweep with two good jobs, one that cannot be composed and one that fails, its output and exit code."""
     folder = tmp_path_factory.mktemp("swept")
-    argv = command("-m", *SMALL[:7], *SMALL[8:], "stage=finetune", "downstream.labels_per_class=2,0,900", "seed=1,2", "name=s")
+    argv = command("-m", *SMALL[:7], *SMALL[8:], "downstream.labels_per_class=2,0,900", "seed=1,2", "name=s")
     done = subprocess.run(argv, capture_output=True, text=True, cwd=folder)
     return folder, argv, done
 
