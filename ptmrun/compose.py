@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ptmrun import config
+from ptmrun import config, secrets
 from ptmrun.errors import UserError, nearest
 
 OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
@@ -48,6 +48,7 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
     groups: dict[str, str] = {}
     values: dict[str, str] = {}
     mistakes = []
+    secrets.refuse({key.lstrip("+"): text for key, _, text in (o.partition("=") for o in overrides)})
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)

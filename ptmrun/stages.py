@@ -14,7 +14,7 @@ from ptmrun.config import Config
 from ptmrun.context import ENCODER, Context, check_stop, encoder_hash, fit, labelled, parent_of, steps_of
 from ptmrun.data import splits
 from ptmrun.data.batches import Normalise
-from ptmrun.errors import Interrupted, UserError
+from ptmrun.errors import Interrupted, UserError, printable
 from ptmrun.evaluation import evaluate
 from ptmrun.progress import Bar
 from ptmrun.run import Run, console, now
@@ -57,14 +57,14 @@ def watched(run: Run) -> Iterator[None]:
         yield
     except Interrupted as stop:
         end("interrupted", str(stop))
-        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {run.folder}", markup=False)
+        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {printable(str(run.folder))}", markup=False)
         raise
     except UserError as error:
         end("failed", str(error))
         raise UserError(*error.args, f"the run so far is in {run.folder}") from None
     except OSError as error:
         end("failed", str(error))
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         hint = f"what was written before is intact; afterwards go on with: ptmrun resume {run.folder}"
         raise UserError(f"{error.filename or run.folder}: {error.strerror}; {hint}") from None
@@ -77,7 +77,7 @@ def execute(run: Run, cfg: Config) -> None:
     """Runs the stages that the config asks for; each skips what it finds done."""
     stop = Stop()
     with watched(run), stop.handled():
-        console.print(f"Run folder: {run.folder}", markup=False)
+        console.print(f"Run folder: {printable(str(run.folder))}", markup=False)
         context = prepare(run, cfg, stop)
         cfg = context.cfg
         wall: dict[str, float] = dict(run.manifest.get("wall_s", {}))

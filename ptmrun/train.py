@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ptmrun import checkpoint, optim, rng
+from ptmrun import checkpoint, optim, records, rng
 from ptmrun.config import Loop
 from ptmrun.errors import Interrupted, UserError
 
@@ -169,16 +169,21 @@ def restore(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Te
         plan.cut(0)
         return state
     tensors, found = checkpoint.load(plan.file)
-    if found.get("steps") != plan.steps or not set(state) <= set(found) or not 0 < found["step"] <= plan.steps:
+    records.check(records.State, found, str(plan.file))
+    if found["steps"] != plan.steps or found["step"] > plan.steps:
         raise UserError(f"{plan.file}: not a checkpoint of this run's {plan.steps} steps; refused")
+    if bad := [name for name, value in tensors.items() if not checkpoint.finite(value)]:
+        raise UserError(f"{plan.file}: {bad[0]} holds NaN or Infinity; refused")
     checkpoint.into(model, checkpoint.part(tensors, "model."), plan.file)
+    means = checkpoint.part(tensors, "average.")
+    try:
+        if [means.pop(str(i)).shape for i in range(len(average))] != [x.shape for x in average] or means:
+            raise KeyError
+        optim.load(optimizer, checkpoint.part(tensors, "optimizer."), plan.loop)
+    except (KeyError, ValueError):
+        raise UserError(f"{plan.file}: its averages and optimizer state do not fit the model; refused") from None
     with torch.no_grad():
         for i, mean in enumerate(average):
             mean.copy_(tensors[f"average.{i}"])
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, value in checkpoint.part(tensors, "optimizer.").items():
-        number, kind = name.split(".", 1)
-        entries.setdefault(int(number), {})[kind] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
     plan.cut(found["step"])
     return {k: found[k] for k in state}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ptmrun.errors import printable
 from ptmrun.run import Run
 
 
@@ -44,7 +45,7 @@ def report(names: list[str], settings: list[str], flags: list[str]) -> int:
     run = Run.open(Path(names[0]))
     from ptmrun import report
 
-    print(report.write(run))
+    print(printable(str(report.write(run))))
     return 0
 
 
