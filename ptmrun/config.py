@@ -126,8 +126,8 @@ class Downstream(Strict):
 class Device(Strict):
     name: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16"]
-    threads: Literal["auto"] | Count
-    workers: Literal["auto"] | Natural
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)]
     compile: bool
 
 
