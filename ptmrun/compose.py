@@ -56,7 +56,9 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
             mistakes.append(f"{text}: expected key=value in Hydra's grammar (quote what is special in it)")
             continue
         key = override.key_or_group
-        if override.is_delete():
+        if not key:
+            mistakes.append(f"{text}: expected key=value; the key is missing")
+        elif override.is_delete():
             mistakes.append(f"{text}: a key cannot be removed; set it to null where that is allowed")
         elif override.is_sweep_override() and not sweep:
             mistakes.append(f"{text}: several values are a sweep, which needs -m")
@@ -64,7 +66,7 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
             if not sweep:
                 mistakes.append(f"{text}: hydra settings belong to a sweep (-m)")
         elif key in config.GROUPS:
-            wanted = text.split("=", 1)[1].split(",") if sweep else [str(override.value())]
+            wanted = text.split("=", 1)[1].split(",") if sweep else [config.shown(override.value())]
             there = config.choices(key)
             allowed = {*there, "null"} if key == "experiment" else set(there)
             mistakes += [f"{key}={c}: no such {key}{nearest(c, there)}" for c in wanted if c.strip() not in allowed]

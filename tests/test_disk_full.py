@@ -1,4 +1,4 @@
-"""A disk that is full at each kind of write: one line, what was there stays whole, and `resume` ends as if nothing had happened."""
+"""A disk that is full at each kind of write: one line, what was there stays whole, and `resume` ends as ever."""
 
 import builtins
 import errno

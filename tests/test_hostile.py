@@ -1,4 +1,4 @@
-"""Run folders that a stranger made: each verb answers with one line and exit code 2, or does what is right; never more than that."""
+"""Run folders that a stranger made: each verb answers with one line and exit code 2, or does what is right."""
 
 import hashlib
 import json
@@ -449,11 +449,9 @@ def test_latest_that_points_elsewhere(small_run, tmp_path, verb, ptmrun):
     Path("outputs").mkdir()
     Path("outputs/latest").symlink_to(tmp_path / "outside")
     Path(f"outputs/.latest-{os.getpid()}").symlink_to(tmp_path / "outside")
-    code, _, err = ptmrun(VERBS[verb]("outputs/latest")[0], "init=outputs/latest")
-    assert (code, err) == (
-        2,
-        "ptmrun: ../outside: not a run folder, or not a whole one: manifest.json is missing\n",
-    ) or "no" in err
+    code, _, err = ptmrun(*VERBS[verb]("outputs/latest"))
+    assert code == 2
+    assert "not a run folder, or not a whole one" in err
     assert ptmrun(*VERBS[verb](small_run))[0] == 0
     assert latest().parent == tmp_path / "outputs"
     assert list((tmp_path / "outside").iterdir()) == []
