@@ -5,7 +5,7 @@ import sys
 import ptmrun
 from ptmrun import config, verbs
 from ptmrun.compose import compose, hydra_main
-from ptmrun.errors import Interrupted, UserError, nearest
+from ptmrun.errors import Interrupted, UserError, nearest, printable
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -18,7 +18,12 @@ def run(argv: list[str]) -> int:
         return dispatch(argv)
     except UserError as error:
         for line in error.args:
-            print(f"ptmrun: {line}", file=sys.stderr)
+            print(f"ptmrun: {printable(str(line))}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"ptmrun: {printable(str(error.filename))}: {error.strerror}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         return 128 + stop.signum

@@ -17,7 +17,7 @@ from ptmrun import config, figures, noise
 from ptmrun.errors import UserError
 from ptmrun.evaluation import label_words
 from ptmrun.report import STYLE, esc, html_table
-from ptmrun.run import Run, console, new_folder, plain_json, stamp, write_atomic
+from ptmrun.run import Run, console, new_folder, stamp, write_atomic
 
 NOTE = """Mean ± standard deviation over the runs of a setting (over the repeats, where there is one run). A difference within
 noise is smaller than the 95 % interval from the seeds and from the test samples; the best of many looks better than it is."""
@@ -40,11 +40,10 @@ class Row:
 
 def scores(run: Run) -> dict[str, list[float]]:
     """Column title -> score of every repeat: accuracy for each number of labels, or the last linear probe of a pretraining."""
-    path = run.path("results.json")
-    if path.exists():
-        return {label_words(e["labels_per_class"]): e["scores"]["tuned"]["values"] for e in plain_json(path)["by_labels"]}
-    probes = [x["probe_linear"] for x in run.metrics() if "probe_linear" in x]
-    return {"linear probe": probes[-1:]} if probes else {}
+    if results := run.results():
+        return {label_words(e["labels_per_class"]): e["scores"]["tuned"]["values"] for e in results["by_labels"]}
+    score, _, name = run.score()
+    return {} if score is None else {name: [score]}
 
 
 def correctness(run: Run, column: str) -> list[np.ndarray]:

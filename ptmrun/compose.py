@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ptmrun import config
+from ptmrun import config, secrets
 from ptmrun.errors import UserError, nearest
 
 OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
@@ -51,6 +51,7 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
     groups: dict[str, str] = {}
     values: dict[str, str] = {}
     mistakes = []
+    secrets.refuse({key.lstrip("+"): text for key, _, text in (o.partition("=") for o in overrides)})
     for text in overrides:
         try:
             override = OverridesParser.create().parse_override(text)
@@ -58,7 +59,9 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
             mistakes.append(f"{text}: expected key=value in Hydra's grammar (quote what is special in it)")
             continue
         key = override.key_or_group
-        if override.is_delete():
+        if not key:
+            mistakes.append(f"{text}: expected key=value; the key is missing")
+        elif override.is_delete():
             mistakes.append(f"{text}: a key cannot be removed; set it to null where that is allowed")
         elif override.is_sweep_override() and not sweep:
             mistakes.append(f"{text}: several values are a sweep, which needs -m")
@@ -66,7 +69,8 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
             if not sweep:
                 mistakes.append(f"{text}: settings of hydra and sweep need -m")
         elif key in config.GROUPS:
-            wanted = list(override.sweep_string_iterator()) if override.is_sweep_override() else [str(override.value())]
+            sweeps = override.is_sweep_override()
+            wanted = list(override.sweep_string_iterator()) if sweeps else [config.shown(override.value())]
             there = config.choices(key)
             allowed = {*there, "null"} if key == "experiment" else set(there)
             mistakes += [f"{key}={c}: no such {key}{nearest(c, there)}" for c in wanted if c not in allowed]

@@ -19,14 +19,17 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from ptmrun import secrets
 from ptmrun.errors import UserError, nearest
+from ptmrun.saved import plain_yaml
 
 PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in the source tree
 GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "logger", "experiment")
 
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Natural = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -38,7 +41,7 @@ TYPES: dict[str, Any] = {
     "fraction": Fraction,
     "ratio": Ratio,
     "flag": bool,
-    "text": str,
+    "text": Text,
 }
 
 
@@ -124,7 +127,7 @@ class Augment(Strict):
 class Dataset(Strict):
     section = "dataset"
     name: str
-    root: str | None
+    root: Text | None
     image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)]
     limit: Count | None
     val_fraction: Ratio
@@ -144,8 +147,8 @@ class Device(Strict):
     section = "device"
     name: Literal["auto", "cpu", "cuda", "mps"]
     precision: Literal["auto", "fp32", "bf16"]
-    threads: Literal["auto"] | Count
-    workers: Literal["auto"] | Natural
+    threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
+    workers: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)]
     compile: bool
 
 
@@ -158,10 +161,10 @@ class Config(Strict):
     """One run. The sections that have a config group hold more keys than the base class names: those of the choice."""
 
     stage: Literal["all", "pretrain", "finetune", "evaluate"]
-    init: Annotated[str, Field(min_length=1)]
+    init: Annotated[Text, Field(min_length=1)]
     seed: Natural
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")] | None
-    outputs: Annotated[str, Field(min_length=1)]
+    outputs: Annotated[Text, Field(min_length=1)]
     budget: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$")] | None
     on_nan: Literal["recover", "stop"]
     skip_done: bool
@@ -256,6 +259,7 @@ def parse(raw: Any) -> Config:
     """A plain dict -> Config. Raises UserError with one line for every mistake."""
     if not isinstance(raw, dict):
         raise UserError("config: expected a mapping of keys to values")
+    secrets.refuse(raw)  # before a message can show it
     mistakes, typed = [], dict(raw)
     names = {}
     for group in SECTIONS:
@@ -368,14 +372,8 @@ def load(path: Path) -> Config:
 
 
 def load_plain(path: Path) -> Any:
-    """A YAML file as plain data. Raises UserError on tags, interpolations and what is no YAML."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a plain YAML file: {problem}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    """A YAML file as plain data. Raises UserError on tags, aliases, interpolations and what is no YAML."""
+    raw = plain_yaml(path)
     if found := re.search(r"\$\{.*?(\}|$)", str(raw)):
         raise UserError(f"{path}: holds the interpolation {shown(found[0])}; a saved config has plain values only")
     return raw

@@ -24,3 +24,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" (did you mean {near[0]}?)" if near else f"; there is: {', '.join(names)}" if names else ""
+
+
+def printable(text: str) -> str:
+    """Control characters, which could steer a terminal, as escapes: what is printed may come from a stranger's file."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -17,7 +17,8 @@ from pydantic import Field, ValidationError
 
 from ptmrun.config import Strict
 from ptmrun.errors import UserError
-from ptmrun.run import Run, plain_json, write_atomic
+from ptmrun.run import Run, write_atomic
+from ptmrun.saved import plain_json
 
 ENDED = ("done", "failed", "killed", "interrupted", "pruned")
 

@@ -13,7 +13,7 @@ from rich.tree import Tree
 from ptmrun import config
 from ptmrun.errors import UserError, nearest
 from ptmrun.ledger import locked
-from ptmrun.run import Run, console, plain_json
+from ptmrun.run import Run, console
 
 SORT = ("name", "status", "score", "age", "size")
 
@@ -46,28 +46,16 @@ def entry(root: Path, folder: Path) -> Entry:
     try:
         run = Run.open(folder)
         settings = config.plain(config.load(run.path("config.yaml")))
-        score, metric = score_of(run)
+        score, _, metric = run.score()
+        status = "killed" if run.manifest["status"] == "running" and not locked(run) else run.manifest["status"]
     except UserError as error:
         return Entry(name, f"broken: {error.args[0]}", None, "", 0.0, size, {}, {})
-    status = run.manifest["status"]
-    if status == "running" and not locked(run):
-        status = "killed"
     try:
         started = datetime.datetime.fromisoformat(run.manifest.get("started", ""))
         age = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
     except (TypeError, ValueError):
         age = 0.0
     return Entry(name, status, score, metric, age, size, settings, run.manifest)
-
-
-def score_of(run: Run) -> tuple[float | None, str]:
-    """(score, its name): of the test split, or the last linear probe of a pretraining."""
-    path = run.path("results.json")
-    if path.exists():
-        results = plain_json(path)
-        return results["score"], results["metric"]
-    probes = [x["probe_linear"] for x in run.metrics() if "probe_linear" in x]
-    return (probes[-1], "linear probe") if probes else (None, "")
 
 
 def listed(root: Path, filters: dict[str, str], sort: str) -> list[Entry]:

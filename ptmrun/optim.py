@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ptmrun.config import Loop
 
@@ -40,3 +40,23 @@ def build(param_groups: list[dict], loop: Loop) -> torch.optim.Optimizer:
         return torch.optim.SGD(param_groups, lr=loop.lr, momentum=loop.beta1)
     fused = all(p.device.type in ("cpu", "cuda", "mps") for g in param_groups for p in g["params"])
     return torch.optim.AdamW(param_groups, lr=loop.lr, betas=(loop.beta1, loop.beta2), fused=fused)
+
+
+def load(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], loop: Loop) -> None:
+    """Sets the state from {"<number of the parameter>.<kind>": tensor}. Raises ValueError when it does not fit."""
+    kinds = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}[loop.optimizer]
+    entries: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        number, _, kind = name.partition(".")
+        entries.setdefault(number, {})[kind] = value
+    state = {}
+    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        if entry := entries.pop(str(i), {}):
+            step = entry.get("step", torch.ones(()))
+            shapes = {value.shape for kind, value in entry.items() if kind != "step"}
+            if set(entry) != kinds or shapes != {parameter.shape} or step.shape != () or step < 1:
+                raise ValueError(f"state of parameter {i}")
+            state[i] = entry
+    if entries:
+        raise ValueError("state of no parameter")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -39,7 +39,7 @@ def replay(run: Run) -> bool:
     with run.lock():
         context = stages.prepare(run, config.load(run.path("config.yaml")), Stop())
         model = model_of(context, step["purpose"])
-        checkpoint.into(model, weights, file)
+        checkpoint.into(model, weights, file, sound=False)
         micros = [{k: v.to(context.device) if isinstance(v, Tensor) else v for k, v in micro.items()} for micro in micros]
         run.say(f"Replaying step {step['step'] + 1} of {step['purpose']} in {step['precision']}, with the batch in {file}")
         run.say(f"  weights: {health(dict(model.named_parameters()))}")

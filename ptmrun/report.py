@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun import config, recovery
+from ptmrun.errors import printable
 from ptmrun.evaluation import WORDS, conclusions, label_words
-from ptmrun.run import Run, plain_json
+from ptmrun.run import Run
+from ptmrun.saved import read, text
 
 FIGURES = {
     "scores": "Test accuracy beside the baselines. The lines are one standard deviation over the repeats.",
@@ -34,17 +36,16 @@ def write(run: Run) -> Path:
         f"<p>Status: {esc(run.manifest['status'])}. <code>{esc(run.manifest.get('command', ''))}</code></p>",
     ]
     parts += recoveries(run.manifest.get("recoveries", []))
-    results = run.path("results.json")
-    if results.exists():
-        parts += scores(plain_json(results), config.load(run.path("config.yaml")))
+    if results := run.results():
+        parts += scores(results, config.load(run.path("config.yaml")))
     for name, caption in FIGURES.items():
         path = run.path("figures", f"{name}.png")
         if path.exists():
-            data = base64.b64encode(path.read_bytes()).decode()
+            data = base64.b64encode(read(path)).decode()
             parts.append(
                 f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{esc(caption)}</figcaption></figure>'
             )
-    parts += ["<h2>Config</h2>", f"<pre>{esc(run.path('config.yaml').read_text(encoding='utf-8'))}</pre>"]
+    parts += ["<h2>Config</h2>", f"<pre>{esc(text(run.path('config.yaml')))}</pre>"]
     manifest = {k: v for k, v in run.manifest.items() if k not in ("status", "command")}
     lines = "\n".join(f"{k}: {v}" for k, v in manifest.items())
     parts += ["<h2>Provenance</h2>", f"<pre>{esc(lines)}</pre>"]
@@ -54,8 +55,8 @@ def write(run: Run) -> Path:
     return run.write("report.html", page)
 
 
-def esc(text: Any) -> str:
-    return html.escape(str(text))
+def esc(value: Any) -> str:
+    return html.escape("\n".join(map(printable, str(value).split("\n"))))
 
 
 def html_table(titles: list[str], body: list[tuple[list[str], bool]]) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 from ptmrun import config, provenance, stages
 from ptmrun.context import parent_of
 from ptmrun.errors import UserError
-from ptmrun.run import Run, plain_json
+from ptmrun.run import Run
 
 TIMED = {"time", "samples_per_s", "data_wait"}  # entries of a metrics line that differ from run to run
 TOLERANCE = 0.01  # of a score
@@ -69,10 +69,9 @@ def timeless(run: Run) -> list[dict[str, Any]]:
 
 
 def results(run: Run) -> Any:
-    path = run.path("results.json")
-    if not path.exists():
+    found = run.results()
+    if found is None:
         return None
-    found = plain_json(path)
     found.pop("wall_s", None)
     if found.get("pretrain"):
         found["pretrain"].pop("samples_per_s", None)
@@ -86,7 +85,7 @@ def score_gap(old: Run, new: Run) -> float | None:
         return None
     pairs = [
         (x["scores"][kind]["mean"], y["scores"][kind]["mean"])
-        for x, y in zip(a["by_labels"], b["by_labels"], strict=True)
-        for kind in x["scores"]
+        for x, y in zip(a["by_labels"], b["by_labels"], strict=False)
+        for kind in x["scores"].keys() & y["scores"].keys()
     ]
-    return max(abs(x - y) for x, y in pairs)
+    return max((abs(x - y) for x, y in pairs), default=None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -14,8 +15,9 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from ptmrun import config
-from ptmrun.errors import UserError
+from ptmrun import config, records, secrets
+from ptmrun.errors import UserError, printable
+from ptmrun.saved import from_json, plain_json, read
 
 console = Console(soft_wrap=True, highlight=False)
 STATUS = ("running", "done", "failed", "interrupted")
@@ -25,7 +27,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Replaces `path` as a whole: after a crash at any moment it holds the old content or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)  # a left-over, or a link that leads elsewhere
+    remove(part)  # a left-over, or a link that leads elsewhere
     try:
         with open(part, "xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -38,18 +40,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise
 
 
-def plain_json(path: Path) -> Any:
-    """A JSON file. Raises UserError when it is none, or holds NaN or Infinity."""
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not JSON")
-
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+def remove(path: Path) -> None:
+    """Whatever stands there: a file, a link (not what it leads to), a folder, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class Run:
@@ -80,6 +76,7 @@ class Run:
             raise UserError(f"outputs={cfg.outputs}: no run folder can be made there: {error.strerror}") from None
         link = root / f".latest-{os.getpid()}"
         with contextlib.suppress(OSError):  # a file system without links has no `latest`
+            remove(link)
             link.symlink_to(folder.name)
             os.replace(link, root / "latest")
         return run
@@ -96,36 +93,29 @@ class Run:
         for name in ("manifest.json", "config.yaml"):
             if not run.path(name).is_file():
                 raise UserError(f"{folder}: not a run folder, or not a whole one: {name} is missing")
-        run.manifest = plain_json(run.path("manifest.json"))
-        if not isinstance(run.manifest, dict) or run.manifest.get("status") not in STATUS:
+        manifest = plain_json(run.path("manifest.json"))
+        if not isinstance(manifest, dict) or manifest.get("status") not in STATUS:
             raise UserError(f"{folder}/manifest.json: expected a status, one of {', '.join(STATUS)}")
-        wrong = [
-            k
-            for k in ("packages", "data", "hardware", "wall_s", "finetuned_sha256")
-            if not isinstance(run.manifest.get(k, {}), dict)
-        ]
-        for key in ("parents", "recoveries"):
-            entries = run.manifest.get(key, [])
-            if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-                wrong.append(key)
-        if wrong:
-            raise UserError(f"{folder}/manifest.json: {wrong[0]} is not what ptmrun writes there")
+        run.manifest = records.check(records.Manifest, manifest, f"{folder}/manifest.json")
         return run
 
     def path(self, *parts: str) -> Path:
-        """A path in the folder. Raises UserError when it leads outside, by `..` or by a link."""
+        """A path in the folder. Raises UserError when it leads outside, by `..` or by a link, or is no file or folder."""
         path = self.folder.joinpath(*parts)
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder)):
             raise UserError(f"{path}: leads outside of the run folder; refused")
+        if os.path.lexists(path) and (path.is_symlink() or not (path.is_file() or path.is_dir())):
+            raise UserError(f"{path}: a link, a FIFO or a device; refused")
         return path
 
     def write(self, name: str, data: bytes | str) -> Path:
+        """Text is written without the environment's secrets (see secrets.py)."""
         path = self.path(name)
-        write_atomic(path, data)
+        write_atomic(path, secrets.masked(data))
         return path
 
     def write_json(self, name: str, data: Any) -> None:
-        self.write(name, json.dumps(data, indent=2, allow_nan=False) + "\n")
+        self.write(name, (json.dumps(secrets.masked(data), indent=2, allow_nan=False) + "\n").encode())
 
     def update(self, **entries: Any) -> None:
         """Sets entries of manifest.json."""
@@ -135,7 +125,7 @@ class Run:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Held by the process that works on the run; a second one is refused. The system frees it when the process dies."""
-        with open(self.path(".lock"), "w") as file:
+        with open(self.path(".lock"), "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -144,19 +134,25 @@ class Run:
 
     def say(self, text: str) -> None:
         """A line for the terminal and for log.txt."""
-        console.print(text, markup=False)
+        console.print(printable(text), markup=False)
         self.note(text)
 
     def note(self, text: str) -> None:
-        """A line for log.txt alone."""
+        """A line, or several, for log.txt alone."""
+        plain = "\n".join(map(printable, secrets.masked(text).split("\n")))
         with open(self.path("log.txt"), "a", encoding="utf-8") as file:
-            file.write(f"{now()} {text}\n")
+            file.write(f"{now()} {plain}\n")
 
     def metric(self, line: dict[str, Any]) -> None:
-        """Appends to metrics.jsonl, one write a line, and tells the tracker."""
-        line = {**line, "time": round(time.time(), 3)}
-        with open(self.path("metrics.jsonl"), "ab", buffering=0) as file:
-            file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        """Appends to metrics.jsonl, one write a line, which a full disk leaves out as a whole; and tells the tracker."""
+        path = self.path("metrics.jsonl")
+        line = secrets.masked({**line, "time": round(time.time(), 3)})
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with open(path, "ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(data) < len(data):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if self.tracker:
             self.tracker.metric(line)
 
@@ -172,11 +168,25 @@ class Run:
         path = self.path("metrics.jsonl")
         if not path.exists():
             return []
-        lines = path.read_bytes().split(b"\n")[:-1]
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON lines: {error}") from None
+        found = []
+        for number, line in enumerate(read(path).split(b"\n")[:-1], start=1):
+            try:
+                found.append(records.check(records.Line, from_json(line), f"{path} line {number}"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: not JSON lines: line {number}: {error}") from None
+        return found
+
+    def results(self) -> dict[str, Any] | None:
+        """results.json, where there is one. Raises UserError when it is not what ptmrun writes."""
+        path = self.path("results.json")
+        return records.check(records.Results, plain_json(path), str(path)) if path.exists() else None
+
+    def score(self) -> tuple[float | None, float | None, str]:
+        """(score on the test split, on held-out training images, its name); of a pretraining alone, the last linear probe."""
+        if results := self.results():
+            return results["score"], results["val_score"], results["metric"]
+        probes = [x["probe_linear"] for x in self.metrics() if "probe_linear" in x]
+        return (probes[-1], probes[-1], "linear probe") if probes else (None, None, "")
 
 
 def new_folder(root: Path, stem: str) -> Path:

@@ -14,7 +14,7 @@ from ptmrun.config import Config
 from ptmrun.context import ENCODER, START, Context, check_stop, encoder_hash, fit, labelled, parent_of, steps_of, unfinished
 from ptmrun.data import splits
 from ptmrun.data.batches import Normalise
-from ptmrun.errors import Interrupted, UserError
+from ptmrun.errors import Interrupted, UserError, printable
 from ptmrun.evaluation import evaluate
 from ptmrun.progress import Bar
 from ptmrun.run import Run, console, now
@@ -27,7 +27,8 @@ def run(cfg: Config, overrides: list[str], verb: str = "", data: dict[str, Any] 
     if cfg.init != "random":
         Run.open(Path(cfg.init))
     tracking.library(cfg.logger.name)  # what is not installed is said before there is a folder
-    run = Run.create(cfg, overrides, {**provenance.manifest([*verb.split(), *overrides]), "data": data or {}})
+    known = {"data": data} if data else {}
+    run = Run.create(cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | known)
     with run.lock():
         execute(run, cfg)
     return run
@@ -63,14 +64,14 @@ def watched(run: Run) -> Iterator[None]:
         yield
     except Interrupted as stop:
         end("interrupted", str(stop))
-        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {run.folder}", markup=False)
+        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {printable(str(run.folder))}", markup=False)
         raise
     except UserError as error:
         end("failed", str(error))
         raise UserError(*error.args, f"the run so far is in {run.folder}") from None
     except OSError as error:
         end("failed", str(error))
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         hint = f"what was written before is intact; afterwards go on with: ptmrun resume {run.folder}"
         raise UserError(f"{error.filename or run.folder}: {error.strerror}; {hint}") from None
@@ -87,7 +88,7 @@ def execute(run: Run, cfg: Config) -> None:
     stop = Stop()
     config.READ.clear()
     with watched(run), stop.handled():
-        console.print(f"Run folder: {run.folder}", markup=False)
+        console.print(f"Run folder: {printable(str(run.folder))}", markup=False)
         context = prepare(run, cfg, stop)
         cfg = context.cfg
         tracking.start(run, cfg)

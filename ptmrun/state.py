@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptmrun import checkpoint
+from ptmrun import checkpoint, optim, records
+from ptmrun.config import Loop
 from ptmrun.errors import UserError
 
 
@@ -50,20 +51,26 @@ def save(path: Path, tensors: dict[str, Tensor], state: State, steps: int) -> No
     checkpoint.save(path, {**tensors, **{f"good.{k}": v for k, v in state.good.items()}}, {**numbers, "steps": steps})
 
 
-def restore(path: Path, steps: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]) -> State:
+def restore(
+    path: Path, steps: int, loop: Loop, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]
+) -> State:
     """Loads what `save` wrote. Raises UserError when it does not fit the model or is of a longer fit."""
     tensors, found = checkpoint.load(path)
-    fresh = dataclasses.asdict(State("fp32"))
-    fits = all(type(found.get(k)) is type(v) for k, v in fresh.items() if k != "good")
-    if not fits or type(found.get("steps")) is not int or not 0 <= found["step"] <= found["steps"] <= steps:
+    records.check(records.State, found, str(path))
+    if not found["step"] <= found["steps"] <= steps:
         raise UserError(f"{path}: not a checkpoint of this run's {steps} steps; refused")
+    if bad := [name for name, value in tensors.items() if not checkpoint.finite(value)]:
+        raise UserError(f"{path}: {bad[0]} holds NaN or Infinity; refused")
     checkpoint.into(model, checkpoint.part(tensors, "model."), path)
+    means = checkpoint.part(tensors, "average.")
+    try:
+        if [means.pop(str(i)).shape for i in range(len(average))] != [x.shape for x in average] or means:
+            raise KeyError
+        optim.load(optimizer, checkpoint.part(tensors, "optimizer."), loop)
+    except (KeyError, ValueError):
+        raise UserError(f"{path}: its averages and optimizer state do not fit the model; refused") from None
     with torch.no_grad():
         for i, mean in enumerate(average):
             mean.copy_(tensors[f"average.{i}"])
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, value in checkpoint.part(tensors, "optimizer.").items():
-        number, kind = name.split(".", 1)
-        entries.setdefault(int(number), {})[kind] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": entries})
-    return State(**{k: found[k] for k in fresh if k != "good"}, good=checkpoint.part(tensors, "good."))
+    names = [f.name for f in dataclasses.fields(State) if f.name != "good"]
+    return State(**{k: found[k] for k in names}, good=checkpoint.part(tensors, "good."))

@@ -25,7 +25,7 @@ from ptmrun import config
 from ptmrun.compose import compose, compose_raw, quoted, sort_overrides, unknown
 from ptmrun.errors import UserError
 from ptmrun.ledger import ENDED, Job, Ledger, locked, this_process, title, varying
-from ptmrun.run import Run, console, new_folder, plain_json, stamp, write_atomic
+from ptmrun.run import console, new_folder, stamp, write_atomic
 
 EXTRAS = ("joblib", "submitit", "ray")
 Launch = Callable[[list[Job]], None]
@@ -204,8 +204,11 @@ def job(settings: Any) -> None:
         code = child.returncode
     after = ledger.run(entry)
     status, reason = outcome(code, asked, pruned, folder / "stderr.txt")
-    changes = {"status": status, "reason": reason, "seconds": entry.seconds + time.monotonic() - begun}
-    ledger.write(entry, **changes, **(found(after) if after else {}))
+    changes: dict[str, Any] = {"status": status, "reason": reason, "seconds": entry.seconds + time.monotonic() - begun}
+    if after:
+        score, val_score, _ = after.score()
+        changes |= {"run": after.folder.resolve().name, "score": score, "val_score": val_score}
+    ledger.write(entry, **changes)
     if asked:
         raise KeyboardInterrupt
 
@@ -261,17 +264,6 @@ def outcome(code: int, asked: int | None, pruned: bool, errors: Path) -> tuple[s
     lines = errors.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [f"exit code {code}"]
     said = [line.removeprefix("ptmrun: ") for line in lines if line.startswith("ptmrun: ")]
     return "failed", "; ".join(x for x in said if not x.startswith("the run so far")) or lines[-1]
-
-
-def found(run: Run) -> dict[str, Any]:
-    """What the ledger says of a run."""
-    path = run.path("results.json")
-    name = run.folder.resolve().name
-    if path.exists():
-        results = plain_json(path)
-        return {"run": name, "score": results["score"], "val_score": results["val_score"]}
-    probes = [x["probe_linear"] for x in run.metrics() if "probe_linear" in x]
-    return {"run": name, "score": probes[-1] if probes else None, "val_score": probes[-1] if probes else None}
 
 
 @contextlib.contextmanager

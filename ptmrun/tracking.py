@@ -10,7 +10,7 @@ from typing import Any
 from ptmrun import config
 from ptmrun.config import Config
 from ptmrun.errors import UserError
-from ptmrun.run import Run, plain_json
+from ptmrun.run import Run
 
 
 def library(name: str) -> Any:
@@ -77,10 +77,9 @@ def key(line: dict[str, Any]) -> tuple[Any, ...]:
 
 def scores(run: Run) -> dict[str, float]:
     """The score, its spread and the baselines of results.json; nothing when the run did not evaluate."""
-    path = run.path("results.json")
-    if not path.exists():
+    results = run.results()
+    if results is None:
         return {}
-    results = plain_json(path)
     found = {name: results[name] for name in ("score", "score_sd") if results[name] is not None}
     return found | {f"baselines/{name}": value for name, value in results["baselines"].items()}
 

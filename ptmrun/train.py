@@ -137,7 +137,7 @@ def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tens
     """The state to go on from, with metrics and manifest as they were then; a fresh one where there is no checkpoint."""
     state = State(plan.precision)
     if plan.file.exists():
-        state = restore(plan.file, plan.steps, model, optimizer, average)
+        state = restore(plan.file, plan.steps, plan.loop, model, optimizer, average)
     if plan.recover and not state.good:  # at the beginning and after a recovery
         state.good, state.good_step = copied(tensors_of(model, optimizer, average)), state.step
     plan.cut(state.step)

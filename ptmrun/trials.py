@@ -89,4 +89,8 @@ def predict(context: Context, trial: Trial, split: str = "test") -> Tensor:
         with context.autocast():
             logits = model.predict(context.normalise(images) for images in getattr(context.data, split).all())
         checkpoint.save(file, {"logits": logits})
-    return checkpoint.load(file)[0]["logits"]
+    logits = checkpoint.load(file)[0].get("logits", torch.empty(0))
+    shape = (len(context.data.test), len(context.data.classes))
+    if logits.shape != shape or not logits.is_floating_point() or not checkpoint.finite(logits):
+        raise UserError(f"{file}: expected finite logits of {shape[0]} images and {shape[1]} classes; refused")
+    return logits

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ptmrun import config
 from ptmrun.compose import compose
+from ptmrun.errors import printable
 from ptmrun.run import Run
 
 
@@ -61,7 +62,7 @@ def report(names: list[str], settings: list[str], flags: list[str]) -> int:
     run = Run.open(Path(names[0]))
     from ptmrun import report
 
-    print(report.write(run))
+    print(printable(str(report.write(run))))
     return 0
 
 

@@ -62,7 +62,10 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
         (lambda p: (p / "manifest.json").write_text('{"status": "fine"}'), "expected a status"),
         (lambda p: (p / "manifest.json").write_text("[]"), "expected a status"),
         (lambda p: (p / "manifest.json").write_text('{"status": "done", "packages": 3}'), "packages is not what ptmrun writes"),
-        (lambda p: (p / "manifest.json").write_text('{"status": "done", "parents": ["x"]}'), "parents is not what ptmrun writes"),
+        (
+            lambda p: (p / "manifest.json").write_text('{"status": "done", "parents": ["x"]}'),
+            "parents.0 is not what ptmrun",
+        ),
         (lambda p: (p / "manifest.json").write_text("[" * 100_000), "not valid JSON"),
         (
             lambda p: ((p / "manifest.json").unlink(), (p / "manifest.json").symlink_to("/etc/hostname")),
@@ -100,9 +103,9 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 def test_metrics_survive_a_cut_line():
     run = make()
-    run.metric({"stage": "pretrain", "step": 1, "loss": 1.0})
-    run.metric({"stage": "pretrain", "step": 2, "loss": 0.5})
-    run.metric({"stage": "finetune", "trial": "a", "step": 9, "loss": 0.1})
+    run.metric({"stage": "pretrain", "step": 1, "loss": 1.0, "samples_per_s": 9.0})
+    run.metric({"stage": "pretrain", "step": 2, "loss": 0.5, "samples_per_s": 9.0})
+    run.metric({"stage": "finetune", "trial": "a", "step": 9, "loss": 0.1, "samples_per_s": 9.0})
     with open(run.folder / "metrics.jsonl", "a") as file:
         file.write('{"stage": "pre')
     assert [x["step"] for x in run.metrics()] == [1, 2, 9]

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from transformers.utils import logging
 from ptmrun import checkpoint
 from ptmrun.errors import UserError
 from ptmrun.models.initial import xavier
+from ptmrun.run import remove
 
 SIZES = {  # width, blocks, heads, wanted patches per side
     "micro": (96, 3, 3, 4),
@@ -146,9 +146,7 @@ class Encoder(nn.Module):
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
         part = folder.with_name(f".{folder.name}.part")
-        if part.is_symlink():  # a link that leads elsewhere
-            part.unlink()
-        shutil.rmtree(part, ignore_errors=True)
+        remove(part)  # a left-over, or a link that leads elsewhere
         try:
             with quiet():
                 self.vit.save_pretrained(part)
@@ -166,25 +164,26 @@ class Encoder(nn.Module):
             "image_std": std,
         }
         (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
+        remove(folder)
         os.replace(part, folder)
 
     def load(self, folder: Path) -> None:
         """Weights that `save` wrote. Raises UserError when a tensor is missing, unexpected or of another shape."""
-        checkpoint.load(folder / "model.safetensors")  # a whole safetensors file, before anything else looks at it
-        try:  # our own config goes in: the folder's config.json decides nothing
+        file = folder / "model.safetensors"
+        tensors, _ = checkpoint.load(file)
+        try:  # our own config and these tensors go in: no other file of the folder is looked at
             with quiet():
                 loaded, info = ViTModel.from_pretrained(
-                    folder,
+                    None,
                     config=self.vit.config,
+                    state_dict=tensors,
                     add_pooling_layer=False,
-                    use_safetensors=True,
-                    local_files_only=True,
+                    ignore_mismatched_sizes=True,  # they are listed below
                     output_loading_info=True,
                 )
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(f"{folder}: does not fit the model: {str(error).strip().splitlines()[-1]}") from None
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(map(str, info[kind])):
+            if names := sorted(str(name[0] if isinstance(name, tuple) else name) for name in info[kind]):
                 raise UserError(f"{folder}: does not fit the model: {kind.replace('_', ' ')} {', '.join(names[:3])}")
-        self.vit.load_state_dict(loaded.state_dict())
+        checkpoint.into(self.vit, loaded.state_dict(), file)
