@@ -88,7 +88,8 @@ def help_text() -> str:
         "  ptmrun model=vit task=mim                          pretrain -> finetune -> evaluate on the built-in digits",
         "  ptmrun dataset=imagefolder dataset.root=photos     the same with your own images",
         "  ptmrun stage=finetune init=outputs/latest finetune=linear    one stage, from an earlier run",
-        "  ptmrun -m task=mim,simmim seed=1,2,3               sweep",
+        "  ptmrun -m task=mim,simmim seed=1,2,3               sweep; sweep.resume=FOLDER runs what is missing,",
+        "      hydra/launcher=joblib|submitit_local|submitit_slurm|ray runs jobs side by side, sweep.search=optuna searches",
         "",
         "Verbs",
         *(f"  ptmrun {name + ' ' + verb.usage:<28} {verb.what}" for name, verb in verbs.VERBS.items()),
@@ -105,6 +106,7 @@ def help_text() -> str:
         "  pretrain.epochs= .steps= .batch_size= .lr= ...       finetune.steps= .batch_size= .lr= .seeds= ...",
         "  dataset.root= .limit= .image_size=    downstream.labels_per_class=10|[10,100]|null",
         "  device.precision=auto|fp32|bf16  .workers=  .threads=  .compile=",
+        "  skip_done=true (stages that an earlier run did)    strict=true (no unread keys)    on_nan=recover|stop",
         "",
         'Options: --help  --version  -m (sweep)  --cfg job (print the config)  eval "$(ptmrun -sc install=bash)" (completion)',
     ]
