@@ -81,6 +81,13 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
     return groups, values, mistakes
 
 
+def parsed(overrides: list[str]) -> list[Any]:
+    """Hydra's own parse of overrides that are known to be right."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides(overrides)
+
+
 def compose_raw(overrides: list[str], keep: str = "") -> dict[str, Any]:
     """Hydra's compose as a plain dict, without the `spec` blocks and, unless kept, without what is no part of a run."""
     from hydra import compose as hydra_compose

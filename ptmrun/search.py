@@ -7,7 +7,7 @@ held-out training images, never the test split.
 from pathlib import Path
 from typing import Any
 
-from ptmrun.compose import compose
+from ptmrun.compose import compose, parsed
 from ptmrun.config import Sweep
 from ptmrun.errors import UserError
 from ptmrun.ledger import Job, Ledger
@@ -31,20 +31,18 @@ def storage(folder: Path) -> str:
 def space(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
     """Hydra's grammar -> (overrides of every trial, {key: Optuna's distribution}): `a,b`, `choice()`, `range()`, `interval()`;
     `tag(log,interval(1e-4,1e-2))` on a logarithmic scale."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     given = optuna().distributions
     fixed, searched = [], {}
-    for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
-        if not parsed.is_sweep_override():
+    for text, override in zip(overrides, parsed(overrides), strict=True):
+        if not override.is_sweep_override():
             fixed.append(text)
-        elif parsed.is_discrete_sweep():
-            searched[parsed.get_key_element()] = given.CategoricalDistribution(list(parsed.sweep_string_iterator()))
+        elif override.is_discrete_sweep():
+            searched[override.get_key_element()] = given.CategoricalDistribution(list(override.sweep_string_iterator()))
         else:
-            interval = parsed.value()
+            interval = override.value()
             kind = given.IntDistribution if isinstance(interval.start, int) else given.FloatDistribution
             try:
-                searched[parsed.get_key_element()] = kind(interval.start, interval.end, log="log" in interval.tags)
+                searched[override.get_key_element()] = kind(interval.start, interval.end, log="log" in interval.tags)
             except ValueError as error:
                 raise UserError(f"{text}: {error}") from None
     if not searched:

@@ -40,7 +40,7 @@ MISTAKES = {
     "stage=evaluate": "stage=evaluate: needs init=<run folder>",
     "init=nowhere": "nowhere: no such run folder",
     "pretrain.accumulate=300": "pretrain.accumulate=300: expected at most pretrain.batch_size=256",
-    "hydra.run.dir=x": "hydra settings belong to a sweep",
+    "hydra.run.dir=x": "settings of hydra and sweep need -m",
     "evaluate.baselines=[luck]": "evaluate.baselines.0=luck: expected 'chance'",
     "seed=[1": "expected key=value",
     "resumee": "no such verb (did you mean resume?)",
