@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from test_cli_runs import same
 
 from ptmrun import checkpoint, cli
+from ptmrun.compose import compose
 from ptmrun.run import Run
 
 SMALL = [*TINY, "finetune.seeds=1", "evaluate.baselines=[chance]", "pretrain.probes=0"]
@@ -235,3 +236,13 @@ def test_unreadable_txt_does_not_fit(tmp_path, disk, ptmrun):
     assert not (latest() / "unreadable.txt").exists()
     assert ptmrun("resume", latest())[0] == 0
     assert (latest() / "unreadable.txt").read_text() == "a/x.png\n"
+
+
+def test_a_line_of_metrics_that_does_not_fit_is_left_out_as_a_whole(disk):
+    run = Run.create(compose(["name=x"]), [], {})
+    run.metric({"stage": "a", "step": 1})
+    disk.fill("metrics.jsonl", 1)
+    with pytest.raises(OSError, match="No space left on device"):
+        run.metric({"stage": "a", "step": 2})
+    run.metric({"stage": "a", "step": 3})
+    assert [line["step"] for line in run.metrics()] == [1, 3]

@@ -20,16 +20,18 @@ import yaml
 from conftest import TINY, latest
 from safetensors.torch import load_file, save_file
 
-from ptmrun import cli
+from ptmrun import cli, saved
+from ptmrun.errors import UserError
 
 SMALL = [*TINY, "finetune.seeds=1", "evaluate.baselines=[chance]", "pretrain.probes=0"]
+CPU = ["device=cpu", "device.precision=fp32", "device.threads=1", "device.workers=0"]
 SECONDS = 60  # for a verb; a FIFO that is opened would wait for ever
 VERBS = {
     "resume": lambda run: ["resume", run],
     "reproduce": lambda run: ["reproduce", run],
     "report": lambda run: ["report", run],
-    "finetune": lambda run: ["stage=finetune", f"init={run}"],
-    "evaluate": lambda run: ["stage=evaluate", f"init={run}"],
+    "finetune": lambda run: ["stage=finetune", f"init={run}", "finetune.steps=1", *CPU],
+    "evaluate": lambda run: ["stage=evaluate", f"init={run}", *CPU],
 }
 EVERY = tuple(VERBS)
 STARTS = ("finetune", "evaluate")
@@ -481,3 +483,15 @@ def test_a_hostile_parent_of_a_parent(small_run, tmp_path, ptmrun):
     code, _, err = ptmrun("stage=evaluate", f"init={child}")
     assert code == 2
     assert "grand/checkpoints/encoder/model.safetensors: not a whole safetensors file" in err
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path, within):
+    """Also where no run folder's own check comes first."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/etc/hostname")
+    (tmp_path / "large").write_bytes(b"x" * 11)
+    for name, expected in {"fifo": "not a regular file", "link": "cannot be read", "large": "11 bytes, more than the 10"}.items():
+        with pytest.raises(UserError, match=expected):
+            saved.read(tmp_path / name, most=10)
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        saved.read(tmp_path)

@@ -171,6 +171,8 @@ class Encoder(nn.Module):
         """Weights that `save` wrote. Raises UserError when a tensor is missing, unexpected or of another shape."""
         file = folder / "model.safetensors"
         tensors, _ = checkpoint.load(file)
+        if wrong := [name for name, value in tensors.items() if not value.is_floating_point()]:
+            raise UserError(f"{file}: does not fit the model: {wrong[0]} is {tensors[wrong[0]].dtype}")
         try:  # our own config and these tensors go in: no other file of the folder is looked at
             with quiet():
                 loaded, info = ViTModel.from_pretrained(
