@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ptmrun.compose import compose
 from ptmrun.run import Run
 
 
@@ -48,6 +49,13 @@ def report(names: list[str], settings: list[str], flags: list[str]) -> int:
     return 0
 
 
+def check(names: list[str], settings: list[str], flags: list[str]) -> int:
+    cfg = compose(settings)
+    from ptmrun.check import check
+
+    return 0 if check(cfg) else 1
+
+
 VERBS = {
     "resume": Verb(
         resume,
@@ -63,4 +71,13 @@ VERBS = {
         settings=("outputs",),
     ),
     "report": Verb(report, "RUN", "report outputs/latest", "write report.html of a run again"),
+    "check": Verb(
+        check,
+        "KEY=VALUE...",
+        "check task=mae",
+        "try out what a run would do: data, losses, gradients, checkpoints, memory, disk and time (exit code 0 or 1)",
+        least=0,
+        most=0,
+        settings=None,
+    ),
 }
