@@ -97,6 +97,7 @@ def compose_raw(overrides: list[str]) -> dict[str, Any]:
 def settings_only(raw: Any) -> dict[str, Any]:
     """The composed config without what describes it."""
     raw.pop("experiment", None)
+    raw.pop("certificate", None)  # of an experiment, for verify.py
     return {k: {n: v for n, v in part.items() if n != "spec"} if isinstance(part, dict) else part for k, part in raw.items()}
 
 
