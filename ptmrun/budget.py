@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ptmrun import config, optim, rng
+from ptmrun import config, optim
 from ptmrun.context import Context, batches_of, labelled, steps_of
 from ptmrun.run import parse_budget
 from ptmrun.trials import chosen_labels, classifier, label_counts, trials
@@ -19,16 +19,12 @@ def size_steps(context: Context) -> tuple[config.Config, list[str]]:
     cfg, data = context.cfg, context.data
     assert cfg.budget is not None
     seconds = USABLE * parse_budget(cfg.budget)
-    rng.seed_everything(cfg.seed, "budget")
-    objective = context.part("task").Objective(context.encoder(), cfg.task).to(context.device)
-    pretrain = seconds_per_step(
-        context, objective, batches_of(context, data.train, cfg.pretrain, cfg.seed, "budget"), cfg.pretrain
-    )
+    batches = batches_of(context, data.train, cfg.pretrain, cfg.seed, "budget")
+    pretrain = seconds_per_step(context, context.objective(), batches, cfg.pretrain)
     changes: dict[str, Any] = {"budget": None}
     left = seconds
     if labelled(context):
-        kinds = {"scratch": 1, "scratch_long": cfg.evaluate.longer}
-        per_label = cfg.finetune.seeds * (1 + sum(n for k, n in kinds.items() if k in cfg.evaluate.baselines))
+        per_label = cfg.finetune.seeds * (1 + scratch_lengths(cfg))
         cost = wanted = 0.0
         for labels in label_counts(cfg):
             trial = trials(cfg, "tuned", labels)[0]
@@ -45,6 +41,12 @@ def size_steps(context: Context) -> tuple[config.Config, list[str]]:
     notes = [f"{k.replace('__', '.')}={v}: for budget={cfg.budget}" for k, v in changes.items() if k.endswith("steps")]
     context.run.update(budget={"asked": cfg.budget, "pretrain_step_s": pretrain})
     return config.replace(cfg, **changes), notes
+
+
+def scratch_lengths(cfg: config.Config) -> int:
+    """How many times the steps of fine-tuning the baselines from scratch take."""
+    lengths = {"scratch": 1, "scratch_long": cfg.evaluate.longer}
+    return sum(n for kind, n in lengths.items() if kind in cfg.evaluate.baselines)
 
 
 def seconds_per_step(context: Context, model: torch.nn.Module, batches: Any, loop: Any, steps: int = 6) -> float:

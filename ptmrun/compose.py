@@ -110,7 +110,7 @@ def compose_raw(overrides: list[str], keep: str = "") -> dict[str, Any]:
 
 def settings_only(raw: Any, keep: str) -> dict[str, Any]:
     """The composed config without what describes it."""
-    raw = {k: v for k, v in raw.items() if k == keep or k not in ("experiment", "sweep")}
+    raw = {k: v for k, v in raw.items() if k == keep or k not in ("experiment", "certificate", "sweep")}
     return {k: {n: v for n, v in part.items() if n != "spec"} if isinstance(part, dict) else part for k, part in raw.items()}
 
 

@@ -58,6 +58,12 @@ class Context:
             checkpoint.into(encoder, checkpoint.load(file)[0], file)
         return encoder
 
+    def objective(self) -> Any:
+        """The task's objective with its initial heads, on the encoder that this run starts from."""
+        encoder = self.pretrained()
+        rng.seed_everything(self.cfg.seed, "objective")
+        return self.part("task").Objective(encoder, self.cfg.task).to(self.device)
+
     def features(self, encoder: Any, split: Split) -> Any:
         return probe.features(encoder, split, self.normalise, self.autocast)
 
@@ -82,6 +88,13 @@ def check_stop(stop: Stop) -> None:
 
 def labelled(context: Context) -> bool:
     return context.data.train.labels is not None and len(context.data.classes) > 1
+
+
+def chosen_stages(context: Context) -> list[str]:
+    """The stages that the config asks for and the data allows."""
+    if context.cfg.stage != "all":
+        return [context.cfg.stage]
+    return ["pretrain", "finetune", "evaluate"] if labelled(context) else ["pretrain"]
 
 
 def parent_of(cfg: Config, start: Path | None = None) -> dict[str, Any]:
@@ -133,6 +146,11 @@ def steps_of(loop: Loop, samples: int) -> int:
     return max(1, math.ceil(loop.epochs * samples / min(loop.batch_size, samples)))
 
 
+def depth_of(encoder: Any, name: str) -> int:
+    """How deep a parameter of an encoder with a head or heads sits: the heads one above the encoder's last block."""
+    return encoder.depth_of(name) if name.startswith("encoder.") else encoder.depth + 1
+
+
 def fit(
     context: Context,
     model: Any,
@@ -147,9 +165,6 @@ def fit(
     run, encoder = context.run, model.encoder
     purpose = "/".join(map(str, tags.values()))
     batches = batches_of(context, split, loop, seed, purpose)
-
-    def depth_of(name: str) -> int:
-        return encoder.depth_of(name) if name.startswith("encoder.") else encoder.depth + 1
 
     def recovered(events: list[dict[str, Any]]) -> None:
         """Says what is new and makes the manifest hold exactly these for this fit."""
@@ -169,7 +184,7 @@ def fit(
             purpose=purpose,
             samples=len(split),
             batch_size=batches.batch_size,
-            depth_of=depth_of,
+            depth_of=partial(depth_of, encoder),
             depth=encoder.depth + 1,
             autocast=context.autocast,
             file=run.path("checkpoints", "state", f"{purpose.replace('/', '_')}.safetensors"),

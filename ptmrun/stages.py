@@ -11,7 +11,19 @@ from typing import Any
 
 from ptmrun import adapt, budget, changes, checkpoint, config, device, figures, probe, provenance, report, reuse, rng, tracking
 from ptmrun.config import Config
-from ptmrun.context import ENCODER, START, Context, check_stop, encoder_hash, fit, labelled, parent_of, steps_of, unfinished
+from ptmrun.context import (
+    ENCODER,
+    START,
+    Context,
+    check_stop,
+    chosen_stages,
+    encoder_hash,
+    fit,
+    labelled,
+    parent_of,
+    steps_of,
+    unfinished,
+)
 from ptmrun.data import splits
 from ptmrun.data.batches import Normalise
 from ptmrun.errors import Interrupted, UserError, printable
@@ -95,9 +107,8 @@ def execute(run: Run, cfg: Config) -> None:
         wall: dict[str, float] = dict(run.manifest.get("wall_s", {}))
         read = set(run.manifest.get("read", []))
         stages = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
-        chosen = list(stages) if cfg.stage == "all" else [cfg.stage]
+        chosen = chosen_stages(context)
         if not labelled(context) and cfg.stage == "all":
-            chosen = ["pretrain"]
             run.say("The data has no classes to tell apart: only the pretraining stage runs.")
         for name in chosen:
             start = time.perf_counter()
@@ -215,9 +226,8 @@ def pretrain(context: Context) -> None:
 def train_objective(context: Context) -> Any:
     """Trains the objective of the task, looking at the features now and then."""
     cfg, run, data = context.cfg, context.run, context.data
-    encoder = context.pretrained()
-    rng.seed_everything(cfg.seed, "objective")
-    objective = context.part("task").Objective(encoder, cfg.task).to(context.device)
+    objective = context.objective()
+    encoder = objective.encoder
     loop, own = cfg.pretrain, adapt.parameters(encoder)
     steps, size = steps_of(loop, len(data.train)), min(loop.batch_size, len(data.train))
     run.say(

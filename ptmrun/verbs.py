@@ -1,5 +1,6 @@
 """The verbs: what can be done with run folders. One function a verb; the heavy imports are inside, so that help is instant."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -82,6 +83,22 @@ def list_runs(names: list[str], settings: list[str], flags: list[str]) -> int:
     return 0
 
 
+def check(names: list[str], settings: list[str], flags: list[str]) -> int:
+    cfg = compose(settings)
+    from ptmrun.check import check
+
+    return 0 if check(cfg) else 1
+
+
+def verify(names: list[str], settings: list[str], flags: list[str]) -> int:
+    from ptmrun import verify
+
+    if not names:
+        verify.listing()
+        return 0
+    return 0 if verify.verify(names, "--quick" in flags, value(settings, "outputs", "outputs")) else 1
+
+
 VERBS = {
     "resume": Verb(
         resume,
@@ -123,4 +140,23 @@ VERBS = {
         "run the step at which training diverged again and say where it begins (exit code 0, or 1 if it does not here)",
     ),
     "report": Verb(report, "RUN", "report outputs/latest", "write report.html of a run again"),
+    "check": Verb(
+        check,
+        "KEY=VALUE...",
+        "check task=mae",
+        "try out what a run would do: data, losses, gradients, checkpoints, memory, disk and time (exit code 0 or 1)",
+        least=0,
+        most=0,
+        settings=None,
+    ),
+    "verify": Verb(
+        verify,
+        "EXPERIMENT...",
+        "verify mnist5k_mim --quick",
+        "run experiments again and compare with their certificates (exit code 0 or 1); without a name: list them",
+        least=0,
+        most=math.inf,
+        settings=("outputs",),
+        flags=("--quick",),
+    ),
 }

@@ -1,5 +1,6 @@
 """Classification of whole images: a linear head on the encoder's features, cross-entropy."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,16 @@ class Classifier(nn.Module):
         logits, labels = self.logits(batch["images"]), batch["labels"]
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
         return Loss(loss, len(labels)), {"accuracy": Loss((logits.detach().argmax(1) == labels).sum(), len(labels))}
+
+    def initial_loss(self, batch: dict[str, Any]) -> float:
+        """Of equal probabilities, smoothed labels or not: ln(classes)."""
+        return math.log(self.head.out_features)
+
+    def lowest_loss(self, batch: dict[str, Any]) -> float:
+        """Of the smoothed labels themselves: their entropy."""
+        off = self.label_smoothing / self.head.out_features
+        others = (self.head.out_features - 1) * off
+        return -(1 - others) * math.log(1 - others) - (others * math.log(off) if off else 0.0)
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> float32 [B, classes]"""

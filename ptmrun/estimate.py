@@ -1,0 +1,128 @@
+"""What a run will take: memory, disk and time, from real batches, real files and real steps."""
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptmrun import probe
+from ptmrun.budget import scratch_lengths, seconds_per_step
+from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, labelled, steps_of
+from ptmrun.trials import chosen_labels, classifier, label_counts, trials, weights_file
+
+PICTURES = 550_000  # bytes of the figures, which report.html holds once more
+METRICS_LINE = 270  # bytes
+PREDICTION = 12  # bytes of a row of predictions.parquet
+
+
+def activations(model: nn.Module, batch: dict[str, Any], autocast: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass of a batch, beside the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast():
+        loss, _ = model(batch)  # its graph keeps what was packed alive, so no address is counted twice
+        return sum(kept.values()) if loss.total.requires_grad else 0
+
+
+def training_state(model: nn.Module, loop: Any) -> int:
+    """Bytes of weights, gradients, the optimizer's moments and the average of the weights."""
+    copies = 1 + (1 if loop.optimizer == "sgd" else 2) + bool(loop.ema)
+    return sum(p.nbytes * (1 + copies * p.requires_grad) for p in model.parameters())
+
+
+def in_use(device: torch.device) -> tuple[int, int]:
+    """Bytes that this process holds, now and at its peak: on a CUDA device its memory there, else the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else peak, peak
+
+
+def capacity(device: torch.device) -> int:
+    """Bytes that the device has, or that the process's control group allows."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return total if text == "max" else min(total, int(text))
+
+
+def disk(context: Context) -> tuple[int, int]:
+    """(bytes of the run folder when it is done, bytes more while it trains), from the files that the check has written."""
+    run, cfg, data = context.run, context.cfg, context.data
+    stages = chosen_stages(context)
+    files = [p for p in run.folder.rglob("*") if p.is_file()]
+    state = max((p.stat().st_size for p in files if p.parent.name == "state"), default=0)
+    total = sum(p.stat().st_size for p in files if "checkpoints" not in p.parts) + PICTURES
+    steps = 0.0
+    if "pretrain" in stages:
+        steps += steps_of(cfg.pretrain, len(data.train)) / cfg.pretrain.log_every
+        total += sum(p.stat().st_size for p in (*run.path(ENCODER).iterdir(), run.path("checkpoints/heads.safetensors")))
+    for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
+        tuned = trials(cfg, "tuned", labels)
+        lengths = (1 if "finetune" in stages else 0) + (scratch_lengths(cfg) if "evaluate" in stages else 0)
+        split = chosen_labels(context, tuned[0])
+        steps += lengths * len(tuned) * steps_of(cfg.finetune, len(split)) / cfg.finetune.log_every
+        if "finetune" in stages:
+            wrote = next(p for p in files if p.parent.name == Path(weights_file(tuned[0])).parent.name)
+            total += len(tuned) * wrote.stat().st_size
+        if "evaluate" in stages:
+            kinds = 1 + len({"scratch", "scratch_long"} & set(cfg.evaluate.baselines))
+            total += len(tuned) * 4 * (kinds * len(data.test) + len(data.val)) * len(data.classes)
+            total += len(tuned) * PREDICTION * len(data.test)
+    return int(total + steps * METRICS_LINE), state
+
+
+def duration(context: Context) -> dict[str, float]:
+    """Seconds of each stage to come, without the logistic regressions of the baselines and the figures."""
+    cfg, data, stages = context.cfg, context.data, chosen_stages(context)
+    seconds = dict.fromkeys(stages, 0.0)
+    if "pretrain" in stages:
+        batches = batches_of(context, data.train, cfg.pretrain, cfg.seed, "check")
+        each = seconds_per_step(context, context.objective(), batches, cfg.pretrain)
+        seconds["pretrain"] = each * steps_of(cfg.pretrain, len(data.train))
+        if cfg.pretrain.probes and labelled(context):
+            looks = (context.encoder(), data.train, data.val, context.normalise, context.autocast)
+            seconds["pretrain"] += (cfg.pretrain.probes + 1) * timed(probe.probe, *looks)
+    for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
+        tuned = trials(cfg, "tuned", labels)
+        split = chosen_labels(context, tuned[0])
+        model, _ = classifier(context, tuned[0])
+        start = timed(from_probe, context, model, split) if cfg.finetune.head == "probe" else 0.0
+        each = seconds_per_step(context, model, batches_of(context, split, cfg.finetune, cfg.seed, "check"), cfg.finetune)
+        once = each * steps_of(cfg.finetune, len(split))
+        if "finetune" in stages:
+            seconds["finetune"] += len(tuned) * (start + once)
+        if "evaluate" in stages:
+            test = (context.normalise(images) for images in data.test.all())
+            predict = timed(model.predict, test)
+            scratch = {"scratch", "scratch_long"} & set(cfg.evaluate.baselines)
+            seconds["evaluate"] += len(tuned) * (
+                predict * (1 + len(scratch)) + start * len(scratch) + once * scratch_lengths(cfg)
+            )
+    return seconds
+
+
+def from_probe(context: Context, model: Any, split: Any) -> None:
+    model.start_from_probe(torch.from_numpy(context.features(model.encoder, split)), split.labels)
+
+
+def timed(work: Callable[..., Any], *arguments: Any) -> float:
+    begun = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - begun
