@@ -1,5 +1,6 @@
 """MLflow: by default a SQLite store beside the run folders, so that runs can be compared."""
 
+import fcntl
 import os
 from pathlib import Path
 from time import time as now
@@ -31,16 +32,15 @@ class Logger:
         self.look = f"mlflow ui --backend-store-uri {uri}"
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).touch()  # fails at once, where the library tries again for minutes
-        self.client = MlflowClient(uri)
+        with open(folder.parent / ".mlflow.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of runs that begin together, one makes the tables
+            self.client = MlflowClient(uri)
+            files = None if uri.startswith("http") else f"{folder.parent}/mlruns"  # a server has a place of its own
+            experiment = experiment_id(self.client, options.experiment, files)
         if "tracking_id" in run.manifest:
             self.id = run.manifest["tracking_id"]
             self.client.update_run(self.id, status="RUNNING")
             return
-        files = None if uri.startswith("http") else f"{folder.parent}/mlruns"  # a server has a place of its own
-        try:
-            experiment = self.client.create_experiment(options.experiment, artifact_location=files)
-        except MlflowException:  # it is there already
-            experiment = self.client.get_experiment_by_name(options.experiment).experiment_id
         self.id = self.client.create_run(experiment, tags={"folder": str(folder)}, run_name=folder.name).info.run_id
         run.update(tracking_id=self.id)
         settings = [Param(k, str(v)) for k, v in params(cfg).items()]
@@ -59,3 +59,11 @@ class Logger:
     def close(self, status: str, scores: dict[str, float]) -> None:
         self.send(scores, 0, now())
         self.client.set_terminated(self.id, STATUS[status])
+
+
+def experiment_id(client: MlflowClient, name: str, files: str | None) -> str:
+    """Of the experiment with this name, made when it is not there; `files` is where its figures go."""
+    try:
+        return client.create_experiment(name, artifact_location=files)
+    except MlflowException:
+        return client.get_experiment_by_name(name).experiment_id

@@ -46,6 +46,7 @@ class Logger:
                 x_disable_machine_info=True,
                 x_disable_stats=True,
                 x_save_requirements=False,
+                x_transaction_log_flush_interval=1.0,  # seconds of metrics that kill -9 may cost
                 init_timeout=30,
                 finish_timeout=60,
             ),
