@@ -72,7 +72,10 @@ def recoveries(events: list[dict[str, Any]]) -> list[str]:
         return []
     times = "once" if len(events) == 1 else f"{len(events)} times"
     how = ". ".join(map(recovery.describe, events))
-    return [f"<p><strong>Training diverged {times} and went on more gently.</strong> {esc(how)}.</p>"]
+    return [
+        f"<p><strong>Training diverged {times} and went on more gently.</strong> {esc(how)}. "
+        "Settings that do not diverge may give better features than these.</p>"
+    ]
 
 
 def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:

@@ -63,7 +63,6 @@ def ours(objective, batches, cfg, precision: str, folder: Path) -> float:
         cut=lambda step: None,
         stop=lambda: None,
         show=lambda step, values: None,
-        recover=True,
     )
     start = time.process_time()
     train.fit(objective, batches, plan)

@@ -137,7 +137,7 @@ def test_recovery_halves_the_learning_rate(tmp_path):
 
 @pytest.mark.parametrize("every", [0, 1000])
 def test_a_kill_anywhere_and_resume_change_nothing(tmp_path, every):
-    """Killed after each step there is, in the bad streaks and at each point of a recovery too, with checkpoints everywhere and
+    """Killed after every other step, in bad streaks and at each point of a recovery too, with checkpoints everywhere and
     nowhere: the same weights, metrics and recoveries."""
     settings = loop(**GD, lr=1.2, max_skipped=2, log_every=4, checkpoint_every=every)
     made, whole, expected = events_of(tmp_path / "whole", settings, steps=24)
@@ -167,8 +167,8 @@ def test_a_kill_anywhere_and_resume_change_nothing(tmp_path, every):
         assert events == expected, (kind, number)
         return True
 
-    moments = {kind: sum(killed_at(kind, n) for n in range(1, 60)) for kind in ("stop", "cut", "recovered")}
-    assert moments["stop"] > 30  # steps, those of the cut paths included
+    moments = {kind: sum(killed_at(kind, n) for n in range(1, 60, 1 + (kind == "stop"))) for kind in ("stop", "cut", "recovered")}
+    assert moments["stop"] > 15  # steps, those of the cut paths included
     assert moments["cut"] == moments["recovered"] == 3  # the beginning and two recoveries
 
 
@@ -260,7 +260,7 @@ def test_a_good_state_is_one_whose_loss_has_not_grown(tmp_path):
     assert int(events[0]["why"].split()[-1]) > 13
 
 
-DIVERGES = [*TINY, "stage=pretrain", "pretrain.max_skipped=3", "pretrain.steps=30", "pretrain.log_every=1"]
+DIVERGES = [*TINY, "stage=pretrain", "pretrain.max_skipped=2", "pretrain.steps=16", "pretrain.log_every=1"]
 
 
 def test_an_absurd_learning_rate_ends_with_a_lower_loss(ptmrun):
@@ -275,7 +275,7 @@ def test_an_absurd_learning_rate_ends_with_a_lower_loss(ptmrun):
     assert lines[-1]["recoveries"] == len(events)
     assert lines[-1]["lr_scale"] == 0.5 ** len(events)
     assert lines[-1]["loss"] < lines[0]["loss"]
-    assert [x["step"] for x in lines] == list(range(1, 31))
+    assert [x["step"] for x in lines] == list(range(1, 17))
     said = f"went back to step {events[0]['to']} and on with the learning rate times 0.5"
     assert said in out
     page = (first / "report.html").read_text()
