@@ -130,7 +130,7 @@ def table(rows: list[Row], title: str) -> Table:
     titles, body = lines(rows)
     made = Table(title=title, title_justify="left")
     for name in titles:
-        made.add_column(name)
+        made.add_column(name, overflow="fold")
     for texts, best in body:
         made.add_row(*map(escape, texts), style="bold" if best else None)
     return made
@@ -179,32 +179,41 @@ def differences(runs: list[Run]) -> dict[str, list[Any]]:
 
 
 def grouped(runs: list[Run]) -> list[Row]:
-    """Runs whose configs differ by the seed alone share a row, which has the first one's name."""
+    """A row for each setting, named A, B ...: runs whose configs differ by the seed alone share one."""
     found = differences(runs)
     rows: dict[str, Row] = {}
     for i, run in enumerate(runs):
         identity = repr([values[i] for key, values in found.items() if key != "seed"])
-        row = rows.setdefault(identity, Row({"run": run.folder.resolve().name}))
+        row = rows.setdefault(identity, Row({"run": letters(len(rows))}))
         row.runs.append(run)
         row.seconds += sum(run.manifest.get("wall_s", {}).values())
     return list(rows.values())
 
 
+def letters(number: int) -> str:
+    """0 -> A, 25 -> Z, 26 -> AA"""
+    return (letters(number // 26 - 1) if number > 25 else "") + chr(ord("A") + number % 26)
+
+
 def compare(runs: list[Run], outputs: str) -> Path:
     """Shows what differs, the scores and the curves; writes them into a new folder, which it returns."""
-    found, rows = differences(runs), grouped(runs)
-    names = [run.folder.resolve().name for run in runs]
-    changed = [([key, *("" if v is None else str(v) for v in values)], False) for key, values in found.items()]
+    rows = grouped(runs)
+    found = differences([row.runs[0] for row in rows])
+    names = [(row.setting["run"], ", ".join(str(run.folder) for run in row.runs)) for row in rows]
+    changed = [([key, *("" if v is None else str(v) for v in values)], False) for key, values in found.items() if key != "seed"]
+    for name, folders in names:
+        console.print(f"{name}: {folders}", markup=False)
     settings = Table(title="Settings that differ", title_justify="left")
-    settings.add_column("")
-    for name in names:
-        settings.add_column(escape(name), overflow="fold")
+    for title in ("", *(name for name, _ in names)):
+        settings.add_column(title, overflow="fold")
     for texts, _ in changed:
         settings.add_row(*map(escape, texts))
-    console.print(settings if found else "The settings do not differ.")
+    console.print(settings if changed else "The settings do not differ.")
     console.print(table(rows, "Scores on the test split"))
     folder = new_folder(Path(outputs), f"{stamp()}_compare")
-    before = f"<h2>Settings that differ</h2>{html_table(['', *names], changed)}<h2>Scores</h2>" if found else ""
+    before = html_table(["", "runs"], [([name, folders], False) for name, folders in names])
+    if changed:
+        before += f"<h2>Settings that differ</h2>{html_table(['', *(name for name, _ in names)], changed)}<h2>Scores</h2>"
     write_atomic(folder / "compare.html", page(rows, "Comparison", before))
     write_atomic(folder / "scores.csv", csv_text(rows))
     return folder

@@ -125,4 +125,7 @@ def ago(seconds: float) -> str:
 def show(root: Path, filters: dict[str, str], sort: str, as_tree: bool) -> None:
     """Prints the list."""
     entries = listed(root, filters, sort)
-    console.print(tree(entries, root) if as_tree else table(entries) if entries else f"{root}: no runs")
+    if as_tree:
+        console.print(tree(entries, root), crop=False, no_wrap=True, overflow="ignore")
+    else:
+        console.print(table(entries) if entries else f"{root}: no runs")

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from ptmrun import config, records, secrets
 from ptmrun.errors import UserError, printable
 from ptmrun.saved import from_json, plain_json, read
 
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
 STATUS = ("running", "done", "failed", "interrupted")
 
 

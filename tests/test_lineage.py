@@ -232,7 +232,8 @@ def test_runs_that_differ_by_the_seed_share_a_row(done_run, tmp_path):
     path = tmp_path / "b" / "config.yaml"
     path.write_text(path.read_text().replace("\nseed: 0", "\nseed: 5"))
     [row] = compare.grouped([Run.open(done_run), Run.open(tmp_path / "b")])
-    assert len(row.runs) == 2
+    assert (row.setting, len(row.runs)) == ({"run": "A"}, 2)
+    assert [compare.letters(n) for n in (0, 25, 26, 52)] == ["A", "Z", "AA", "BA"]
 
 
 def test_inherited_and_saved_configs_compose_alike():
