@@ -21,6 +21,7 @@ from ptmrun.run import Run, console, new_folder, stamp, write_atomic
 
 NOTE = """Mean ± standard deviation over the runs of a setting (over the repeats, where there is one run). A difference within
 noise is smaller than the 95 % interval from the seeds and from the test samples; the best of many looks better than it is."""
+MOST = 2**28  # bytes of predictions
 UNIMPORTANT = ("outputs", "name", "logger", "budget", "strict", "skip_done", "init")  # settings that do not make runs different
 
 
@@ -52,9 +53,15 @@ def correctness(run: Run, column: str) -> list[np.ndarray]:
     if not path.exists():
         return []
     try:
-        table = pq.read_table(path, columns=["labels_per_class", "repeat", "label", "prediction"]).to_pydict()
+        file = pq.ParquetFile(path)
+        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
+        if max(size, file.metadata.num_rows) > MOST:
+            raise UserError(f"{path}: {file.metadata.num_rows:,} rows of {size:,} bytes, more than the {MOST:,} to be compared")
+        table = file.read(columns=["labels_per_class", "repeat", "label", "prediction"]).to_pydict()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: no predictions of ptmrun ({str(error).splitlines()[0][:80]}); refused") from None
+    if len(table) != 4 or not set(map(type, table["repeat"])) <= {int}:
+        raise UserError(f"{path}: no predictions of ptmrun (its columns are others); refused")
     right = np.array(table["label"]) == np.array(table["prediction"])
     titles = np.array([label_words(n) for n in table["labels_per_class"]])
     repeats = np.array(table["repeat"])
@@ -211,7 +218,7 @@ def compare(runs: list[Run], outputs: str) -> Path:
     console.print(settings if changed else "The settings do not differ.")
     console.print(table(rows, "Scores on the test split"))
     folder = new_folder(Path(outputs), f"{stamp()}_compare")
-    before = html_table(["", "runs"], [([name, folders], False) for name, folders in names])
+    before = "".join(f"<p><b>{name}</b> {esc(folders)}</p>" for name, folders in names)
     if changed:
         before += f"<h2>Settings that differ</h2>{html_table(['', *(name for name, _ in names)], changed)}<h2>Scores</h2>"
     write_atomic(folder / "compare.html", page(rows, "Comparison", before))

@@ -76,6 +76,7 @@ def label_counts(cfg: Any) -> list[int | None]:
 def predict(context: Context, trial: Trial, split: str = "test") -> Tensor:
     """Logits of the images of the test or val split, [N, classes]; kept in checkpoints/logits/."""
     file = context.run.path(f"checkpoints/logits/{trial.name}{'' if split == 'test' else '-' + split}.safetensors")
+    images = getattr(context.data, split)
     if not file.exists():
         if trial.kind == "tuned":
             path = source(context.run, context.cfg, weights_file(trial))
@@ -87,10 +88,10 @@ def predict(context: Context, trial: Trial, split: str = "test") -> Tensor:
         else:
             model = tune(context, trial)
         with context.autocast():
-            logits = model.predict(context.normalise(images) for images in getattr(context.data, split).all())
+            logits = model.predict(context.normalise(batch) for batch in images.all())
         checkpoint.save(file, {"logits": logits})
     logits = checkpoint.load(file)[0].get("logits", torch.empty(0))
-    shape = (len(context.data.test), len(context.data.classes))
+    shape = (len(images), len(context.data.classes))
     if logits.shape != shape or not logits.is_floating_point() or not checkpoint.finite(logits):
         raise UserError(f"{file}: expected finite logits of {shape[0]} images and {shape[1]} classes; refused")
     return logits

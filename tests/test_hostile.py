@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -200,7 +203,8 @@ def spoil_first(value: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[dict
 
 def state(**changes: object) -> Callable[[Path], object]:
     """A checkpoint of pretraining whose JSON state is not what it should be."""
-    good = {"step": 3, "steps": 12, "skipped": 0, "in_a_row": 0, "window": {}, "last": {}}
+    good = {"precision": "fp32", "step": 3, "steps": 12, "skipped": 0, "in_a_row": 0, "first": [], "window": {}, "last": {}}
+    good |= {"lr_scale": 1.0, "recoveries": [], "good_step": 0}
 
     def spoil(run: Path) -> None:
         tensors = {"model.x": torch.zeros(1)}
@@ -495,3 +499,45 @@ def test_what_is_no_regular_file_is_not_read(tmp_path, within):
             saved.read(tmp_path / name, most=10)
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
         saved.read(tmp_path)
+
+
+def parquet(**columns: object) -> Callable[[Path], object]:
+    return lambda run: pq.write_table(pa.table(columns), run / "predictions.parquet")
+
+
+MANY = pa.array(np.zeros(2**26, dtype=np.int64))  # a small file that is a gigabyte in memory
+SIDE_BY_SIDE = {
+    "pickle": (put("predictions.parquet", PICKLE), "no predictions of ptmrun"),
+    "bomb": (parquet(labels_per_class=MANY, repeat=MANY, label=MANY, prediction=MANY), "more than the 268,435,456"),
+    "other columns": (parquet(a=[1]), "its columns are others"),
+    "other types": (parquet(labels_per_class=["x"], repeat=["x"], label=[1], prediction=[1]), "its columns are others"),
+    "FIFO": (fifo("predictions.parquet"), REFUSED),
+    "link": (link("predictions.parquet"), "leads outside"),
+    "results": (change("results.json", by_labels=[]), "by_labels is not what"),
+    "score of text": (change("results.json", score="x"), "score is not what"),
+    "metrics": (put("metrics.jsonl", "3\n"), "metrics.jsonl line 1"),
+    "config": (edit("config.yaml", "seed: 0", f"seed: {CALL}"), PLAIN),
+    "manifest": (change("manifest.json", parents=["../../x"]), "parents.0 is not what"),
+}
+
+
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_compare_refuses_and_list_goes_on(small_run, tmp_path, name, ptmrun, within):
+    """A run that was tampered with cannot be compared; a list of it and others goes on."""
+    spoil, expected = SIDE_BY_SIDE[name]
+    (tmp_path / "outside").mkdir()
+    for run in ("good", "bad"):
+        shutil.copytree(small_run, tmp_path / "runs" / run)
+    edit("config.yaml", "lr: 0.004", "lr: 0.005")(tmp_path / "runs" / "bad")
+    spoil(tmp_path / "runs" / "bad")
+    before = snapshot(tmp_path / "runs", tmp_path / "outside")
+    code, out, err = ptmrun("compare", tmp_path / "runs" / "good", tmp_path / "runs" / "bad")
+    assert code == 2, out
+    assert expected in err
+    assert len(err.splitlines()) == 1
+    code, out, err = ptmrun("list", tmp_path / "runs")
+    assert (code, err) == (0, "")
+    assert "good" in out
+    assert ptmrun("list", tmp_path / "runs", "--tree")[0] == 0
+    assert snapshot(tmp_path / "runs", tmp_path / "outside") == before
+    assert not list(tmp_path.rglob("canary"))
