@@ -45,6 +45,10 @@ def test_imports(path):
         assert not knows(path, "ptmrun.data", "ptmrun.train", "ptmrun.run", "ptmrun.checkpoint")
         own = {f"ptmrun.objectives.{p.stem}" for p in (PACKAGE / "objectives").glob("*.py") if "class Objective" in p.read_text()}
         assert not {m for m in own if m.split(".")[-1] != path.stem and knows(path, m)}
+    if name.startswith("loggers/"):
+        assert not knows(
+            path, *(f"ptmrun.{m}" for m in ("stages", "context", "train", "models", "objectives", "data", "loggers"))
+        )
     if name.startswith("data/"):
         assert not knows(path, "ptmrun.models", "ptmrun.objectives")
 

@@ -14,7 +14,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # training does not wait minutes for a server that is away
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-import alembic  # noqa: F401  mlflow-skinny needs it for SQLite, and does not say so when it is installed
+import alembic  # noqa: F401  these two are what mlflow-skinny lacks for SQLite: said before training when missing
 import sqlalchemy  # noqa: F401
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
@@ -29,7 +29,7 @@ class Logger:
         options: Any = cfg.logger
         folder = run.folder.resolve()
         uri = options.uri or f"sqlite:///{folder.parent}/mlflow.db"
-        self.look = f"mlflow ui --backend-store-uri {uri}"
+        self.look = f"mlflow ui --backend-store-uri {uri} (which needs the whole mlflow package)"
         if uri.startswith("sqlite:///"):
             Path(uri.removeprefix("sqlite:///")).touch()  # fails at once, where the library tries again for minutes
         with open(folder.parent / ".mlflow.lock", "w") as lock:
