@@ -115,24 +115,26 @@ def test_a_loss_below_the_limit_is_no_explosion(tmp_path):
 
 def test_recovery_halves_the_learning_rate(tmp_path):
     """At lr 1.2 the bowl of curvature 5 throws the weights out, by 5 a step; at 0.6 too, by 2; at 0.3 they stay."""
-    settings = loop(**GD, lr=1.2, max_skipped=2, log_every=1, checkpoint_every=1000)
+    settings = loop(**GD, lr=1.2, max_skipped=2, log_every=5, checkpoint_every=1000)
     made, lines, events = events_of(tmp_path, settings, steps=24)
     model = Bowl(steep=8)
     train.fit(model, STEPS, made)
     assert [e["lr_scale"] for e in events] == [0.5, 0.25]
     assert [e["to"] for e in events] == [6, 6]
     assert "100 times the first, for 2 steps in a row" in events[0]["why"]
-    assert [x["step"] for x in lines] == list(range(1, 25)), "the path that diverged is cut out"
-    assert [x["lr"] for x in lines] == [1.2] * 6 + [0.3] * 18
-    assert "lr_scale" not in lines[5]
-    assert (lines[6]["lr_scale"], lines[6]["recoveries"]) == (0.25, 2)
-    assert lines[-1]["skipped"] == 4
-    assert lines[-1]["loss"] < 30
-    w = torch.full((3,), 4.0)  # by the formula, from the state that the recoveries went back to
+    assert [x["step"] for x in lines] == [5, 10, 15, 20, 24], "the path that diverged is cut out"
+    assert [x["lr"] for x in lines] == [1.2, 0.3, 0.3, 0.3, 0.3]
+    assert "lr_scale" not in lines[0]
+    assert (lines[1]["lr_scale"], lines[1]["recoveries"], lines[1]["skipped"]) == (0.25, 2, 4)
+    w, losses = torch.full((3,), 4.0), []  # by the formula, from the state that the recoveries went back to
     for step in range(24):
         rate, curvature = (1.2 if step < 6 else 0.3), (5.0 if step >= 8 else 1.0)
-        w = w - rate * curvature * (w - torch.randn(3, generator=rng.generator(0, "x", step)))
+        error = w - torch.randn(3, generator=rng.generator(0, "x", step))
+        losses.append(float(curvature / 2 * error.square().sum()))
+        w = w - rate * curvature * error
     torch.testing.assert_close(model.w.detach(), w)
+    averages = [losses[:5], losses[6:10], *(losses[i : i + 5] for i in (10, 15, 20))]  # begun anew at the recovery
+    assert [x["loss"] for x in lines] == pytest.approx([sum(x) / len(x) for x in averages], rel=1e-5)
 
 
 @pytest.mark.parametrize("every", [0, 1000])
@@ -207,16 +209,17 @@ def test_bf16_goes_on_in_fp32(tmp_path, kill):
     assert again == events
 
 
-def test_recoveries_come_to_an_end(tmp_path):
+@pytest.mark.parametrize(("bad", "to"), [(7, 6), (0, 0)])
+def test_recoveries_come_to_an_end(tmp_path, bad, to):
     made, _, events = events_of(
         tmp_path, loop(**GD, lr=1e-3, max_skipped=3), bad=tmp_path / "bad.safetensors", replay="ptmrun replay X"
     )
     with pytest.raises(UserError) as caught:
-        train.fit(Fragile(set(range(7, 30))), STEPS, made)
+        train.fit(Fragile(set(range(bad, 30))), STEPS, made)
     assert [e["lr_scale"] for e in events] == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
     assert str(caught.value) == (
-        "test: loss or gradient not finite, or loss above 100 times the first, for 3 steps in a row, up to step 10 "
-        "(samples 0, 1, 2, 3) after 5 recoveries; the last checkpoint is of step 6; try a lower lr, more warmup or "
+        "test: loss or gradient not finite, or loss above 100 times the first, for 3 steps in a row, up to step "
+        f"{bad + 3} (samples 0, 1, 2, 3) after 5 recoveries; the last checkpoint is of step {to}; try a lower lr, more warmup or "
         "device.precision=fp32; to see where it begins: ptmrun replay X"
     )
     assert (tmp_path / "bad.safetensors").exists()
