@@ -65,6 +65,8 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
         elif key.split(".")[0] == "hydra":
             if not sweep:
                 mistakes.append(f"{text}: hydra settings belong to a sweep (-m)")
+        elif key.removesuffix(".name") in config.SECTIONS and key.endswith(".name"):
+            mistakes.append(f"{text}: the name comes with the choice; type {text.replace('.name=', '=', 1).lstrip('+')}")
         elif key in config.GROUPS:
             wanted = text.split("=", 1)[1].split(",") if sweep else [config.shown(override.value())]
             there = config.choices(key)
