@@ -68,6 +68,8 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
         elif key.split(".")[0].split("/")[0] in ("hydra", "sweep"):
             if not sweep:
                 mistakes.append(f"{text}: settings of hydra and sweep need -m")
+        elif key.removesuffix(".name") in config.SECTIONS and key.endswith(".name"):
+            mistakes.append(f"{text}: the name comes with the choice; type {text.replace('.name=', '=', 1).lstrip('+')}")
         elif key in config.GROUPS:
             sweeps = override.is_sweep_override()
             wanted = list(override.sweep_string_iterator()) if sweeps else [config.shown(override.value())]

@@ -174,10 +174,10 @@ def test_stages_one_by_one(done_run, ptmrun):
     """pretrain, finetune and evaluate as three runs give what one run gives; each names its parent."""
     assert ptmrun(*TINY, "stage=pretrain")[0] == 0
     first = latest()
-    assert ptmrun("stage=finetune", f"init={first}", "device.threads=1")[0] == 0
+    assert ptmrun("stage=finetune", f"init={first}", "device.threads=1", "device.precision=fp32")[0] == 0
     second = latest()
     assert second.name.endswith("-finetune")
-    code, _, err = ptmrun("stage=evaluate", f"init={second}", "device.threads=1")
+    code, _, err = ptmrun("stage=evaluate", f"init={second}", "device.threads=1", "device.precision=fp32")
     assert code == 0, err
     whole, parts = (json.loads((p / "results.json").read_text()) for p in (done_run, latest()))
     assert parts["by_labels"] == whole["by_labels"]
@@ -276,7 +276,7 @@ def test_done_runs_are_not_resumed_and_unfinished_not_reproduced(done_run, tmp_p
     ("name", "text", "expected"),
     [
         ("config.yaml", "_target_: os.system\n", "_target_: no such key"),
-        ("config.yaml", "name: ${oc.env:HOME}\n", "interpolation ${oc.env:HOME}"),
+        ("config.yaml", "extra: ${oc.env:HOME}\n", "interpolation ${oc.env:HOME}"),
         ("checkpoints/state/pretrain.safetensors", "cos\nsystem\n(S'touch x'\ntR.", "not a whole safetensors file"),
     ],
 )

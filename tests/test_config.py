@@ -47,6 +47,8 @@ MISTAKES = {
     "--fast": "--fast: no such option",
     "-sc": "-sc: expected install=SHELL",
     "name=": "name=: expected",
+    "dataset.name=cifar10": "dataset.name=cifar10: the name comes with the choice; type dataset=cifar10",
+    "=3": "=3: expected key=value; the key is missing",
     "pretrain.lr=${oc.env:NOT_THERE}": "NOT_THERE",
 }
 
