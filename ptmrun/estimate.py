@@ -68,6 +68,8 @@ def disk(context: Context) -> tuple[int, int]:
     stages = chosen_stages(context)
     files = [p for p in run.folder.rglob("*") if p.is_file()]
     state = max((p.stat().st_size for p in files if p.parent.name == "state"), default=0)
+    if cfg.on_nan == "recover":
+        state = state * 3 // 2  # the good state in the check's checkpoint is of step 0 and has no moments yet
     total = sum(p.stat().st_size for p in files if "checkpoints" not in p.parts) + PICTURES
     steps = 0.0
     if "pretrain" in stages:

@@ -198,7 +198,8 @@ def test_the_tree_shows_what_came_from_what(done_run, tmp_path, ptmrun):
         shutil.copytree(done_run, folder)
         set_manifest(folder, parents=[{"run": parent}] if parent else [])
     _, out, _ = ptmrun("list", "--tree")
-    depth = {line.split(":")[0].lstrip("│├└─ "): len(line) - len(line.lstrip("│├└─ ")) for line in out.splitlines()[1:]}
+    depth = {line.split(":")[0].strip("│├└─ \xa0"): line.index(":") for line in out.splitlines()[1:]}
+    depth = {name: end - len(name) for name, end in depth.items()}
     assert depth["first"] < depth["second"] < depth["third"]
     set_manifest(tmp_path / "outputs" / "first", parents=[{"run": "third"}])
     assert ptmrun("list", "--tree")[0] == 0, "a forged circle ends"

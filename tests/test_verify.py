@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 from ptmrun import config, verify
 from ptmrun.compose import compose
@@ -48,9 +47,8 @@ def experiment(tmp_path, monkeypatch):
     monkeypatch.setattr(config, "CONF", tmp_path / "conf")
 
     def write(certificate):
-        text = "# @package _global_\n# An experiment\n" + yaml.safe_dump(
-            {"seed": 1} | ({"certificate": certificate} if certificate else {})
-        )
+        settings = {"seed": 1} | ({"certificate": certificate} if certificate else {})
+        text = f"# @package _global_\n# An experiment\n{json.dumps(settings)}\n"  # YAML without aliases
         (tmp_path / "conf" / "experiment" / "mine.yaml").write_text(text)
 
     return write
