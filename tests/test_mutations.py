@@ -174,12 +174,12 @@ def limited(argv: list[str], parsed: config.Config) -> list[str]:
 @given(argv=mutated)
 def test_a_mutated_config_is_refused_or_runs(argv, ptmrun, tmp_path_factory):
     os.chdir(tmp_path_factory.mktemp("mutation"))
-    start = time.process_time()
+    start = time.thread_time()
     try:
         parsed = compose(argv)
     except UserError:
         parsed = None
-    assert time.process_time() - start < 1, argv
+    assert time.thread_time() - start < 1, argv
     if parsed is None:
         return refused(argv, *ptmrun(*argv))
     small = limited(argv, parsed)
