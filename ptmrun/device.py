@@ -1,8 +1,11 @@
 """Where a run computes and how precisely. Choices made by measuring are stored in the saved config, so they are made once."""
 
 import ctypes
+import fcntl
+import json
 import os
 import platform
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,10 @@ from typing import Any
 import torch
 
 from ptmrun import config
+from ptmrun.data.decode import cache_folder
 from ptmrun.errors import UserError
+from ptmrun.run import write_atomic
+from ptmrun.saved import plain_json
 
 
 def find(name: str) -> torch.device:
@@ -29,19 +35,34 @@ def cores() -> int:
 
 
 def bf16_speed(device: torch.device, size: int = 768) -> float:
-    """How many times as fast as float32 a bfloat16 matrix product runs, the best of five in turn.
-
-    On the CPU by processor time, so that what else runs there does not decide it.
-    """
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    seconds = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
-    operands = {kind: torch.ones(size, size, dtype=kind, device=device) for kind in seconds}
-    for _ in range(6):  # the first round warms up
-        for kind, a in operands.items():
-            start = clock()
+    """How many times as fast as float32 a bfloat16 matrix product runs: the median of pairs, after two that warm up."""
+    operands = [torch.ones(size, size, dtype=kind, device=device) for kind in (torch.float32, torch.bfloat16)]
+    ratios = []
+    for _ in range(13):
+        times = [time.perf_counter()]
+        for a in operands:
             torch.sum(a @ a).item()
-            seconds[kind] = min(seconds[kind], clock() - start)
-    return seconds[torch.float32] / seconds[torch.bfloat16]
+            times.append(time.perf_counter())
+        ratios.append((times[1] - times[0]) / (times[2] - times[1]))
+    return statistics.median(ratios[2:])
+
+
+def known_bf16_speed(device: torch.device, threads: int) -> float:
+    """The same, measured once for this machine: a busy moment must not make runs differ that are to be compared."""
+    machine = hardware()
+    key = f"{machine['gpu'] if device.type == 'cuda' else machine['cpu']}, {threads} threads, torch {torch.__version__}"
+    file = cache_folder() / "bf16_speed.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file.with_suffix(".lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = plain_json(file) if file.exists() else {}
+            if key not in known:
+                known[key] = round(bf16_speed(device), 2)
+                write_atomic(file, json.dumps(known, indent=2) + "\n")
+    except OSError:  # a cache that cannot be written to
+        return bf16_speed(device)
+    return known[key]
 
 
 def resolve(cfg: config.Config) -> tuple[config.Config, torch.device, list[str]]:
@@ -52,9 +73,9 @@ def resolve(cfg: config.Config) -> tuple[config.Config, torch.device, list[str]]
     setup(threads)
     notes, precision = [], cfg.device.precision
     if precision == "auto":
-        ratio = bf16_speed(device)
+        ratio = known_bf16_speed(device, threads)
         precision = "bf16" if ratio > 1.4 else "fp32"
-        notes.append(f"device.precision={precision}: bf16 matrix products measure {ratio:.2f} times as fast as fp32 here")
+        notes.append(f"device.precision={precision}: bf16 matrix products measured {ratio:.2f} times as fast as fp32 here")
     changes = {"name": device.type, "precision": precision, "threads": threads, "workers": workers}
     return config.replace(cfg, **{f"device__{k}": v for k, v in changes.items()}), device, notes
 
