@@ -7,7 +7,7 @@ The certificate stands beside the settings in conf/experiment/<name>.yaml and is
         labels_10: {score: 0.92, tolerance: 0.01}           # fine-tuned with 10 labels a class; labels_all: with all
         probe_linear: {score: 0.95, tolerance: 0.01}        # or probe_knn: of the pretrained features, on held-out images
       seeds: [0, 1, 2]
-      seconds: 300                                          # of one seed, the whole command
+      seconds: 300                                          # of one seed, the whole command; may be left out
       machine: {cpu: ..., cores: 2, torch: 2.10.0}          # where it was measured
       quick: {overrides: [pretrain.steps=100], expected: ..., seeds: ..., seconds: ..., machine: ...}
 """
@@ -45,7 +45,7 @@ class Certificate(config.Strict):
 
     expected: Annotated[dict[Entry, Expected], Field(min_length=1)]
     seeds: Annotated[list[config.Natural], Field(min_length=1)]
-    seconds: config.Positive
+    seconds: config.Positive | None = None
     machine: Machine
 
 
@@ -103,7 +103,7 @@ def listing() -> None:
         for title, found in (("full", full), ("--quick", full and full.quick)):
             if found:
                 scores = ", ".join(f"{k} {e.score:.3f} ± {e.tolerance:.3f}" for k, e in found.expected.items())
-                each = f"{len(found.seeds)} x {found.seconds:.0f} s"
+                each = f"{len(found.seeds)} x {found.seconds:.0f} s" if found.seconds else f"{len(found.seeds)} x ? s"
                 console.print(f"  {title:<8} {scores}; {each} on {found.machine.cpu}", markup=False)
 
 
@@ -171,7 +171,8 @@ def compare(name: str, promise: Certificate, measured: list[Measured]) -> bool:
         table.add_row(key, *cells, " ".join(f"{v:.4f}" for v in values), style=None if inside else "bold red")
     console.print(table)
     seconds = sum(m.seconds for m in measured) / len(measured)
-    console.print(f"time: {seconds:.0f} s a seed, {promise.seconds:.0f} s in the certificate", markup=False)
+    promised = f"{promise.seconds:.0f} s" if promise.seconds else "none"
+    console.print(f"time: {seconds:.0f} s a seed, {promised} in the certificate", markup=False)
     for line in elsewhere(promise.machine, measured[0].run):
         console.print(line, markup=False)
     verdict = f"DRIFT in {', '.join(drifted)}" if drifted else "within tolerance"
