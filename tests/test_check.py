@@ -59,7 +59,7 @@ def test_activations_are_counted_without_weights():
         def forward(self, batch):
             return Loss(self.layer(batch["x"]).square().sum(), 1), {}
 
-    batch = {"x": torch.ones(4, 10)}
+    batch = {"x": torch.ones(4, 10, requires_grad=True)}  # so that autograd keeps the weights too
     assert estimate.activations(Model(), batch, contextlib.nullcontext) == 4 * (4 * 10 + 4 * 20)
 
 
