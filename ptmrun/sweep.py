@@ -9,6 +9,7 @@ import fcntl
 import html
 import itertools
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from ptmrun import config
-from ptmrun.compose import compose, compose_raw, quoted, sort_overrides, unknown
+from ptmrun.compose import compose, compose_raw, parsed, quoted, sort_overrides, unknown
 from ptmrun.errors import UserError
 from ptmrun.ledger import ENDED, Job, Ledger, locked, this_process, title, varying
 from ptmrun.run import console, new_folder, stamp, write_atomic
@@ -60,7 +61,8 @@ def run(overrides: list[str]) -> int:
     finish(ledger)
     left = [j for j in ledger.jobs() if j.status not in ("done", "pruned")]
     if left:
-        how = f"Go on with what is missing: ptmrun -m {' '.join(overrides)} sweep.resume={ledger.folder}"
+        words = [o for o in overrides if not o.startswith("sweep.resume=")] + [f"sweep.resume={ledger.folder}"]
+        how = f"Go on with what is missing: {shlex.join(['ptmrun', '-m', *words])}"
         console.print(f"{len(left)} of {len(ledger.jobs())} jobs are not done. {how}", markup=False)
     return stopped or (1 if left else 0)
 
@@ -79,16 +81,12 @@ def parse_settings(overrides: list[str]) -> config.Sweep:
 
 def grid(overrides: list[str]) -> list[list[str]]:
     """Every combination of the values, in the order of the command: the overrides of each job."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     lists = []
-    for text, parsed in zip(overrides, OverridesParser.create().parse_overrides(overrides), strict=True):
-        if parsed.is_sweep_override() and not parsed.is_discrete_sweep():
+    for text, override in zip(overrides, parsed(overrides), strict=True):
+        if override.is_sweep_override() and not override.is_discrete_sweep():
             raise UserError(f"{text}: an interval is searched, not enumerated; add sweep.search=optuna")
-        values = (
-            [f"{parsed.get_key_element()}={v}" for v in parsed.sweep_string_iterator()] if parsed.is_sweep_override() else [text]
-        )
-        lists.append(values)
+        values = override.sweep_string_iterator() if override.is_sweep_override() else None
+        lists.append([text] if values is None else [f"{override.get_key_element()}={v}" for v in values])
     return [list(job) for job in dict.fromkeys(itertools.product(*lists))]
 
 
@@ -103,10 +101,10 @@ def problem_of(overrides: list[str]) -> tuple[str, ...] | None:
 def sweep_folder(settings: config.Sweep, overrides: list[str]) -> Path:
     """A new folder below `outputs`, or the one to go on with."""
     if settings.resume is None:
-        given = dict(o.split("=", 1) for o in overrides)
-        root, name = (given.get(k, "").strip("'\"") for k in ("outputs", "name"))
+        given = {o.key_or_group: o.value() for o in parsed(overrides) if not o.is_sweep_override()}
+        root, name = given.get("outputs") or "outputs", given.get("name") or "sweep"
         try:
-            return new_folder(Path(root or "outputs"), f"{stamp()}_{name or 'sweep'}")
+            return new_folder(Path(str(root)), f"{stamp()}_{name}")
         except OSError as error:
             raise UserError(f"outputs={root}: no folder can be made there: {error.strerror}") from None
     folder = Path(settings.resume)
@@ -170,10 +168,15 @@ def launcher(folder: Path, prune: bool, overrides: list[str]) -> Iterator[Launch
             raise UserError(" ".join(str(error).split())) from None
 
         def launch(jobs: list[Job]) -> None:
-            if jobs:
-                given = [[*own, f"+sweep.job={j.number}"] for j in jobs]
-                for result in plugin.launch(given, initial_job_idx=0):
-                    _ = result.return_value  # raises what `job` raised
+            if not jobs:
+                return
+            try:
+                results = plugin.launch([[*own, f"+sweep.job={j.number}"] for j in jobs], initial_job_idx=0)
+            except Exception as error:  # a launcher may raise anything, when its workers die for instance
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise UserError(f"the launcher failed ({reason}); go on with sweep.resume={folder}") from error
+            for result in results:
+                _ = result.return_value  # raises what `job` raised
 
         yield launch
 
