@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.markup import escape
 from rich.table import Table
@@ -21,7 +22,7 @@ from ptmrun.run import Run, console, new_folder, stamp, write_atomic
 
 NOTE = """Mean ± standard deviation over the runs of a setting (over the repeats, where there is one run). A difference within
 noise is smaller than the 95 % interval from the seeds and from the test samples; the best of many looks better than it is."""
-MOST = 2**28  # bytes of predictions
+MOST = 10_000_000  # rows of predictions
 UNIMPORTANT = ("outputs", "name", "logger", "budget", "strict", "skip_done", "init")  # settings that do not make runs different
 
 
@@ -52,20 +53,18 @@ def correctness(run: Run, column: str) -> list[np.ndarray]:
     path = run.path("predictions.parquet")
     if not path.exists():
         return []
+    names = ["labels_per_class", "repeat", "label", "prediction"]
     try:
         file = pq.ParquetFile(path)
-        size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-        if max(size, file.metadata.num_rows) > MOST:
-            raise UserError(f"{path}: {file.metadata.num_rows:,} rows of {size:,} bytes, more than the {MOST:,} to be compared")
-        table = file.read(columns=["labels_per_class", "repeat", "label", "prediction"]).to_pydict()
-    except (pa.ArrowException, OSError) as error:
+        if file.metadata.num_rows > MOST:
+            raise UserError(f"{path}: {file.metadata.num_rows:,} rows, more than the {MOST:,} that can be compared; refused")
+        table = file.read(columns=names)
+        right = np.asarray(pc.equal(*(table[c].cast(pa.string()) for c in names[2:])))
+        counts, repeats = (table[c].cast(pa.int32()).to_pylist() for c in names[:2])
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise UserError(f"{path}: no predictions of ptmrun ({str(error).splitlines()[0][:80]}); refused") from None
-    if len(table) != 4 or not set(map(type, table["repeat"])) <= {int}:
-        raise UserError(f"{path}: no predictions of ptmrun (its columns are others); refused")
-    right = np.array(table["label"]) == np.array(table["prediction"])
-    titles = np.array([label_words(n) for n in table["labels_per_class"]])
-    repeats = np.array(table["repeat"])
-    return [right[(titles == column) & (repeats == r)] for r in np.unique(repeats[titles == column])]
+    mine = np.array([label_words(n) for n in counts]) == column
+    return [right[mine & (np.array(repeats) == r)] for r in sorted({r for r, m in zip(repeats, mine, strict=True) if m})]
 
 
 def difference(a: Row, b: Row, column: str) -> tuple[float, float | None]:

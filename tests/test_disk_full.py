@@ -42,6 +42,7 @@ LATER = [  # (file, which of its writes fails), in the order in which a run come
     ("checkpoints/state/finetune_5-tuned-0.safetensors", 2),
     ("checkpoints/finetuned/5-tuned-0.safetensors", 1),
     ("checkpoints/logits/5-tuned-0.safetensors", 1),
+    ("checkpoints/logits/5-tuned-0-val.safetensors", 1),
     ("predictions.parquet", 1),
     *((f"figures/{name}.png", 1) for name in ("confusion", "scores")),
     ("results.json", 1),

@@ -505,12 +505,12 @@ def parquet(**columns: object) -> Callable[[Path], object]:
     return lambda run: pq.write_table(pa.table(columns), run / "predictions.parquet")
 
 
-MANY = pa.array(np.zeros(2**26, dtype=np.int64))  # a small file that is a gigabyte in memory
+MANY = pa.array(np.zeros(10_000_001, dtype=np.int8))  # a small file, and much more in memory
 SIDE_BY_SIDE = {
     "pickle": (put("predictions.parquet", PICKLE), "no predictions of ptmrun"),
-    "bomb": (parquet(labels_per_class=MANY, repeat=MANY, label=MANY, prediction=MANY), "more than the 268,435,456"),
-    "other columns": (parquet(a=[1]), "its columns are others"),
-    "other types": (parquet(labels_per_class=["x"], repeat=["x"], label=[1], prediction=[1]), "its columns are others"),
+    "bomb": (parquet(labels_per_class=MANY, repeat=MANY, label=MANY, prediction=MANY), "rows, more than the 10,000,000"),
+    "other columns": (parquet(a=[1]), "no predictions of ptmrun"),
+    "other types": (parquet(labels_per_class=["x"], repeat=["x"], label=[1], prediction=[1]), "no predictions of ptmrun"),
     "FIFO": (fifo("predictions.parquet"), REFUSED),
     "link": (link("predictions.parquet"), "leads outside"),
     "results": (change("results.json", by_labels=[]), "by_labels is not what"),

@@ -122,7 +122,7 @@ def test_changed_data_is_refused_by_the_stages_and_by_reproduce(done_run, tmp_pa
         code, _, err = ptmrun(*words)
         assert code == 2
         assert "the data has changed since" in err
-    code, _, err = ptmrun("stage=finetune", f"init={tmp_path / 'old'}", "dataset.limit=200", "finetune.seeds=1")
+    code, _, err = ptmrun("stage=finetune", f"init={tmp_path / 'old'}", "dataset.limit=200", "finetune.seeds=1", *TINY[-4:])
     assert code == 0, "other data on purpose is transfer, not a change"
 
 
@@ -205,9 +205,10 @@ def test_the_tree_shows_what_came_from_what(done_run, tmp_path, ptmrun):
 
 
 def test_compare_shows_differences_only(done_run, tmp_path, ptmrun):
-    assert ptmrun("stage=finetune", f"init={done_run}", "finetune=linear", "finetune.lr=0.01", "outputs=o")[0] == 0
+    tuned = ["finetune=linear", "finetune.lr=0.01", "finetune.steps=4", *TINY[-4:]]
+    assert ptmrun("stage=finetune", f"init={done_run}", *tuned, "outputs=o")[0] == 0
     [tuned] = Path("o").glob("2*")
-    assert ptmrun("stage=evaluate", f"init={tuned}", "evaluate.baselines=[chance]", "name=linear")[0] == 0
+    assert ptmrun("stage=evaluate", f"init={tuned}", "evaluate.baselines=[chance]", "name=linear", *TINY[-4:])[0] == 0
     code, _, err = ptmrun("compare", done_run, latest())
     assert code == 0, err
     runs = [Run.open(done_run), Run.open(latest())]
