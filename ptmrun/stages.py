@@ -131,7 +131,8 @@ def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
     """Names the keys that were given and that nothing read: a warning, or with strict=true a UserError."""
     overrides = config.load_plain(run.path("overrides.yaml"))
     given = [o.lstrip("+").split("=", 1)[0] for o in overrides]
-    dead = [key for key in dict.fromkeys(given) if key in config.flat(config.plain(cfg)) and key not in read]
+    known = config.flat(config.plain(cfg))
+    dead = [key for key in dict.fromkeys(given) if "." in key and key in known and key not in read]
     lines = [f"{key}: given, but nothing in this run reads it" for key in dead]
     for line in lines:
         run.say(f"Warning: {line}")
