@@ -44,8 +44,15 @@ class Ledger:
     def __init__(self, folder: Path):
         self.folder = folder
 
+    def inside(self, name: str) -> Path:
+        """A path in the folder. Raises UserError when a link is there."""
+        path = self.folder / name
+        if path.is_symlink():
+            raise UserError(f"{path}: a link; refused")
+        return path
+
     def path(self, number: int) -> Path:
-        return self.folder / f"{number:03d}"
+        return self.inside(f"{number:03d}")
 
     def jobs(self) -> list[Job]:
         """Every job, in order. Raises UserError for a ledger that is none."""
@@ -56,8 +63,7 @@ class Ledger:
         return self.read(self.path(number) / "job.json")
 
     def read(self, path: Path) -> Job:
-        if not path.resolve().is_relative_to(self.folder.resolve()):
-            raise UserError(f"{path}: leads outside of the sweep's folder; refused")
+        self.inside(path.parent.name)
         try:
             job = Job.model_validate(plain_json(path))
         except ValidationError as error:

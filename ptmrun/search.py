@@ -25,7 +25,7 @@ def optuna() -> Any:
 
 
 def storage(folder: Path) -> str:
-    return f"sqlite:///{folder.resolve() / 'optuna.db'}"
+    return f"sqlite:///{Ledger(folder).inside('optuna.db').resolve()}"
 
 
 def space(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:

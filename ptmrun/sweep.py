@@ -26,7 +26,7 @@ from ptmrun import config
 from ptmrun.compose import compose, compose_raw, parsed, quoted, sort_overrides, unknown
 from ptmrun.errors import UserError
 from ptmrun.ledger import ENDED, Job, Ledger, locked, this_process, title, varying
-from ptmrun.run import console, new_folder, stamp, write_atomic
+from ptmrun.run import console, new_folder, remove, stamp, write_atomic
 
 EXTRAS = ("joblib", "submitit", "ray")
 Launch = Callable[[list[Job]], None]
@@ -48,7 +48,7 @@ def run(overrides: list[str]) -> int:
     ledger = Ledger(sweep_folder(settings, mine))
     console.print(f"Sweep folder: {ledger.folder}", markup=False)
     stopped = None
-    with only_one(ledger.folder), launcher(ledger.folder, settings.prune, hydra) as launch, shown(ledger), terminable():
+    with only_one(ledger), launcher(ledger, settings.prune, hydra) as launch, shown(ledger), terminable():
         try:
             if settings.search == "optuna":
                 from ptmrun import search
@@ -114,13 +114,13 @@ def sweep_folder(settings: config.Sweep, overrides: list[str]) -> Path:
 
 
 @contextlib.contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(ledger: Ledger) -> Iterator[None]:
     """Held by the process that runs the sweep."""
-    with open(folder / ".lock", "w") as file:
+    with open(ledger.inside(".lock"), "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{folder}: another process is running this sweep") from None
+            raise UserError(f"{ledger.folder}: another process is running this sweep") from None
         yield
 
 
@@ -141,7 +141,7 @@ def queue(ledger: Ledger, wanted: list[list[str]], problems: dict[tuple[str, ...
 
 
 @contextlib.contextmanager
-def launcher(folder: Path, prune: bool, overrides: list[str]) -> Iterator[Launch]:
+def launcher(ledger: Ledger, prune: bool, overrides: list[str]) -> Iterator[Launch]:
     """Hydra's launcher, ready to be given jobs."""
     from hydra import initialize_config_dir
     from hydra._internal.callbacks import Callbacks
@@ -151,14 +151,12 @@ def launcher(folder: Path, prune: bool, overrides: list[str]) -> Iterator[Launch
     from hydra.types import HydraContext, RunMode
     from omegaconf.errors import OmegaConfBaseException
 
-    here = folder.resolve()
-    own = [f"+sweep.folder={quoted(here)}", f"sweep.prune={prune}"]
+    own = [f"+sweep.folder={quoted(ledger.folder.resolve())}", f"sweep.prune={prune}"]
+    files = f"hydra.sweep.dir={quoted(ledger.inside('.launcher').resolve())}"
     with initialize_config_dir(str(config.CONF), version_base="1.3", job_name="ptmrun"):
         loader = GlobalHydra.instance().config_loader()
         try:
-            settings = loader.load_configuration(
-                "config", [f"hydra.sweep.dir={quoted(here / '.launcher')}", *overrides], run_mode=RunMode.MULTIRUN
-            )
+            settings = loader.load_configuration("config", [files, *overrides], run_mode=RunMode.MULTIRUN)
             context = HydraContext(config_loader=loader, callbacks=Callbacks())
             plugin = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=settings)
         except (HydraException, OmegaConfBaseException, ImportError) as error:
@@ -174,7 +172,7 @@ def launcher(folder: Path, prune: bool, overrides: list[str]) -> Iterator[Launch
                 results = plugin.launch([[*own, f"+sweep.job={j.number}"] for j in jobs], initial_job_idx=0)
             except Exception as error:  # a launcher may raise anything, when its workers die for instance
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise UserError(f"the launcher failed ({reason}); go on with sweep.resume={folder}") from error
+                raise UserError(f"the launcher failed ({reason}); go on with sweep.resume={ledger.folder}") from error
             for result in results:
                 _ = result.return_value  # raises what `job` raised
 
@@ -199,7 +197,8 @@ def job(settings: Any) -> None:
         code, asked, pruned = 0, None, False
     else:
         words = ["resume", str(before.folder)] if before is not None else [*entry.overrides, f"outputs={quoted(folder)}"]
-        with open(folder / "stderr.txt", "wb") as errors:
+        remove(folder / "stderr.txt")  # of an earlier attempt, or a link
+        with open(folder / "stderr.txt", "xb") as errors:
             child = subprocess.Popen([sys.executable, "-m", "ptmrun", *words], stdout=subprocess.DEVNULL, stderr=errors)
             with forwarded(child) as received:
                 pruned = follow(child, ledger, entry, settings.sweep.prune)

@@ -226,8 +226,29 @@ def test_a_ledger_does_not_follow_links(tmp_path):
     assert ledger.run(job) is None
     (tmp_path / "s" / "001").symlink_to(tmp_path)
     (tmp_path / "job.json").write_text('{"number": 1, "overrides": []}')
-    with pytest.raises(UserError, match="leads outside"):
+    with pytest.raises(UserError, match="a link; refused"):
         ledger.jobs()
+
+
+LINKS = ["000/stderr.txt", "results.csv", "report.html"]  # which are replaced
+
+
+@pytest.mark.parametrize("names", [[".lock"], [".launcher"], ["001"], ["000/job.json"], LINKS], ids=lambda names: names[0])
+def test_resuming_a_hostile_sweep_writes_nothing_outside(tmp_path, ptmrun, names):
+    """Links in a sweep's folder are refused or replaced, and a path in an entry is refused."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").write_text("precious")
+    bad = ["dataset=imagefolder", "dataset.root=nowhere"]
+    Ledger(tmp_path / "s").write(Job(number=0, overrides=[*bad, "seed=1"]))
+    for path in [tmp_path / "s" / name for name in names]:
+        path.unlink(missing_ok=True)
+        path.symlink_to(outside if path.name in (".launcher", "001") else outside / "precious")
+    code, _, err = ptmrun("-m", *bad, f"seed=1{',2' * ('001' in names)}", f"sweep.resume={tmp_path / 's'}")
+    assert code == (1 if names == LINKS else 2), err
+    assert "Traceback" not in err
+    assert [p.name for p in outside.iterdir()] == ["precious"]
+    assert (outside / "precious").read_text() == "precious"
 
 
 def test_optuna_searches_prunes_and_goes_on(tmp_path):
