@@ -174,7 +174,7 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_table(tmp_path):
             else:
                 process.send_signal(signum)
             out, _ = process.communicate(timeout=60)
-            assert process.returncode == (-9 if signum == signal.SIGKILL else 130), out
+            assert process.returncode in (130, -signum), out  # the latter when it has hardly begun
         if Path("wild").exists() and list(Path("wild").glob("*/*/job.json")):
             resume = [f"sweep.resume={the_sweep('wild')}"]
     assert subprocess.run(command("-m", *jobs, "outputs=wild", *resume), capture_output=True).returncode == 0
