@@ -215,7 +215,7 @@ def compare(runs: list[Run], outputs: str) -> Path:
     for texts, _ in changed:
         settings.add_row(*map(escape, texts))
     console.print(settings if changed else "The settings do not differ.")
-    console.print(table(rows, "Scores on the test split"))
+    console.print(table(rows, "Scores"))
     folder = new_folder(Path(outputs), f"{stamp()}_compare")
     before = "".join(f"<p><b>{name}</b> {esc(folders)}</p>" for name, folders in names)
     if changed:

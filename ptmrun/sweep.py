@@ -321,7 +321,7 @@ def finish(ledger: Ledger) -> None:
     jobs = ledger.jobs()
     rows = rows_of(ledger, jobs)
     if rows:
-        console.print(compare.table(rows, "Scores on the test split (mean ± sd over seeds)"))
+        console.print(compare.table(rows, "Scores (mean ± sd over seeds)"))
         write_atomic(ledger.folder / "results.csv", compare.csv_text(rows))
     settings = varying(jobs)
     left = [f"{title(settings[j.number])}: {j.status}. {j.reason or ''}" for j in jobs if j.status != "done"]
