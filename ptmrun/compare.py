@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +41,7 @@ class Row:
         return [float(np.mean(v)) for v in found] if len(found) > 1 else (found[0] if found else [])
 
 
+@functools.cache  # the table, the CSV file and the page ask for the same
 def scores(run: Run) -> dict[str, list[float]]:
     """Column title -> score of every repeat: accuracy for each number of labels, or the last linear probe of a pretraining."""
     if results := run.results():
@@ -48,6 +50,7 @@ def scores(run: Run) -> dict[str, list[float]]:
     return {} if score is None else {name: [score]}
 
 
+@functools.cache
 def correctness(run: Run, column: str) -> list[np.ndarray]:
     """Which test samples are predicted rightly, one array [N] a repeat; empty where there are no predictions."""
     path = run.path("predictions.parquet")

@@ -123,15 +123,9 @@ class Run:
         self.manifest = {**self.manifest, **entries}
         self.write_json("manifest.json", self.manifest)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Held by the process that works on the run; a second one is refused. The system frees it when the process dies."""
-        with open(self.path(".lock"), "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"{self.folder}: another process is working on this run") from None
-            yield
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Held by the process that works on the run; a second one is refused."""
+        return held(self.path(".lock"), f"{self.folder}: another process is working on this run")
 
     def say(self, text: str) -> None:
         """A line for the terminal and for log.txt."""
@@ -188,6 +182,17 @@ class Run:
             return results["score"], results["val_score"], results["metric"]
         probes = [x["probe_linear"] for x in self.metrics() if "probe_linear" in x]
         return (probes[-1], probes[-1], "linear probe") if probes else (None, None, "")
+
+
+@contextlib.contextmanager
+def held(path: Path, refusal: str) -> Iterator[None]:
+    """A lock file that one process can hold; for others it is UserError(refusal). The system frees it when the process dies."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(refusal) from None
+        yield
 
 
 def new_folder(root: Path, stem: str) -> Path:

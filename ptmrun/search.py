@@ -54,7 +54,7 @@ def run(ledger: Ledger, settings: Sweep, overrides: list[str], launch: Any) -> N
     """Asks for trials, launches them as jobs and tells how they ended, until there are settings.trials of them."""
     library = optuna()
     fixed, searched = space(overrides)
-    compose([*fixed, *(f"{key}={text(first(d))}" for key, d in searched.items())])  # a mistake is said before anything is made
+    compose([*fixed, *(f"{key}={text(first(d))}" for key, d in searched.items())])  # a mistake is said before a study is made
     study = library.create_study(
         study_name="ptmrun", storage=storage(ledger.folder), direction="maximize", load_if_exists=True, pruner=pruner()
     )

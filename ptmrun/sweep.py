@@ -5,7 +5,6 @@ So a job that has been done is skipped wherever it runs, and a crash, a leak or 
 """
 
 import contextlib
-import fcntl
 import html
 import itertools
 import os
@@ -26,7 +25,7 @@ from ptmrun import config
 from ptmrun.compose import compose, compose_raw, parsed, quoted, sort_overrides, unknown
 from ptmrun.errors import UserError
 from ptmrun.ledger import ENDED, Job, Ledger, locked, this_process, title, varying
-from ptmrun.run import console, new_folder, remove, stamp, write_atomic
+from ptmrun.run import console, held, new_folder, remove, stamp, write_atomic
 
 EXTRAS = ("joblib", "submitit", "ray")
 Launch = Callable[[list[Job]], None]
@@ -48,7 +47,8 @@ def run(overrides: list[str]) -> int:
     ledger = Ledger(sweep_folder(settings, mine))
     console.print(f"Sweep folder: {ledger.folder}", markup=False)
     stopped = None
-    with only_one(ledger), launcher(ledger, settings.prune, hydra) as launch, shown(ledger), terminable():
+    alone = held(ledger.inside(".lock"), f"{ledger.folder}: another process is running this sweep")
+    with alone, launcher(ledger, settings.prune, hydra) as launch, shown(ledger), terminable():
         try:
             if settings.search == "optuna":
                 from ptmrun import search
@@ -111,17 +111,6 @@ def sweep_folder(settings: config.Sweep, overrides: list[str]) -> Path:
     if not list(folder.glob("*/job.json")):
         raise UserError(f"sweep.resume={folder}: no folder of a sweep (it holds no */job.json)")
     return folder
-
-
-@contextlib.contextmanager
-def only_one(ledger: Ledger) -> Iterator[None]:
-    """Held by the process that runs the sweep."""
-    with open(ledger.inside(".lock"), "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{ledger.folder}: another process is running this sweep") from None
-        yield
 
 
 def queue(ledger: Ledger, wanted: list[list[str]], problems: dict[tuple[str, ...], tuple[str, ...]]) -> list[Job]:
