@@ -19,8 +19,9 @@ def size_steps(context: Context) -> tuple[config.Config, list[str]]:
     cfg, data = context.cfg, context.data
     assert cfg.budget is not None
     seconds = USABLE * parse_budget(cfg.budget)
-    batches = batches_of(context, data.train, cfg.pretrain, cfg.seed, "budget")
-    pretrain = seconds_per_step(context, context.objective(), batches, cfg.pretrain)
+    objective = context.objective()
+    batches = batches_of(context, objective, data.train, cfg.pretrain, cfg.seed, "budget")
+    pretrain = seconds_per_step(context, objective, batches, cfg.pretrain)
     changes: dict[str, Any] = {"budget": None}
     left = seconds
     if labelled(context):
@@ -30,7 +31,8 @@ def size_steps(context: Context) -> tuple[config.Config, list[str]]:
             trial = trials(cfg, "tuned", labels)[0]
             split = chosen_labels(context, trial)
             model, _ = classifier(context, trial)
-            each = seconds_per_step(context, model, batches_of(context, split, cfg.finetune, cfg.seed, "budget"), cfg.finetune)
+            batches = batches_of(context, model, split, cfg.finetune, cfg.seed, "budget")
+            each = seconds_per_step(context, model, batches, cfg.finetune)
             cost += per_label * each
             wanted += per_label * each * steps_of(cfg.finetune, len(split))
         if wanted > (1 - SHARE) * seconds:

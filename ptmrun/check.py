@@ -86,7 +86,7 @@ def examine(context: Context, part: Part) -> Iterator[Finding]:
     model = part.model()
     yield about_parameters(part, model)
     small = part.loop.model_copy(update={"batch_size": SAMPLES, "accumulate": 1, "augment": 0.0})
-    batch = next(batches_of(context, part.split, small, context.cfg.seed, "check").iterate(0, 1))[0]
+    batch = next(batches_of(context, model, part.split, small, context.cfg.seed, "check").iterate(0, 1))[0]
     expected = model.initial_loss(batch) if hasattr(model, "initial_loss") else None
     yield first_loss(context, part, model, batch, expected)
     needed = needs(context, part, model, batch)
@@ -169,7 +169,7 @@ def overfit(context: Context, part: Part, model: Any, batch: dict[str, Any], exp
 def whole_batch(context: Context, part: Part) -> Finding:
     """Loss and gradients of a real batch, augmented, in the config's micro-batches."""
     model, what = part.model(), f"{part.stage}: a whole batch"
-    micros = next(batches_of(context, part.split, part.loop, context.cfg.seed, "check").iterate(0, 1))
+    micros = next(batches_of(context, model, part.split, part.loop, context.cfg.seed, "check").iterate(0, 1))
     total = 0.0
     for micro in micros:
         with context.autocast():

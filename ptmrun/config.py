@@ -38,6 +38,7 @@ TYPES: dict[str, Any] = {
     "count": Count,
     "natural": Natural,
     "positive": Positive,
+    "notneg": NotNegative,
     "fraction": Fraction,
     "ratio": Ratio,
     "flag": bool,
@@ -68,7 +69,7 @@ class Loop(Strict):
     steps: Count | None
     batch_size: Count
     accumulate: Count
-    optimizer: Literal["adamw", "sgd"]
+    optimizer: Literal["adamw", "sgd", "lars"]
     lr: Positive
     weight_decay: NotNegative
     beta1: Annotated[float, Field(ge=0, lt=1)]
@@ -243,7 +244,7 @@ def parse_type(text: str) -> Any:
         elif word.startswith("["):
             kind = Annotated[list[parse_type(word[1:-1])], Field(min_length=1)]  # type: ignore[misc]
         else:
-            kind = TYPES.get(word, Literal[word])
+            kind = TYPES.get(word, Literal[int(word) if word.isdigit() else word])
         union = kind if union is None else union | kind
     return union
 
@@ -337,7 +338,7 @@ def misfits(names: dict[str, str]) -> list[str]:
                 f"model={names['model']} task={names['task']}: the task needs {', '.join(sorted(lacking))}, "
                 f"which the model does not have; with model={names['model']} there is: task={', '.join(fits)}"
             )
-    for group in ("model", "downstream"):
+    for group in ("model", "task", "downstream"):
         if group in names and "dataset" in names:
             needs = spec(group, names[group]).needs
             if lacking := needs - spec("dataset", names["dataset"]).provides:

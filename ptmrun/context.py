@@ -62,7 +62,8 @@ class Context:
         """The task's objective with its initial heads, on the encoder that this run starts from."""
         encoder = self.pretrained()
         rng.seed_everything(self.cfg.seed, "objective")
-        return self.part("task").Objective(encoder, self.cfg.task).to(self.device)
+        known = {"classes": len(self.data.classes)} if "labels" in config.spec("task", self.cfg.task.name).needs else {}
+        return self.part("task").Objective(encoder, self.cfg.task, **known).to(self.device)
 
     def features(self, encoder: Any, split: Split) -> Any:
         return probe.features(encoder, split, self.normalise, self.autocast)
@@ -125,7 +126,8 @@ def encoder_hash(folder: Path) -> str:
     return checkpoint.sha256(checkpoint.load(folder / "model.safetensors")[0])
 
 
-def batches_of(context: Context, split: Split, loop: Any, seed: int, purpose: str) -> Batches:
+def batches_of(context: Context, model: Any, split: Split, loop: Any, seed: int, purpose: str) -> Batches:
+    """Batches as `model` wants them: with `views` of each image, mixed with the `alphas` of MixUp and CutMix, or plain."""
     size = min(loop.batch_size, len(split))
     return Batches(
         split,
@@ -136,6 +138,8 @@ def batches_of(context: Context, split: Split, loop: Any, seed: int, purpose: st
         min(loop.accumulate, size),
         seed,
         purpose,
+        getattr(model, "views", None),
+        getattr(model, "alphas", (0.0, 0.0)),
     )
 
 
@@ -164,7 +168,7 @@ def fit(
     """train.fit with the files, the progress bar and the random numbers of `tags` (stage, and trial for fine-tuning)."""
     run, encoder = context.run, model.encoder
     purpose = "/".join(map(str, tags.values()))
-    batches = batches_of(context, split, loop, seed, purpose)
+    batches = batches_of(context, model, split, loop, seed, purpose)
 
     def recovered(events: list[dict[str, Any]]) -> None:
         """Says what is new and makes the manifest hold exactly these for this fit."""

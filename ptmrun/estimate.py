@@ -95,8 +95,9 @@ def duration(context: Context) -> dict[str, float]:
     cfg, data, stages = context.cfg, context.data, chosen_stages(context)
     seconds = dict.fromkeys(stages, 0.0)
     if "pretrain" in stages:
-        batches = batches_of(context, data.train, cfg.pretrain, cfg.seed, "check")
-        each = seconds_per_step(context, context.objective(), batches, cfg.pretrain)
+        objective = context.objective()
+        batches = batches_of(context, objective, data.train, cfg.pretrain, cfg.seed, "check")
+        each = seconds_per_step(context, objective, batches, cfg.pretrain)
         seconds["pretrain"] = each * steps_of(cfg.pretrain, len(data.train))
         if cfg.pretrain.probes and labelled(context):
             looks = (context.encoder(), data.train, data.val, context.normalise, context.autocast)
@@ -106,7 +107,8 @@ def duration(context: Context) -> dict[str, float]:
         split = chosen_labels(context, tuned[0])
         model, _ = classifier(context, tuned[0])
         start = timed(from_probe, context, model, split) if cfg.finetune.head == "probe" else 0.0
-        each = seconds_per_step(context, model, batches_of(context, split, cfg.finetune, cfg.seed, "check"), cfg.finetune)
+        batches = batches_of(context, model, split, cfg.finetune, cfg.seed, "check")
+        each = seconds_per_step(context, model, batches, cfg.finetune)
         once = each * steps_of(cfg.finetune, len(split))
         if "finetune" in stages:
             seconds["finetune"] += len(tuned) * (start + once)

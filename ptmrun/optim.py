@@ -28,7 +28,9 @@ def groups(model: nn.Module, loop: Loop, depth_of: Callable[[str], int], top: in
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim < 2 or any(word in name for word in ("position_embeddings", "pos_embed", "_token"))
+            plain = parameter.ndim < 2 or any(
+                word in name for word in ("position_embeddings", "pos_embed", "_token", "layer_scale")
+            )
             decay = 0.0 if plain else loop.weight_decay
             found.setdefault((loop.layer_decay ** (top - depth_of(name)), decay), []).append(parameter)
     return [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in found.items()]
@@ -38,13 +40,38 @@ def build(param_groups: list[dict], loop: Loop) -> torch.optim.Optimizer:
     """The optimizer by name; `fused` kernels (one pass over the weights) where the device has them."""
     if loop.optimizer == "sgd":
         return torch.optim.SGD(param_groups, lr=loop.lr, momentum=loop.beta1)
+    if loop.optimizer == "lars":
+        return Lars(param_groups, lr=loop.lr, momentum=loop.beta1)
     fused = all(p.device.type in ("cpu", "cuda", "mps") for g in param_groups for p in g["params"])
     return torch.optim.AdamW(param_groups, lr=loop.lr, betas=(loop.beta1, loop.beta2), fused=fused)
 
 
+class Lars(torch.optim.Optimizer):
+    """LARS (You et al. 2017, arXiv:1708.03888) as SimCLR and BYOL use it: momentum of the decayed gradient, scaled to `trust`
+    times the weights' norm for matrices; biases and norms, which have no weight decay, take plain steps."""
+
+    def __init__(self, param_groups: list[dict], lr: float, momentum: float, trust: float = 1e-3):
+        super().__init__(param_groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                if parameter.ndim > 1:
+                    weight, change = parameter.norm(), update.norm()
+                    scale = torch.where((weight > 0) & (change > 0), group["trust"] * weight / change, 1.0)
+                    update.mul_(scale)
+                state = self.state[parameter]
+                moment = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
+                parameter.sub_(moment.mul_(group["momentum"]).add_(update), alpha=group["lr"])
+
+
 def load(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], loop: Loop) -> None:
     """Sets the state from {"<number of the parameter>.<kind>": tensor}. Raises ValueError when it does not fit."""
-    kinds = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}}[loop.optimizer]
+    kinds = {"adamw": {"step", "exp_avg", "exp_avg_sq"}, "sgd": {"momentum_buffer"}, "lars": {"momentum_buffer"}}[loop.optimizer]
     entries: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, _, kind = name.partition(".")

@@ -48,12 +48,53 @@ def neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int =
 def probe(
     encoder: Any, train: Split, held: Split, normalise: Callable[[Tensor], Tensor], autocast: Callable[[], Any]
 ) -> dict[str, float]:
-    """Accuracy of both on a held-out part of the training split, from at most MOST training images."""
-    assert train.labels is not None
-    assert held.labels is not None
-    train = train.subset(torch.linspace(0, len(train) - 1, min(MOST, len(train))).long())
+    """How spread the features of a held-out part of the training split are, from at most MOST images; with labels also the
+    accuracy of both classifiers on it, trained on at most MOST images."""
     held = held.subset(torch.linspace(0, len(held) - 1, min(MOST, len(held))).long())
-    x, z = (np.nan_to_num(features(encoder, s, normalise, autocast)).clip(-MOST_VALUE, MOST_VALUE) for s in (train, held))
+    z = features(encoder, held, normalise, autocast)
+    z = np.nan_to_num(z).clip(-MOST_VALUE, MOST_VALUE)
+    found = {"effective_rank": effective_rank(z), "feature_std": feature_std(z)}
+    if train.labels is None or held.labels is None or len(train.labels.unique()) < 2:
+        return found
+    train = train.subset(torch.linspace(0, len(train) - 1, min(MOST, len(train))).long())
+    x = np.nan_to_num(features(encoder, train, normalise, autocast)).clip(-MOST_VALUE, MOST_VALUE)
     y, truth = train.labels.numpy(), held.labels.numpy()  # type: ignore[union-attr]
     linear = np.unique(y)[logistic(x, y, z).argmax(1)]
-    return {"probe_knn": float((neighbours(x, y, z) == truth).mean()), "probe_linear": float((linear == truth).mean())}
+    accuracies = {"probe_knn": float((neighbours(x, y, z) == truth).mean()), "probe_linear": float((linear == truth).mean())}
+    return found | accuracies
+
+
+def effective_rank(x: np.ndarray) -> float:
+    """exp(entropy of the singular values' shares) of centred features [N, D] (RankMe: Garrido et al. 2023, arXiv:2210.02885;
+    Roy and Vetterli 2007): from 1, all on a line, to min(N, D)."""
+    values = np.linalg.svd(x - x.mean(0), compute_uv=False).astype(np.float64)
+    if values.sum() == 0:
+        return 1.0
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def feature_std(x: np.ndarray) -> float:
+    """Standard deviation of features scaled to length 1, times sqrt(D), mean over columns (Chen and He 2021, arXiv:2011.10566,
+    figure 2): 0 when all are the same, 1 when they spread over all directions."""
+    unit = x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
+    return float(unit.std(0).mean() * np.sqrt(x.shape[1]))
+
+
+def collapse(found: dict[str, float], before: dict[str, float], count: int) -> str | None:
+    """What speaks for features that collapse, beside those of the untrained encoder; None when nothing does. `count` images."""
+    signs = []
+    if found["effective_rank"] < max(2.0, 0.25 * before["effective_rank"]):
+        signs.append(f"effective rank {found['effective_rank']:.1f} (untrained {before['effective_rank']:.1f})")
+    if found["feature_std"] < 0.25 * before["feature_std"]:
+        signs.append(f"standard deviation of the features {found['feature_std']:.3f} (untrained {before['feature_std']:.3f})")
+    if (now := found.get("probe_knn")) is not None and now < before["probe_knn"] - 2 * (0.5 / count) ** 0.5:
+        signs.append(f"k-NN {now:.3f}, below the untrained encoder's {before['probe_knn']:.3f}")
+    return ", ".join(signs) or None
+
+
+def describe(found: dict[str, float]) -> str:
+    parts = [f"effective rank {found['effective_rank']:.1f}"]
+    if "probe_knn" in found:
+        parts = [f"k-NN {found['probe_knn']:.3f}", f"linear probe {found['probe_linear']:.3f}", *parts]
+    return ", ".join(parts)

@@ -54,7 +54,7 @@ def replay(run: Run) -> bool:
 def model_of(context: Context, purpose: str) -> Any:
     """The module that a fit trains, as it is built; its weights do not matter here."""
     if purpose == "pretrain":
-        return context.part("task").Objective(context.encoder(), context.cfg.task).to(context.device)
+        return context.objective()
     for kind in ("tuned", "scratch", "scratch_long"):
         for labels in label_counts(context.cfg):
             for trial in trials(context.cfg, kind, labels):

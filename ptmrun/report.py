@@ -15,6 +15,7 @@ FIGURES = {
     "scores": "Test accuracy beside the baselines. The lines are one standard deviation over the repeats.",
     "curves": "Pretraining loss, and how good the frozen features are for a simple classifier.",
     "reconstructions": "What the model was shown and what it filled in (held-out images).",
+    "views": "The views that the objective compares (held-out images).",
     "augmented": "Training images as they are and as training sees them.",
     "attention": "Which patches the last block attends to (held-out images).",
     "confusion": "Which classes are taken for which (first repeat, most labels).",
@@ -36,6 +37,10 @@ def write(run: Run) -> Path:
         f"<p>Status: {esc(run.manifest['status'])}. <code>{esc(run.manifest.get('command', ''))}</code></p>",
     ]
     parts += recoveries(run.manifest.get("recoveries", []))
+    parts += [
+        f"<p><strong>Step {esc(x['step'])}: the features may be collapsing.</strong> {esc(x['what'])}</p>"
+        for x in run.manifest.get("alarms", [])
+    ]
     if results := run.results():
         parts += scores(results, config.load(run.path("config.yaml")))
     for name, caption in FIGURES.items():

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptmrun import adapt, budget, changes, checkpoint, config, device, figures, probe, provenance, report, reuse, rng, tracking
+import torch
+
+from ptmrun import adapt, budget, changes, checkpoint, config, device, figures, probe, provenance, report, reuse, tracking
 from ptmrun.config import Config
 from ptmrun.context import (
     ENCODER,
     START,
     Context,
+    batches_of,
     check_stop,
     chosen_stages,
     encoder_hash,
@@ -202,6 +205,11 @@ def take_parent(run: Run, cfg: Config, fingerprint: str) -> None:
 def check_labels(context: Context) -> None:
     """Raises UserError, before any training, for labels that the stages to come need and the data lacks."""
     cfg, data = context.cfg, context.data
+    if "labels" in config.spec("task", cfg.task.name).needs and cfg.stage in ("all", "pretrain") and not labelled(context):
+        fits = [t for t in config.choices("task") if "labels" not in config.spec("task", t).needs]
+        raise UserError(
+            f"task={cfg.task.name}: needs classes, and the data has none; without them there is: task={', '.join(fits)}"
+        )
     if cfg.stage == "pretrain" or (cfg.stage == "all" and not labelled(context)):
         return
     if not labelled(context):
@@ -240,26 +248,35 @@ def train_objective(context: Context) -> Any:
     def look(step: int) -> None:
         found = probe.probe(encoder, data.train, data.val, context.normalise, context.autocast)
         run.metric({**tags, "step": step, **found})
-        run.say(
-            f"  step {step}: k-NN {found['probe_knn']:.3f}, linear probe {found['probe_linear']:.3f} (held-out training images)"
-        )
+        run.say(f"  step {step}: {probe.describe(found)} (held-out training images)")
+        before = next(x for x in run.metrics() if "effective_rank" in x)
+        if alarm := probe.collapse(found, before, len(data.val)):
+            remedies = getattr(objective, "remedies", "a lower pretrain.lr")
+            run.say(f"  Warning: the features may be collapsing: {alarm}. To try: {remedies}")
+            run.update(alarms=[*run.manifest.get("alarms", []), {"step": step, "what": alarm}])
 
-    probes = loop.probes if labelled(context) else 0
-    if probes and not run.metrics():
+    if loop.probes and not run.metrics():
         look(0)
-    at = frozenset(round(steps * i / probes) for i in range(1, probes + 1))
+    at = frozenset(round(steps * i / loop.probes) for i in range(1, loop.probes + 1))
     fit(context, objective, data.train, loop, steps, cfg.seed, tags, probe=look, probe_at=at)
     return objective
 
 
 def draw_pretraining(context: Context, objective: Any) -> None:
     """Curves, what the objective makes of a few held-out images, and what the encoder attends to."""
-    run, held, back = context.run, context.data.val, context.normalise.back
-    images = context.normalise(held.some(8))
+    run, back = context.run, context.normalise.back
+    held = context.data.val.subset(torch.linspace(0, len(context.data.val) - 1, min(8, len(context.data.val))).long())
+    loop = context.cfg.pretrain.model_copy(update={"batch_size": len(held), "accumulate": 1})
+    batch = next(batches_of(context, objective, held, loop, context.cfg.seed, "figures").iterate(0, 1))[0]
+    images = batch["images"]
     objective.eval()
-    with context.autocast():
-        shown = objective.pictures({"images": images, "rows": rng.Rows(context.cfg.seed, 0, 0, len(images), len(images))})
-    figures.rows(run, "reconstructions", {title: back(x.float()) for title, x in shown.items()})
+    if "views" in batch:
+        views = {f"view {i + 1}": back(x) for i, x in enumerate(batch["views"])}
+        figures.rows(run, "views", {"original": back(images), **views})
+    if hasattr(objective, "pictures"):
+        with context.autocast():
+            shown = objective.pictures(batch)
+        figures.rows(run, "reconstructions", {title: back(x.float()) for title, x in shown.items()})
     if hasattr(objective.encoder, "attention"):
         figures.attention(run, back(images), objective.encoder.attention(images))
     figures.curves(run)

@@ -51,15 +51,18 @@ class Plan:
     replay: str = ""  # what to type then
 
 
-def fit(model: nn.Module, batches: StepSource, plan: Plan) -> dict[str, float]:
+def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     """Trains `model` in place for plan.steps steps, going on from plan.file when it is there; returns the last averages.
 
-    `model(batch) -> (Loss, {name: Loss})`; what the second holds is averaged and logged. A step whose loss or gradient is not
+    `model(batch) -> (Loss, {name: Loss})`; what the second holds is averaged and logged. It may have `after_step(done, steps)`,
+    called after each optimizer step, and `embed` with `compare`, see `backward_together`. A step whose loss or gradient is not
     finite, or whose loss has exploded, is skipped. When `max_skipped` in a row were, the fit goes back and on more gently (see
     recovery.py). Raises UserError when it may not or no longer do that, Interrupted after saving when a signal is pending.
     """
     loop = plan.loop
+    model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
+    buffers = [b for b in model.buffers() if b.is_floating_point()]  # statistics that a forward pass changes
     optimizer = optim.build(optim.groups(model, loop, plan.depth_of, plan.depth), loop)
     average = [p.detach().clone() for p in parameters] if loop.ema else []
     state = begin(model, optimizer, average, plan)
@@ -74,8 +77,13 @@ def fit(model: nn.Module, batches: StepSource, plan: Plan) -> dict[str, float]:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
+        kept = [b.clone() for b in buffers]
         autocast = plan.autocast if state.precision == plan.precision else contextlib.nullcontext
-        sums = backward(plan.forward or model, parameters, micros, autocast, plan.seed, plan.purpose, step * loop.accumulate)
+        first = step * loop.accumulate
+        if len(micros) > 1 and hasattr(model, "embed"):
+            sums = backward_together(model, micros, autocast, plan.seed, plan.purpose, first)
+        else:
+            sums = backward(plan.forward or model, parameters, micros, autocast, plan.seed, plan.purpose, first)
         norm = float(nn.utils.clip_grad_norm_(parameters, loop.clip or math.inf))
         value = average_of(*sums["loss"])
         seen += sum(len(m["ids"]) for m in micros)
@@ -89,12 +97,15 @@ def fit(model: nn.Module, batches: StepSource, plan: Plan) -> dict[str, float]:
             if loop.ema:
                 with torch.no_grad():
                     torch._foreach_lerp_(average, list[Tensor](parameters), 1 - min(loop.ema, (1 + step) / (10 + step)))
+            if hasattr(model, "after_step"):
+                model.after_step(step + 1, plan.steps)
             for name, (total, n) in sums.items():
                 before = state.window.get(name, [0.0, 0.0])
                 state.window[name] = [before[0] + total, before[1] + n]
         else:
             state.in_a_row += 1
             state.skipped += 1
+            torch._foreach_copy_(buffers, kept)
         optimizer.zero_grad(set_to_none=True)
         state.step = done = step + 1
         if trouble := recovery.trouble(state, parameters, plan):
@@ -173,6 +184,37 @@ def backward(
     if len(micros) > 1:
         torch._foreach_div_([p.grad for p in parameters if p.grad is not None], float(count))
     return sums
+
+
+def backward_together(
+    model: Any,
+    micros: list[dict[str, Any]],
+    autocast: Callable[[], contextlib.AbstractContextManager],
+    seed: int,
+    purpose: str,
+    first: int,
+) -> dict[str, list[float]]:
+    """The same for a loss that compares all samples of a batch, `compare(embed(batch))`: the micro-batches are embedded without
+    gradients, the whole batch is compared, and each micro-batch is embedded again to pass its part of the gradient on
+    (GradCache: Gao et al. 2021, arXiv:2101.06983)."""
+
+    def embed(i: int) -> Tensor:
+        rng.seed_everything(seed, f"{purpose}/dropout", first + i)
+        with autocast():
+            return model.embed(micros[i])
+
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    before = [b.clone() for b in buffers]
+    with torch.no_grad():
+        parts = [embed(i) for i in range(len(micros))]
+        torch._foreach_copy_(buffers, before)  # statistics count once
+    whole = torch.cat(parts).requires_grad_()
+    loss, shown = model.compare(whole)
+    (loss.total / loss.n).backward()
+    assert whole.grad is not None
+    for i, gradient in enumerate(whole.grad.split([len(part) for part in parts])):
+        embed(i).backward(gradient)
+    return {name: [float(total.detach()), float(n)] for name, (total, n) in {"loss": loss, **shown}.items()}
 
 
 def average_of(total: float, n: float) -> float:

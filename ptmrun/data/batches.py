@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ptmrun import rng
 from ptmrun.config import Augment
+from ptmrun.data import mix, views
 from ptmrun.data.augment import augment
 from ptmrun.data.splits import Split
+from ptmrun.data.views import Views
 
 
 class Normalise:
@@ -32,8 +34,10 @@ class Normalise:
 class Batches:
     """Epochs of a split, each in its own order, one after the other; a batch may span two of them.
 
-    `step(...)` of `iterate` gives micro-batches: dicts of images [b, C, S, S], labels [b] (where there are any), ids [b] and
-    `rows`, the random numbers of these rows.
+    `iterate` gives the micro-batches of each step: dicts of images [b, C, S, S], labels [b] (where there are any), ids [b] and
+    `rows`, the random numbers of these rows. For those who ask for several `views` of an image there are also views
+    [V, b, C, S, S], and the images are not augmented; with MixUp and CutMix, the labels of the `partners` [b] and the `share` [b]
+    of the first.
     """
 
     def __init__(
@@ -46,9 +50,12 @@ class Batches:
         accumulate: int,
         seed: int,
         purpose: str,
+        wanted: Views | None = None,
+        alphas: tuple[float, float] = (0.0, 0.0),
     ):
         self.split, self.normalise, self.options, self.strength = split, normalise, options, strength
         self.batch_size, self.accumulate, self.seed, self.purpose = batch_size, accumulate, seed, purpose
+        self.views, self.alphas = wanted, alphas
         self.orders: dict[int, Tensor] = {}
 
     def order(self, epoch: int) -> Tensor:
@@ -77,7 +84,18 @@ class Batches:
             yield [self.micro(images, ids, rng.Rows(seed, step, a, b, self.batch_size)) for a, b in itertools.pairwise(bounds)]
 
     def micro(self, images: Tensor, ids: Tensor, rows: rng.Rows) -> dict[str, Any]:
-        ids = ids[rows.start : rows.stop]
-        x = augment(self.normalise(images[rows.start : rows.stop]), self.options, self.strength, rows)
-        labels = {} if self.split.labels is None else {"labels": self.split.labels[ids].to(x.device)}
-        return {"images": x, "ids": ids, "rows": rows, **labels}
+        place = slice(rows.start, rows.stop)
+        x = self.normalise(images[place])
+        batch: dict[str, Any] = {"ids": ids[place], "rows": rows}
+        if self.split.labels is not None:
+            batch["labels"] = self.split.labels[ids[place]].to(x.device)
+        if any(self.alphas):
+            assert self.split.labels is not None
+            other = rng.permutation(rows.seed, "partners", len(ids), rows.step)[place]
+            x, batch["share"] = mix.mix(x, self.normalise(images[other]), self.alphas, rows)
+            batch["partners"] = self.split.labels[ids[other]].to(x.device)
+        if self.views:
+            batch["views"] = views.make(x, self.options, self.strength, self.views, rows)
+        else:
+            x = augment(x, self.options, self.strength, rows)
+        return {"images": x, **batch}

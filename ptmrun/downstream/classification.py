@@ -16,31 +16,61 @@ from ptmrun.loss import Loss
 METRIC = "accuracy"
 
 
-class Classifier(nn.Module):
-    """encoder.features -> one logit a class."""
+AUXILIARY = 0.4  # weight of the auxiliary classifier's loss, where the encoder has one (torchvision's recipe of Inception v3)
 
-    def __init__(self, encoder: Any, classes: int, label_smoothing: float):
+
+class Classifier(nn.Module):
+    """encoder.features -> one logit a class. `alphas` of MixUp and CutMix: the batches that it trains on are mixed."""
+
+    def __init__(self, encoder: Any, classes: int, label_smoothing: float, alphas: tuple[float, float] = (0.0, 0.0)):
         super().__init__()
-        self.encoder, self.label_smoothing = encoder, label_smoothing
-        self.head = nn.Linear(encoder.width, classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        self.encoder, self.label_smoothing, self.alphas = encoder, label_smoothing, alphas
+        self.head = linear(encoder.width, classes)
+        self.auxiliary_head = None
+        if hasattr(encoder, "auxiliary"):
+            encoder.auxiliary()
+            self.auxiliary_head = linear(encoder.auxiliary_width, classes)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """What is frozen stays as in evaluation: no dropout, and batch normalisation keeps its statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if frozen(module):
+                module.eval()
+        return self
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: images [B, C, S, S], labels [B]. The loss is the cross-entropy with smoothed labels."""
-        logits, labels = self.logits(batch["images"]), batch["labels"]
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="sum")
-        return Loss(loss, len(labels)), {"accuracy": Loss((logits.detach().argmax(1) == labels).sum(), len(labels))}
+        """batch: images [B, C, S, S], labels [B]; where images are mixed, partners and share [B]. The loss is the cross-entropy
+        with smoothed labels."""
+        images, labels = batch["images"], batch["labels"]
+        if self.auxiliary_head is None:
+            logits = self.logits(images)
+            loss = self.cross_entropy(logits, batch)
+        else:
+            features, branch = self.encoder.both(images)
+            logits = self.head(features).float()
+            loss = self.cross_entropy(logits, batch) + AUXILIARY * self.cross_entropy(self.auxiliary_head(branch).float(), batch)
+        right = Loss((logits.detach().argmax(1) == labels).sum(), len(labels))
+        return Loss(loss, len(labels)), {} if "share" in batch else {"accuracy": right}
+
+    def cross_entropy(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
+        def against(labels: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
+
+        if "share" not in batch:
+            return against(batch["labels"]).sum()
+        return (batch["share"] * against(batch["labels"]) + (1 - batch["share"]) * against(batch["partners"])).sum()
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities, smoothed labels or not: ln(classes)."""
-        return math.log(self.head.out_features)
+        return math.log(self.head.out_features) * (1 if self.auxiliary_head is None else 1 + AUXILIARY)
 
     def lowest_loss(self, batch: dict[str, Any]) -> float:
         """Of the smoothed labels themselves: their entropy."""
         off = self.label_smoothing / self.head.out_features
         others = (self.head.out_features - 1) * off
-        return -(1 - others) * math.log(1 - others) - (others * math.log(off) if off else 0.0)
+        entropy = -(1 - others) * math.log(1 - others) - (others * math.log(off) if off else 0.0)
+        return entropy * (1 if self.auxiliary_head is None else 1 + AUXILIARY)
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> float32 [B, classes]"""
@@ -74,6 +104,19 @@ class Classifier(nn.Module):
         logits = torch.cat([self.logits(images).cpu() for images in batches])
         self.train()
         return logits
+
+
+def linear(width: int, classes: int) -> nn.Linear:
+    layer = nn.Linear(width, classes)
+    nn.init.trunc_normal_(layer.weight, std=0.02)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def frozen(module: nn.Module) -> bool:
+    """It has parameters, and none of them is trained."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def few_labels(labels: Tensor, classes: list[str], per_class: int | None, seed: int) -> Tensor:

@@ -7,4 +7,8 @@ An encoder knows nothing of the objective it serves. What objectives and stages 
     depth_of(name)                   a parameter's block: 0 embeddings, 1 ... depth, depth + 1 the rest
     save(folder), load(folder)       in the library's own format
     those with patches: patch, grid, embed(images), positions, encode(tokens), attention(images)
+    those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_width (D), map_side (h = w), above_map
+                        (modules between map and features), cam_layer (the module that gives the map), resize (the side
+                        images are scaled to)
+    those with an auxiliary branch: auxiliary() switches it on; then both(images) -> (features, auxiliary features)
 """

@@ -1,24 +1,17 @@
 """Vision Transformer (Dosovitskiy et al. 2021): transformers' ViTModel, sized for the data."""
 
-import contextlib
-import json
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
-from transformers.utils import logging
 
-from ptmrun import checkpoint
 from ptmrun.errors import UserError
+from ptmrun.models import files
 from ptmrun.models.initial import xavier
-from ptmrun.run import remove
 
 SIZES = {  # width, blocks, heads, wanted patches per side
     "micro": (96, 3, 3, 4),
@@ -27,19 +20,6 @@ SIZES = {  # width, blocks, heads, wanted patches per side
     "small": (384, 12, 6, 14),
     "base": (768, 12, 12, 14),
 }
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' own progress bars and load reports: what matters is checked and said here."""
-    level = logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
@@ -145,47 +125,7 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
-        part = folder.with_name(f".{folder.name}.part")
-        remove(part)  # a left-over, or a link that leads elsewhere
-        try:
-            with quiet():
-                self.vit.save_pretrained(part)
-        except SafetensorError as error:  # the disk is full
-            raise UserError(f"{folder}: cannot be written: {error}") from None
-        side = self.vit.config.image_size
-        processor = {
-            "image_processor_type": "ViTImageProcessor",
-            "do_resize": True,
-            "size": {"height": side, "width": side},
-            "do_rescale": True,
-            "rescale_factor": 1 / 255,
-            "do_normalize": True,
-            "image_mean": mean,
-            "image_std": std,
-        }
-        (part / "preprocessor_config.json").write_text(json.dumps(processor, indent=2) + "\n")
-        remove(folder)
-        os.replace(part, folder)
+        files.save(self.vit, folder, {}, files.processor("ViTImageProcessor", self.vit.config.image_size, mean, std))
 
     def load(self, folder: Path) -> None:
-        """Weights that `save` wrote. Raises UserError when a tensor is missing, unexpected or of another shape."""
-        file = folder / "model.safetensors"
-        tensors, _ = checkpoint.load(file)
-        if wrong := [name for name, value in tensors.items() if not value.is_floating_point()]:
-            raise UserError(f"{file}: does not fit the model: {wrong[0]} is {tensors[wrong[0]].dtype}")
-        try:  # our own config and these tensors go in: no other file of the folder is looked at
-            with quiet():
-                loaded, info = ViTModel.from_pretrained(
-                    None,
-                    config=self.vit.config,
-                    state_dict=tensors,
-                    add_pooling_layer=False,
-                    ignore_mismatched_sizes=True,  # they are listed below
-                    output_loading_info=True,
-                )
-        except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f"{folder}: does not fit the model: {str(error).strip().splitlines()[-1]}") from None
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(str(name[0] if isinstance(name, tuple) else name) for name in info[kind]):
-                raise UserError(f"{folder}: does not fit the model: {kind.replace('_', ' ')} {', '.join(names[:3])}")
-        checkpoint.into(self.vit, loaded.state_dict(), file)
+        files.load(self.vit, folder, add_pooling_layer=False)

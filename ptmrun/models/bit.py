@@ -1,0 +1,44 @@
+"""BiT, Big Transfer (Kolesnikov et al. 2020, arXiv:1912.11370): transformers' BitModel, a ResNet-v2 with group normalisation and
+weight standardisation."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import BitConfig, BitModel
+
+from ptmrun.models import encoder
+
+LEAST = 56  # the side that leaves 2x2 positions
+SIZES = {  # blocks a stage, channels a stage, channels of the stem
+    "micro": ((1, 1, 1, 1), (128, 256, 512, 1024), 32),
+    "r50x1": ((3, 4, 6, 3), (256, 512, 1024, 2048), 64),
+    "r101x1": ((3, 4, 23, 3), (256, 512, 1024, 2048), 64),
+}
+
+
+def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+    changes, notes = encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
+    name = options.size
+    if name == "auto":
+        name = "micro" if size <= 128 else "r50x1"
+        notes.insert(0, f"model.size={name}: for images of {size}x{size} (published: r50x1, r101x1)")
+    return {**changes, "size": name}, notes
+
+
+def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+    return Encoder(options, channels, size)
+
+
+class Encoder(encoder.Encoder):
+    def __init__(self, options: Any, channels: int, size: int):
+        depths, widths, stem = SIZES[options.size]
+        net = BitModel(BitConfig(depths=depths, hidden_sizes=widths, embedding_size=stem))
+        blocks = [f"encoder.stages.{stage}.layers.{i}" for stage, n in enumerate(depths) for i in range(n)]
+        super().__init__(net, widths[-1], ["embedder", *blocks], channels, size, options.resize)
+
+    def maps(self, images: Tensor) -> Tensor:
+        return self.net(images).last_hidden_state
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        return self.net.norm

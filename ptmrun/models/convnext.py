@@ -1,0 +1,70 @@
+"""ConvNeXt (Liu et al. 2022, arXiv:2201.03545): transformers' ConvNextModel, smaller for small images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import ConvNextConfig, ConvNextModel
+
+from ptmrun.models import encoder
+
+SIZES = {  # blocks a stage, channels a stage, initial layer scale (a small one needs long training)
+    "micro": ((2, 2, 2), (48, 96, 192), 0.1),
+    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768), 1e-6),
+    "small": ((3, 3, 27, 3), (96, 192, 384, 768), 1e-6),
+    "base": ((3, 3, 27, 3), (128, 256, 512, 1024), 1e-6),
+}
+
+
+def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+    notes, name, patch = [], options.size, options.patch
+    if name == "auto":
+        name = "micro" if size <= 128 else "tiny"
+        notes.append(f"model.size={name}: for images of {size}x{size} (published: tiny, small, base)")
+    if patch == "auto":
+        patch = 4 if size > 128 else max(1, round(size / 16))
+        notes.append(f"model.patch={patch}: {size // patch}x{size // patch} positions in the first stage (published: 4)")
+    return {"size": name, "patch": patch}, notes
+
+
+def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+    return Encoder(options, channels, size)
+
+
+class Encoder(encoder.Encoder):
+    layout = torch.channels_last
+    processor = "ConvNextImageProcessor"
+
+    def __init__(self, options: Any, channels: int, size: int):
+        depths, widths, scale = SIZES[options.size]
+        net = ConvNextModel(
+            ConvNextConfig(
+                depths=depths,
+                hidden_sizes=widths,
+                num_stages=len(depths),
+                patch_size=options.patch,
+                layer_scale_init_value=scale,
+                drop_path_rate=options.drop_path,
+                image_size=size,
+            )
+        )
+        blocks = [
+            (f"encoder.stages.{stage}.layers.{i}", *([f"encoder.stages.{stage}.downsampling_layer"] if i == 0 else []))
+            for stage, n in enumerate(depths)
+            for i in range(n)
+        ]
+        super().__init__(net, widths[-1], ["embeddings", *blocks], channels, size, size)
+
+    def maps(self, images: Tensor) -> Tensor:
+        return self.net(images).last_hidden_state
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        return self.net.layernorm(maps.mean((2, 3)))
+
+    @property
+    def above_map(self) -> list[nn.Module]:
+        return [self.net.layernorm]
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        return self.net.encoder.stages[-1]

@@ -1,0 +1,101 @@
+"""What the convolutional and hierarchical families share: a library's network, kept as it is, seen as an encoder with maps."""
+
+import abc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptmrun.models import files
+
+
+class Encoder(nn.Module, abc.ABC):
+    """`net` is the library's network without its last layer, its parameter names kept; a family says how it gives maps.
+
+    Gray images become three equal channels, so that weights fit both ways. Images smaller than the network was made for are
+    scaled up to `resize` inside (bilinear), which leaves the network itself as published.
+    """
+
+    net: Any
+    layout = torch.contiguous_format  # channels_last where it measures faster
+    kind: str  # the library's class, for config.json
+    processor = "BitImageProcessor"
+
+    def __init__(
+        self, net: nn.Module, width: int, blocks: Sequence[str | tuple[str, ...]], channels: int, side: int, resize: int
+    ):
+        """`blocks`: prefixes of parameter names, from the stem on; what none of them names lies above the last one."""
+        super().__init__()
+        self.net = net.to(memory_format=self.layout)
+        self.width, self.channels, self.side, self.resize = width, channels, side, resize
+        self.depth = len(blocks) - 1
+        prefixes = [block if isinstance(block, tuple) else (block,) for block in blocks]
+        self.depths = {
+            name: next((i for i, p in enumerate(prefixes) if name.startswith(tuple(f"{x}." for x in p))), self.depth + 1)
+            for name, _ in net.named_parameters()
+        }
+        with torch.no_grad():
+            training = self.net.training
+            self.net.eval()
+            _, self.map_width, self.map_side, _ = self.feature_map(torch.zeros(1, channels, side, side)).shape
+            self.net.train(training)
+
+    @abc.abstractmethod
+    def maps(self, images: Tensor) -> Tensor:
+        """[B, 3, R, R] -> [B, D, h, w]"""
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        """[B, D, h, w] -> [B, width]"""
+        return maps.mean((2, 3))
+
+    @property
+    def above_map(self) -> list[nn.Module]:
+        """Modules with weights between map and features."""
+        return []
+
+    def prepare(self, images: Tensor) -> Tensor:
+        if self.channels == 1:
+            images = images.expand(-1, 3, -1, -1)
+        if images.shape[-1] != self.resize:
+            images = F.interpolate(images, (self.resize, self.resize), mode="bilinear", align_corners=False)
+        return images.contiguous(memory_format=self.layout)
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        return self.maps(self.prepare(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        return self.pooled(self.feature_map(images))
+
+    def depth_of(self, name: str) -> int:
+        """How deep a parameter of this module sits."""
+        return self.depths[name[name.index("net.") + 4 :]]
+
+    def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
+        """A folder that the library reads; see `files.save`."""
+        mean, std = ([x[0]] * 3 if self.channels == 1 else x for x in (mean, std))
+        about = {
+            "library": "torchvision",
+            "model": self.kind,
+            "without": "its last layer",
+            "input": [3, self.resize, self.resize],
+        }
+        files.save(self.net, folder, about, files.processor(self.processor, self.resize, mean, std))
+
+    def load(self, folder: Path) -> None:
+        files.load(self.net, folder)
+
+
+def resized(options: Any, size: int, least: int, why: str) -> tuple[dict[str, Any], list[str]]:
+    """({"resize": side}, notes): with `model.resize=auto`, images smaller than `least` are scaled up to it."""
+    if options.resize == "none":
+        return {"resize": size}, []
+    if options.resize != "auto":
+        return {"resize": options.resize}, []
+    if size >= least:
+        return {"resize": size}, []
+    return {"resize": least}, [
+        f"model.resize={least}: images of {size}x{size} are scaled up, {why} (model.resize=none: as they are)"
+    ]

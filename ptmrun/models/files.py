@@ -1,0 +1,99 @@
+"""Encoders on disk, in their library's own format: a transformers folder, or torchvision's names in a safetensors file."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ptmrun import checkpoint
+from ptmrun.errors import UserError
+from ptmrun.run import remove
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and load reports: what matters is checked and said here."""
+    level = logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()
+
+
+def processor(kind: str, side: int, mean: list[float], std: list[float]) -> dict[str, Any]:
+    """What transformers' AutoImageProcessor reads: how an image becomes the model's input."""
+    return {
+        "image_processor_type": kind,
+        "do_resize": True,
+        "size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": mean,
+        "image_std": std,
+    }
+
+
+def save(net: nn.Module, folder: Path, about: dict[str, Any], preprocessing: dict[str, Any]) -> None:
+    """A folder with model.safetensors, config.json (`about`, where the library does not write its own) and
+    preprocessor_config.json; replaced as a whole."""
+    part = folder.with_name(f".{folder.name}.part")
+    remove(part)  # a left-over, or a link that leads elsewhere
+    if isinstance(net, PreTrainedModel):
+        try:
+            with quiet():
+                net.save_pretrained(part)
+        except SafetensorError as error:  # the disk is full
+            raise UserError(f"{folder}: cannot be written: {error}") from None
+    else:
+        checkpoint.save(part / "model.safetensors", net.state_dict())
+        (part / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    (part / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+    remove(folder)
+    os.replace(part, folder)
+
+
+def load(net: nn.Module, folder: Path, **options: Any) -> None:
+    """Weights that `save` wrote. Raises UserError when a tensor is missing, unexpected or of another shape."""
+    file = folder / "model.safetensors"
+    tensors, _ = checkpoint.load(file)
+    if wrong := [
+        k for k, v in net.state_dict().items() if k in tensors and v.is_floating_point() != tensors[k].is_floating_point()
+    ]:
+        raise UserError(f"{file}: does not fit the model: {wrong[0]} is {tensors[wrong[0]].dtype}")
+    if isinstance(net, PreTrainedModel):
+        tensors = renamed(net, tensors, folder, options)
+    checkpoint.into(net, tensors, file)
+
+
+def renamed(net: PreTrainedModel, tensors: dict[str, Any], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """transformers writes some models with older names than it uses: its own loader translates them. Our own config and these
+    tensors go in; no other file of the folder is looked at."""
+    if wrong := [name for name, value in tensors.items() if not value.is_floating_point() and name not in net.state_dict()]:
+        raise UserError(f"{folder}: does not fit the model: {wrong[0]} is {tensors[wrong[0]].dtype}")
+    try:
+        with quiet():
+            loaded, info = type(net).from_pretrained(
+                None,
+                config=net.config,
+                state_dict=tensors,
+                ignore_mismatched_sizes=True,  # they are listed below
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{folder}: does not fit the model: {str(error).strip().splitlines()[-1]}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(str(name[0] if isinstance(name, tuple) else name) for name in info[kind]):
+            raise UserError(f"{folder}: does not fit the model: {kind.replace('_', ' ')} {', '.join(names[:3])}")
+    return loaded.state_dict()

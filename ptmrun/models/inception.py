@@ -1,0 +1,64 @@
+"""Inception v3 (Szegedy et al. 2016, arXiv:1512.00567): torchvision's, with the auxiliary branch that classifiers train with."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from ptmrun.models import encoder
+
+LEAST = 75  # the smallest side that leaves one position
+BELOW = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2", "Mixed_5b",
+         "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"]  # fmt: skip
+ABOVE = ["Mixed_7a", "Mixed_7b", "Mixed_7c"]
+
+
+def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+    return encoder.resized(options, size, LEAST, "the least that its unpadded convolutions leave anything of")
+
+
+def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+    return Encoder(options, channels, size)
+
+
+class Encoder(encoder.Encoder):
+    """The auxiliary branch is frozen and not computed until a classifier asks for it with `auxiliary()`."""
+
+    layout = torch.channels_last
+    kind = "inception_v3"
+    auxiliary_width = 768
+
+    def __init__(self, options: Any, channels: int, size: int):
+        net = models.inception_v3(init_weights=False, dropout=options.dropout)
+        net.fc, net.AuxLogits.fc = nn.Identity(), nn.Identity()
+        net.AuxLogits.requires_grad_(False)
+        blocks = [name for name in BELOW + ABOVE if "pool" not in name]
+        super().__init__(net, 2048, blocks, channels, size, options.resize)
+
+    def through(self, names: list[str], x: Tensor) -> Tensor:
+        for name in names:
+            x = getattr(self.net, name)(x)
+        return x
+
+    def maps(self, images: Tensor) -> Tensor:
+        return self.through(BELOW + ABOVE, images)
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        return self.net.dropout(maps.mean((2, 3)))
+
+    def auxiliary(self) -> None:
+        self.net.AuxLogits.requires_grad_(True)
+
+    def both(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(features [B, 2048], those of the auxiliary branch [B, 768])"""
+        x = self.through(BELOW, self.prepare(images))
+        branch = self.net.AuxLogits
+        # 5x5 positions as in the published branch (its 17x17 pooled by 5 with stride 3), also where the map is smaller
+        small = F.avg_pool2d(x, 5, 3) if x.shape[-1] >= 17 else F.adaptive_avg_pool2d(x, 5)
+        return self.pooled(self.through(ABOVE, x)), branch.conv1(branch.conv0(small)).mean((2, 3))
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        return self.net.Mixed_7c

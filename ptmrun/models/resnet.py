@@ -1,0 +1,51 @@
+"""ResNet (He et al. 2016, arXiv:1512.03385): torchvision's, 18, 34 or 50 layers; 10 (a block a stage) for very small images."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet
+
+from ptmrun.models import encoder
+
+LEAST = 56  # the side that leaves 2x2 positions
+SIZES = {
+    10: (resnet.BasicBlock, [1, 1, 1, 1]),
+    18: (resnet.BasicBlock, [2, 2, 2, 2]),
+    34: (resnet.BasicBlock, [3, 4, 6, 3]),
+    50: (resnet.Bottleneck, [3, 4, 6, 3]),
+}
+
+
+def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+    changes, notes = encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
+    layers = options.size
+    if layers == "auto":
+        layers = 10 if size <= 40 else 18
+        notes.insert(0, f"model.size={layers}: layers, for images of {size}x{size}")
+    return {**changes, "size": layers}, notes
+
+
+def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+    return Encoder(options, channels, size)
+
+
+class Encoder(encoder.Encoder):
+    layout = torch.channels_last
+
+    def __init__(self, options: Any, channels: int, size: int):
+        self.kind = f"resnet{options.size}"
+        block, layers = SIZES[options.size]
+        net = resnet.ResNet(block, layers)
+        width, net.fc = net.fc.in_features, nn.Identity()
+        blocks = [f"layer{stage + 1}.{i}" for stage, n in enumerate(layers) for i in range(n)]
+        super().__init__(net, width, [("conv1", "bn1"), *blocks], channels, size, options.resize)
+
+    def maps(self, images: Tensor) -> Tensor:
+        net = self.net
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        return net.layer4(net.layer3(net.layer2(net.layer1(x))))
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        return self.net.layer4

@@ -1,0 +1,60 @@
+"""What AlexNet and VGG share: a stack of convolutions, and two large linear layers below the last one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptmrun.models import encoder
+
+PUBLISHED, NARROW, LARGE = 4096, 512, 128  # units of the linear layers: as published, and for images smaller than LARGE
+
+
+def resolve(options: Any, size: int, least: int) -> tuple[dict[str, Any], list[str]]:
+    """`least`: the smallest side that every pooling can halve."""
+    changes, notes = encoder.resized(options, size, least, "the least that its poolings can halve")
+    hidden = options.hidden
+    if hidden == "auto":
+        hidden = PUBLISHED if size >= LARGE else NARROW
+        if hidden == NARROW:
+            notes.append(f"model.hidden={NARROW}: units of the linear layers, for small images (published: {PUBLISHED})")
+    return {**changes, "hidden": hidden}, notes
+
+
+class Encoder(encoder.Encoder):
+    """Features are what torchvision's last linear layer gets. With `hidden` as published the weights load there unchanged; with
+    fewer units the linear layers also see no more positions than the map has."""
+
+    def __init__(self, net: Any, linear: tuple[int, int], hidden: int, blocks: list, channels: int, side: int, resize: int):
+        """`net` is on the meta device: large layers are never made. `linear`: the places of two of them."""
+        maps = net.features(torch.zeros(1, 3, resize, resize, device="meta"))
+        if hidden != PUBLISHED:
+            grid = min(net.avgpool.output_size[0], maps.shape[-1])
+            net.avgpool.output_size = (grid, grid)
+            net.classifier[linear[0]] = nn.Linear(maps.shape[1] * grid**2, hidden)
+            net.classifier[linear[1]] = nn.Linear(hidden, hidden)
+        net.classifier = net.classifier[:-1]  # the last linear layer is the classifier's
+        net.to_empty(device="cpu")
+        self.initialise(net)
+        super().__init__(net, hidden, [*blocks, *(f"classifier.{i}" for i in linear)], channels, side, resize)
+
+    @staticmethod
+    def initialise(net: nn.Module) -> None:
+        """PyTorch's own initial weights."""
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                module.reset_parameters()
+
+    def maps(self, images: Tensor) -> Tensor:
+        return self.net.features(images)
+
+    def pooled(self, maps: Tensor) -> Tensor:
+        return self.net.classifier(self.net.avgpool(maps).flatten(1))
+
+    @property
+    def above_map(self) -> list[nn.Module]:
+        return [self.net.classifier]
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        return self.net.features

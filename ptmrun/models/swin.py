@@ -1,0 +1,66 @@
+"""Swin Transformer (Liu et al. 2021, arXiv:2103.14030): transformers' SwinModel, smaller for small images."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import SwinConfig, SwinModel
+
+from ptmrun.errors import UserError
+from ptmrun.models import encoder
+
+SIZES = {  # blocks a stage, heads a stage, width of the first stage, window
+    "micro": ((2, 2, 2), (3, 6, 12), 48, 4),
+    "tiny": ((2, 2, 6, 2), (3, 6, 12, 24), 96, 7),
+    "small": ((2, 2, 18, 2), (3, 6, 12, 24), 96, 7),
+    "base": ((2, 2, 18, 2), (4, 8, 16, 32), 128, 7),
+}
+
+
+def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+    """Every stage must hold whole windows: the first has a multiple of window * 2 ** (stages - 1) patches a side."""
+    notes, name = [], options.size
+    if name == "auto":
+        name = "micro" if size <= 128 else "tiny"
+        notes.append(f"model.size={name}: for images of {size}x{size} (published: tiny, small, base)")
+    depths, _, _, window = SIZES[name]
+    if (patch := options.patch) == "auto":
+        patch = max(2, round(size / (window * 2 ** (len(depths) - 1)))) if name == "micro" else 4
+        notes.append(f"model.patch={patch} (published: 4)")
+    unit = patch * window * 2 ** (len(depths) - 1)
+    side = {"auto": unit * max(1, round(size / unit)), "none": size}.get(options.resize, options.resize)
+    if side % unit:
+        raise UserError(f"model.resize={options.resize}: expected a multiple of {unit}, so that windows of {window}x{window} fit")
+    if options.resize == "auto" and side != size:
+        notes.append(f"model.resize={side}: images are scaled, so that windows of {window}x{window} fit every stage")
+    return {"size": name, "patch": patch, "resize": side}, notes
+
+
+def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+    return Encoder(options, channels, size, attention)
+
+
+class Encoder(encoder.Encoder):
+    processor = "ViTImageProcessor"
+
+    def __init__(self, options: Any, channels: int, size: int, attention: str):
+        depths, heads, width, window = SIZES[options.size]
+        config = SwinConfig(
+            image_size=options.resize,
+            patch_size=options.patch,
+            embed_dim=width,
+            depths=depths,
+            num_heads=heads,
+            window_size=window,
+            drop_path_rate=options.drop_path,
+            attn_implementation=attention,
+        )
+        blocks = [
+            (f"encoder.layers.{stage}.blocks.{i}", *([f"encoder.layers.{stage}.downsample"] if i == n - 1 else []))
+            for stage, n in enumerate(depths)
+            for i in range(n)
+        ]
+        super().__init__(SwinModel(config), config.hidden_size, ["embeddings", *blocks], channels, size, options.resize)
+
+    def maps(self, images: Tensor) -> Tensor:
+        side = self.resize // (self.net.config.patch_size * 2 ** (self.net.config.num_layers - 1))
+        return self.net(images).last_hidden_state.transpose(1, 2).unflatten(2, (side, side))

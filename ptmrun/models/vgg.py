@@ -1,0 +1,41 @@
+"""VGG (Simonyan and Zisserman 2015, arXiv:1409.1556): torchvision's, with batch normalisation unless it is turned off."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+
+from ptmrun.models import stacked
+
+LEAST = 32  # five poolings
+
+
+def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+    return stacked.resolve(options, size, LEAST)
+
+
+def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+    return Encoder(options, channels, size)
+
+
+class Encoder(stacked.Encoder):
+    def __init__(self, options: Any, channels: int, size: int):
+        self.kind = f"vgg{options.size}{'_bn' if options.batch_norm else ''}"
+        with torch.device("meta"):
+            net = models.get_model(self.kind, init_weights=False, dropout=options.dropout)
+        convolutions = [i for i, layer in enumerate(net.features) if isinstance(layer, nn.Conv2d)]
+        blocks = [(f"features.{i}", f"features.{i + 1}") for i in convolutions]  # each with its normalisation
+        super().__init__(net, (0, 3), options.hidden, blocks, channels, size, options.resize)
+
+    @staticmethod
+    def initialise(net: nn.Module) -> None:
+        """torchvision's initial weights of VGG."""
+        stacked.Encoder.initialise(net)
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.constant_(module.bias, 0)  # type: ignore[arg-type]
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+                nn.init.zeros_(module.bias)
