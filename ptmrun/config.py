@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ptmrun import secrets
-from ptmrun.errors import UserError, nearest
+from ptmrun.errors import Misfit, UserError, nearest
 from ptmrun.saved import plain_yaml
 
 PACKAGE = Path(__file__).parent
@@ -131,6 +131,7 @@ class Dataset(Strict):
     root: Text | None
     image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)]
     limit: Count | None
+    test_limit: Count | None
     val_fraction: Ratio
     test_fraction: Ratio
     split_seed: Natural
@@ -185,6 +186,8 @@ class Sweep(Strict):
     """The settings of a sweep (-m); no run has them."""
 
     resume: str | None
+    grid: dict[str, list[str | int | float]]
+    misfits: Literal["error", "skip"]
     search: Literal["grid", "optuna"]
     trials: Count
     batch: Count
@@ -283,11 +286,11 @@ def parse(raw: Any) -> Config:
         mistakes += [m for m in explain(error, typed, "", Config) if m.split(":")[0] not in broken | set(SECTIONS)]
         mistakes += misfits(names)
         raise UserError(*mistakes) from None
-    before = set(READ)
-    mistakes += misfits(names) + contradictions(config)
+    before, unfit = set(READ), misfits(names)
+    mistakes += contradictions(config)
     READ.intersection_update(before)  # what is read to check a config is not read by the run
-    if mistakes:
-        raise UserError(*mistakes)
+    if mistakes or unfit:
+        raise UserError(*unfit, *mistakes) if mistakes else Misfit(*unfit)
     return config
 
 

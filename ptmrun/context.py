@@ -19,7 +19,7 @@ from ptmrun.run import Run
 from ptmrun.signals import Stop
 
 ENCODER = "checkpoints/encoder"
-SAME_DATA = ("name", "root", "image_size", "limit", "val_fraction", "test_fraction", "split_seed")
+SAME_DATA = ("name", "root", "image_size", "limit", "test_limit", "val_fraction", "test_fraction", "split_seed")
 START = "checkpoints/start.safetensors"  # encoder weights copied from a run whose pretraining was not complete
 
 

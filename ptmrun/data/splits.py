@@ -100,6 +100,8 @@ def load(read: Callable[[Any], Source], options: Dataset, workers: int, progress
         notes.append(f"there is no test split: {len(test)} images of {len(train) + len(test)} are held out (splits.json)")
     if options.limit and options.limit < len(train):
         _, train = hold_out(train, options.limit / len(train), options.split_seed, "limit")
+    if options.test_limit and options.test_limit < len(test):
+        _, test = hold_out(test, options.test_limit / len(test), options.split_seed, "test_limit")
     if val is None:
         train, val = hold_out(train, options.val_fraction, options.split_seed, "val")
         made["val"] = val

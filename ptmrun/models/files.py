@@ -1,4 +1,7 @@
-"""Encoders on disk, in their library's own format: a transformers folder, or torchvision's names in a safetensors file."""
+"""Encoders on disk, in their library's own format: a transformers folder, or torchvision's names in a safetensors file.
+
+transformers takes seconds to import, so only what needs it does.
+"""
 
 import contextlib
 import json
@@ -9,8 +12,6 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.utils import logging
 
 from ptmrun import checkpoint
 from ptmrun.errors import UserError
@@ -20,6 +21,8 @@ from ptmrun.run import remove
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' own progress bars and load reports: what matters is checked and said here."""
+    from transformers.utils import logging
+
     level = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -49,10 +52,10 @@ def save(net: nn.Module, folder: Path, about: dict[str, Any], preprocessing: dic
     preprocessor_config.json; replaced as a whole."""
     part = folder.with_name(f".{folder.name}.part")
     remove(part)  # a left-over, or a link that leads elsewhere
-    if isinstance(net, PreTrainedModel):
+    if hasattr(net, "save_pretrained"):
         try:
             with quiet():
-                net.save_pretrained(part)
+                net.save_pretrained(part)  # type: ignore[operator]
         except SafetensorError as error:  # the disk is full
             raise UserError(f"{folder}: cannot be written: {error}") from None
     else:
@@ -71,12 +74,12 @@ def load(net: nn.Module, folder: Path, **options: Any) -> None:
         k for k, v in net.state_dict().items() if k in tensors and v.is_floating_point() != tensors[k].is_floating_point()
     ]:
         raise UserError(f"{file}: does not fit the model: {wrong[0]} is {tensors[wrong[0]].dtype}")
-    if isinstance(net, PreTrainedModel):
+    if hasattr(net, "from_pretrained"):
         tensors = renamed(net, tensors, folder, options)
     checkpoint.into(net, tensors, file)
 
 
-def renamed(net: PreTrainedModel, tensors: dict[str, Any], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+def renamed(net: Any, tensors: dict[str, Any], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """transformers writes some models with older names than it uses: its own loader translates them. Our own config and these
     tensors go in; no other file of the folder is looked at."""
     if wrong := [name for name, value in tensors.items() if not value.is_floating_point() and name not in net.state_dict()]:
