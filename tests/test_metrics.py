@@ -1,8 +1,12 @@
 """The scores of a classifier, each against a formula of its own."""
 
+import json
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import TINY, draw, latest
 
 from ptmrun.downstream import classification
 
@@ -32,7 +36,8 @@ def pairs_in_order(positive: torch.Tensor, score: torch.Tensor) -> float:
 
 def test_precision_recall_and_f1():
     table = [counts(c) for c in range(7)]
-    precision, recall = ([tp / (tp + x[i]) for x in table for tp in x[:1]] for i in (1, 2))
+    precision = [tp / (tp + fp) for tp, fp, _ in table]
+    recall = [tp / (tp + fn) for tp, _, fn in table]
     f1 = [2 * tp / (2 * tp + fp + fn) for tp, fp, fn in table]
     metrics = found()
     for i, name in enumerate(CLASSES):
@@ -104,3 +109,31 @@ def test_groups():
         "north": {"n": 2, "accuracy": 1.0, "f1_macro": 1.0},
         "south": {"n": 3, "accuracy": pytest.approx(1 / 3), "f1_macro": pytest.approx((0 + 2 / 3 + 0) / 3)},
     }
+
+
+def test_a_run_scores_its_groups(tmp_path, ptmrun):
+    """Summary, results.json, predictions.parquet and the report tell the same; group names are shown as they are."""
+    root = tmp_path / "pets"
+    names = {f"{'ab'[i % 2]}/{i:02}.png": f"[red]<s{i % 3}>" for i in range(60)}
+    for i, name in enumerate(names):
+        draw(root / name, shade=3 * (i % 2) + i % 3)
+    (root / "metadata.csv").write_text("file_name,site\n" + "".join(f"{k},{v}\n" for k, v in names.items()))
+    own = ["dataset=imagefolder", f"dataset.root={root}", "dataset.group=site", "dataset.image_size=16"]
+    more = ["dataset.limit=null", "finetune.seeds=2", "downstream.labels_per_class=5", "evaluate.baselines=[chance]"]
+    code, out, err = ptmrun(*TINY, *own, *more)
+    assert code == 0, err
+    metrics = json.loads((latest() / "results.json").read_text())["metrics"]
+    rows = [r for r in pq.read_table(latest() / "predictions.parquet").to_pylist() if r["repeat"] == 0]
+    assert {r["group"] for r in rows} == set(names.values()) == set(metrics["groups"])
+    for name, entry in metrics["groups"].items():
+        mine = [r["label"] == r["prediction"] for r in rows if r["group"] == name]
+        assert (entry["n"], entry["accuracy"]) == (len(mine), pytest.approx(sum(mine) / len(mine)))
+        line = next(x for x in out.splitlines() if name in x)
+        assert f"{entry['accuracy']:.3f}" in line
+        assert f"{entry['f1_macro']:.3f}" in line
+    worst = metrics["groups"][metrics["worst_group"]]
+    assert worst["accuracy"] == min(e["accuracy"] for e in metrics["groups"].values())
+    assert sum(e["n"] for e in metrics["groups"].values()) == len(rows)
+    assert "<td>[red]&lt;s0&gt;</td>" in (latest() / "report.html").read_text()
+    code, _, err = ptmrun("stage=evaluate", f"init={latest()}", "dataset.group=place", "device=cpu")
+    assert (code, "metadata.csv has no column place; it has: file_name, site" in err) == (2, True)
