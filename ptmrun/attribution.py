@@ -13,6 +13,5 @@ def grad_cam(classifier: Any, images: Tensor, classes: Tensor) -> Tensor:
     from captum.attr import LayerGradCam
 
     classifier.eval()
-    images = images.detach().requires_grad_()  # there is no gradient to follow below frozen weights otherwise
     method = LayerGradCam(classifier.logits, classifier.encoder.cam_layer)
     return method.attribute(images, target=classes, relu_attributions=True)[:, 0].detach().float()

@@ -211,7 +211,7 @@ def draw_attribution(context: Context) -> None:
         return
     pairs = zip(guess.tolist(), split.labels.tolist(), strict=True)
     tops = [classes[g] if g == t else f"{classes[g]}\n(is {classes[t]})" for g, t in pairs]
-    figures.overlays(context.run, "grad_cam", context.normalise.back(images.detach()), maps, "Grad-CAM", tops)
+    figures.overlays(context.run, "grad_cam", context.normalise.back(images), maps, "Grad-CAM", tops)
 
 
 def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, Any] | None) -> None:

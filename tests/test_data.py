@@ -252,6 +252,10 @@ def test_groups_that_cannot_be_told(tmp_path):
     sites(root, [*IMAGES[:3], *IMAGES[4:]])
     with pytest.raises(UserError, match=r"dataset.group=site: .*pets/cat/03.png has no row, or no value, in metadata.csv"):
         load(imagefolder, *options)
+    sites(root, IMAGES)
+    (root / "metadata.csv").write_text((root / "metadata.csv").read_text().replace("dog/11.png,s2", "dog/11.png,"))
+    with pytest.raises(UserError, match=r"pets/dog/11.png has no row, or no value, in metadata.csv"):
+        load(imagefolder, *options)
     (root / "metadata.csv").write_bytes(b"file_name,site\ncat/00.png,\xff\n")
     with pytest.raises(UserError, match=r"metadata.csv cannot be read: .*utf-8"):
         load(imagefolder, *options)
