@@ -104,6 +104,7 @@ class Evaluate(Strict):
     baselines: list[Literal["chance", "raw", "random_frozen", "frozen", "scratch", "scratch_long"]]
     longer: Count
     bins: Count
+    map: Literal["pca", "umap"]
 
 
 class Model(Strict):

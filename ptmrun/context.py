@@ -19,7 +19,7 @@ from ptmrun.run import Run
 from ptmrun.signals import Stop
 
 ENCODER = "checkpoints/encoder"
-SAME_DATA = ("name", "root", "image_size", "limit", "test_limit", "val_fraction", "test_fraction", "split_seed")
+SAME_DATA = ("name", "root", "image_size", "limit", "test_limit", "val_fraction", "test_fraction", "split_seed", "group")
 START = "checkpoints/start.safetensors"  # encoder weights copied from a run whose pretraining was not complete
 
 
@@ -111,7 +111,7 @@ def parent_of(cfg: Config, start: Path | None = None) -> dict[str, Any]:
         weights = None
     else:
         raise UserError(f"init={cfg.init}: that run has no {ENCODER}, nor a checkpoint of its pretraining")
-    same = all(getattr(saved.dataset, key) == getattr(cfg.dataset, key) for key in SAME_DATA)
+    same = all(getattr(saved.dataset, key, None) == getattr(cfg.dataset, key, None) for key in SAME_DATA)
     data = parent.manifest.get("data", {}).get("fingerprint") if same else None
     return {"run": parent.folder.resolve().name, "weights_sha256": weights, "data": data}
 

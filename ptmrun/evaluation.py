@@ -7,12 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from rich.table import Table
+from rich.text import Text
 
-from ptmrun import figures, noise, probe
+from ptmrun import attribution, embedding, figures, noise, probe
 from ptmrun.context import Context, check_stop
 from ptmrun.data.splits import Split
+from ptmrun.errors import printable
 from ptmrun.run import console
-from ptmrun.trials import chosen_labels, label_counts, predict, trials
+from ptmrun.trials import chosen_labels, label_counts, predict, trials, tuned
 
 WORDS = {
     "chance": "always the most frequent class",
@@ -26,6 +28,9 @@ WORDS = {
 PROBES = (("probe_linear", "linear probe"), ("probe_knn", "k-NN"))
 MOST_RAW = 10_000  # training images, and MOST_COLUMNS of each, for the classical baseline
 MOST_COLUMNS = 3072
+GROUP_TITLES = ["group", "images", "accuracy", "macro F1"]
+MOST_GROUPS = 20  # in the summary; results.json and the report have all of them
+SHOWN, MAPPED = 8, 2000  # test images, evenly spaced, under Grad-CAM and in the map of the features
 
 
 def evaluate(context: Context) -> None:
@@ -53,12 +58,16 @@ def evaluate(context: Context) -> None:
         if "scratch" in correct:
             entry["verdict"] = noise.verdict(correct["tuned"], correct["scratch"])
         entry["metrics"] = module.metrics(logits[0], truth, data.classes, cfg.evaluate.bins)
+        if data.test.groups is not None:
+            entry["metrics"] |= module.by_group(logits[0], truth, data.test.groups)
         sets.append(entry)
         check_stop(context.stop)
     headline = sets[-1]
     save_predictions(context)
     figures.confusion(run, headline["metrics"]["confusion"], data.classes)
     figures.scores(run, sets)
+    draw_features(context)
+    draw_attribution(context)
     lines = run.metrics()
     result = {
         "metric": module.METRIC,
@@ -102,8 +111,7 @@ def simple_baseline(context: Context, kind: str, labels: int | None) -> list[np.
         test = context.features(encoder, data.test)
     found = []
     for trial in trials(cfg, "tuned", labels):
-        split = chosen_labels(context, trial)
-        split = split.subset(torch.linspace(0, len(split) - 1, min(MOST_RAW, len(split))).long())
+        split = chosen_labels(context, trial).spaced(MOST_RAW)
         assert split.labels is not None
         y = split.labels.numpy()
         train = pixels(split) if kind == "raw" else context.features(encoder, split)
@@ -165,10 +173,45 @@ def save_predictions(context: Context) -> None:
                 "prediction": pa.DictionaryArray.from_arrays(pa.array(probabilities.argmax(1).numpy().astype(np.int32)), names),
                 "confidence": pa.array(probabilities.max(1).values.numpy()),
             }
+            if data.test.groups is not None:
+                columns["group"] = pa.array(data.test.groups).dictionary_encode()
             tables.append(pa.table(columns))
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), buffer)
     context.run.write("predictions.parquet", buffer.getvalue().to_pybytes())
+
+
+def draw_features(context: Context) -> None:
+    """Features of test images in two dimensions, of the untrained and of the pretrained encoder."""
+    cfg, run = context.cfg, context.run
+    split = context.data.test.spaced(MAPPED)
+    if len(split) < 3:
+        return
+    encoders = {"untrained": context.encoder("scratch")}
+    if weights_hash(run) is not None:
+        encoders["pretrained"] = context.pretrained()
+    maps = {title: embedding.plane(context.features(e, split), cfg.evaluate.map, cfg.seed) for title, e in encoders.items()}
+    assert split.labels is not None
+    figures.embedding(run, maps, split.labels.numpy(), context.data.classes)
+
+
+def draw_attribution(context: Context) -> None:
+    """Grad-CAM of the first fine-tuned classifier for most labels, for encoders that have a `cam_layer`."""
+    classes, split = context.data.classes, context.data.test.spaced(SHOWN)
+    model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
+    if not hasattr(model.encoder, "cam_layer"):
+        return
+    assert split.labels is not None
+    images = context.normalise(split.some(SHOWN))
+    guess = model.predict([images]).argmax(1)
+    try:
+        maps = attribution.grad_cam(model, images, guess.to(images.device))
+    except ImportError:
+        context.run.say("No Grad-CAM: it needs captum; install it with: pip install 'ptmrun[attribution]'")
+        return
+    pairs = zip(guess.tolist(), split.labels.tolist(), strict=True)
+    tops = [classes[g] if g == t else f"{classes[g]}\n(is {classes[t]})" for g, t in pairs]
+    figures.overlays(context.run, "grad_cam", context.normalise.back(images), maps, "Grad-CAM", tops)
 
 
 def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, Any] | None) -> None:
@@ -190,13 +233,38 @@ def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, A
             text = f"{score['mean']:.3f}" + (f" ± {score['sd']:.3f}" if score["sd"] is not None else "")
             cells.append(f"[bold]{text}[/bold]" if score["mean"] == top else text)
         table.add_row(WORDS[kind].format(longer=cfg.evaluate.longer), *cells, style="cyan" if kind == "tuned" else None)
+    show_table(run, table)
+    if groups := sets[-1]["metrics"].get("groups"):
+        show_groups(run, groups)
+    for entry in sets:
+        for line in conclusions(entry):
+            run.say(line)
+
+
+def show_groups(run: Any, groups: dict[str, Any]) -> None:
+    """The scores of the worst MOST_GROUPS groups."""
+    lines = group_lines(groups)
+    hidden = "" if len(lines) <= MOST_GROUPS else f", the worst {MOST_GROUPS} of {len(lines)}"
+    table = Table(title=f"By group (first repeat, most labels{hidden})", title_justify="left")
+    for title in GROUP_TITLES:
+        table.add_column(title, justify="left" if title == "group" else "right")
+    for line in lines[:MOST_GROUPS]:
+        table.add_row(*(Text(printable(cell)) for cell in line))
+    show_table(run, table)
+
+
+def show_table(run: Any, table: Table) -> None:
+    """For the terminal and for log.txt."""
     console.print(table)
     with console.capture() as capture:
         console.print(table)
     run.note("\n" + capture.get())
-    for entry in sets:
-        for line in conclusions(entry):
-            run.say(line)
+
+
+def group_lines(groups: dict[str, Any]) -> list[list[str]]:
+    """Texts under GROUP_TITLES, the worst group first."""
+    order = sorted(groups.items(), key=lambda item: item[1]["accuracy"])
+    return [[name, f"{s['n']:,}", f"{s['accuracy']:.3f}", f"{s['f1_macro']:.3f}"] for name, s in order]
 
 
 def label_words(labels: int | None) -> str:

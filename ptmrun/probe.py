@@ -50,13 +50,13 @@ def probe(
 ) -> dict[str, float]:
     """How spread the features of a held-out part of the training split are, from at most MOST images; with labels also the
     accuracy of both classifiers on it, trained on at most MOST images."""
-    held = held.subset(torch.linspace(0, len(held) - 1, min(MOST, len(held))).long())
+    held = held.spaced(MOST)
     z = features(encoder, held, normalise, autocast)
     z = np.nan_to_num(z).clip(-MOST_VALUE, MOST_VALUE)
     found = {"effective_rank": effective_rank(z), "feature_std": feature_std(z)}
     if train.labels is None or held.labels is None or len(train.labels.unique()) < 2:
         return found
-    train = train.subset(torch.linspace(0, len(train) - 1, min(MOST, len(train))).long())
+    train = train.spaced(MOST)
     x = np.nan_to_num(features(encoder, train, normalise, autocast)).clip(-MOST_VALUE, MOST_VALUE)
     y, truth = train.labels.numpy(), held.labels.numpy()  # type: ignore[union-attr]
     linear = np.unique(y)[logistic(x, y, z).argmax(1)]

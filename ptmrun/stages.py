@@ -9,9 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ptmrun import adapt, budget, changes, checkpoint, config, device, figures, probe, provenance, report, reuse, tracking
+from ptmrun import (
+    adapt,
+    budget,
+    changes,
+    checkpoint,
+    config,
+    device,
+    embedding,
+    figures,
+    probe,
+    provenance,
+    report,
+    reuse,
+    tracking,
+)
 from ptmrun.config import Config
 from ptmrun.context import (
     ENCODER,
@@ -42,6 +54,7 @@ def run(cfg: Config, overrides: list[str], verb: str = "", data: dict[str, Any] 
     if cfg.init != "random":
         Run.open(Path(cfg.init))
     tracking.library(cfg.logger.name)  # what is not installed is said before there is a folder
+    embedding.library(cfg.evaluate.map)
     known = {"data": data} if data else {}
     run = Run.create(cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | known)
     with run.lock():
@@ -265,7 +278,7 @@ def train_objective(context: Context) -> Any:
 def draw_pretraining(context: Context, objective: Any) -> None:
     """Curves, what the objective makes of a few held-out images, and what the encoder attends to."""
     run, back = context.run, context.normalise.back
-    held = context.data.val.subset(torch.linspace(0, len(context.data.val) - 1, min(8, len(context.data.val))).long())
+    held = context.data.val.spaced(8)
     loop = context.cfg.pretrain.model_copy(update={"batch_size": len(held), "accumulate": 1})
     batch = next(batches_of(context, objective, held, loop, context.cfg.seed, "figures").iterate(0, 1))[0]
     images = batch["images"]
@@ -278,7 +291,7 @@ def draw_pretraining(context: Context, objective: Any) -> None:
             shown = objective.pictures(batch)
         figures.rows(run, "reconstructions", {title: back(x.float()) for title, x in shown.items()})
     if hasattr(objective.encoder, "attention"):
-        figures.attention(run, back(images), objective.encoder.attention(images))
+        figures.overlays(run, "attention", back(images), objective.encoder.attention(images), "attention\nrollout")
     figures.curves(run)
 
 

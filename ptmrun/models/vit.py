@@ -112,16 +112,21 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:
-        """How much of the attention of the last block each patch gets: [B, C, S, S] -> [B, grid, grid].
+        """How much each patch flows into the features, by attention rollout: [B, C, S, S] -> [B, grid, grid].
 
-        The mean of the heads, and of the tokens that `features` pools.
+        Of every block the mean of the heads, with half of each token's weight on itself for the residual connection; multiplied
+        over the blocks (Abnar & Zuidema 2020, arXiv:2005.00928); then the mean of the tokens that `features` pools.
         """
         used = self.vit.config._attn_implementation
         self.vit.set_attn_implementation("eager")
-        weights = self.vit(images, output_attentions=True).attentions[-1].mean(1)
+        blocks = self.vit(images, output_attentions=True).attentions
         self.vit.set_attn_implementation(used)
-        pooled = weights[:, 1:] if self.pool == "mean" else weights[:, :1]
-        return pooled[:, :, 1:].mean(1).unflatten(1, (self.grid, self.grid)).float()
+        same = torch.eye(blocks[0].shape[-1], device=images.device)
+        flow = same.expand(len(images), -1, -1)
+        for weights in blocks:
+            flow = (weights.float().mean(1) + same) / 2 @ flow
+        pooled = flow[:, 1:] if self.pool == "mean" else flow[:, :1]
+        return pooled[:, :, 1:].mean(1).unflatten(1, (self.grid, self.grid))
 
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
