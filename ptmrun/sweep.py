@@ -40,15 +40,7 @@ def run(overrides: list[str]) -> int:
     hydra = [o for o in overrides if o.lstrip("+").startswith("hydra")]
     mine = [o for o in overrides if not o.lstrip("+").startswith(("hydra", "sweep."))]
     if settings.search == "grid":
-        given = {o.split("=", 1)[0] for o in mine}
-        mine += [f"{key}={','.join(map(str, values))}" for key, values in settings.grid.items() if key not in given]
-        if made := sort_overrides(mine, sweep=True)[2]:
-            raise UserError(*made)
-        wanted = grid(mine)
-        found = {tuple(w): problem for w in wanted if (problem := problem_of(w))}
-        if settings.misfits == "skip":
-            wanted = [w for w in wanted if not isinstance(found.get(tuple(w)), Misfit)] or wanted
-        problems = {key: problem.args for key, problem in found.items() if list(key) in wanted}
+        wanted, problems = combinations(settings, mine)
         if len(problems) == len(wanted):
             raise UserError(*dict.fromkeys(line for lines in problems.values() for line in lines))
     ledger = Ledger(sweep_folder(settings, mine))
@@ -95,6 +87,20 @@ def grid(overrides: list[str]) -> list[list[str]]:
         values = override.sweep_string_iterator() if override.is_sweep_override() else None
         lists.append([text] if values is None else [f"{override.get_key_element()}={v}" for v in values])
     return [list(job) for job in dict.fromkeys(itertools.product(*lists))]
+
+
+def combinations(settings: config.Sweep, overrides: list[str]) -> tuple[list[list[str]], dict[tuple[str, ...], tuple[str, ...]]]:
+    """The jobs of a grid, and what is wrong with those that cannot be composed. The keys of `sweep.grid` take their values from
+    there unless they are given. Raises UserError for values that nothing has."""
+    given = {o.split("=", 1)[0] for o in overrides}
+    more = [f"{key}={','.join(map(str, values))}" for key, values in settings.grid.items() if key not in given]
+    if mistakes := sort_overrides(more, sweep=True)[2]:
+        raise UserError(*mistakes)
+    wanted = grid([*overrides, *more])
+    found = {tuple(w): problem for w in wanted if (problem := problem_of(w))}
+    if settings.misfits == "skip":
+        wanted = [w for w in wanted if not isinstance(found.get(tuple(w)), Misfit)] or wanted
+    return wanted, {tuple(w): found[tuple(w)].args for w in wanted if tuple(w) in found}
 
 
 def problem_of(overrides: list[str]) -> UserError | None:

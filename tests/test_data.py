@@ -146,6 +146,10 @@ def test_limit_is_a_subset(tmp_path):
     assert len(data.train) + len(data.val) == 500
     whole = load(packaged, "dataset=mnist5k")
     assert torch.equal(whole.test.rows, data.test.rows)
+    few = load(packaged, "dataset=mnist5k", "dataset.test_limit=100").test
+    assert len(few) == 100
+    assert set(few.rows.tolist()) < set(whole.test.rows.tolist())
+    assert few.labels.bincount().tolist() == [10] * 10
 
 
 def test_cached_and_streamed_pixels_are_the_same(tmp_path):
