@@ -34,7 +34,6 @@ SIZES = {  # width, blocks, heads, the most tokens per side that `auto` takes, c
 }
 GRAYS = 16
 FITTED = "quantiser.safetensors"  # beside the library's files
-SCALE = 0.1  # of the first embeddings, of tokens and positions; transformers' 0.02 learns more slowly
 MOST_PIXELS = 50_000  # that k-means sees
 
 
@@ -91,10 +90,10 @@ class Encoder(nn.Module):
         self.width, self.depth = config.hidden_size, config.num_hidden_layers
         self.side, self.channels, self.vocabulary = side, channels, config.vocab_size - 1
         self.gpt = ImageGPTForCausalImageModeling(config)
-        with torch.no_grad():  # small sines as the first positions: what is above a pixel need not be found out first
+        with torch.no_grad():  # sines as the first positions, so that what is above a pixel need not be found out first
             sines = build_2d_sinusoidal_position_embedding(side, side, self.width)
-            self.gpt.transformer.wpe.weight.copy_(SCALE * sines)
-            nn.init.normal_(self.gpt.transformer.wte.weight, std=SCALE)
+            self.gpt.transformer.wpe.weight.copy_(sines)
+            nn.init.normal_(self.gpt.transformer.wte.weight)  # and tokens of the same size; 0.02 for both learns more slowly
         self.free = layer == "auto"
         self.clusters: Tensor
         self.chosen: Tensor
