@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ptmrun.signals import Stop
 
 ENCODER = "checkpoints/encoder"
 SAME_DATA = ("name", "root", "image_size", "limit", "test_limit", "val_fraction", "test_fraction", "split_seed", "group")
+FIT_IMAGES = 512  # for what an encoder learns from training images before it is trained
 START = "checkpoints/start.safetensors"  # encoder weights copied from a run whose pretraining was not complete
 
 
@@ -33,6 +34,7 @@ class Context:
     device: torch.device
     normalise: Normalise
     stop: Stop
+    fitted: dict[str, torch.Tensor] = field(default_factory=dict)  # what encoders learned from training images, once a run
 
     def part(self, group: str) -> Any:
         """The module that the choice of a group names (the installed YAML says which, not the saved config)."""
@@ -47,7 +49,20 @@ class Context:
         rng.seed_everything(self.cfg.seed if seed is None else seed, purpose)
         attention = device.attention(self.device, self.cfg.device.precision)
         encoder = self.part("model").build(self.cfg.model, self.data.size, self.data.channels, attention)
-        return encoder.to(self.device)
+        encoder.to(self.device)
+        if hasattr(encoder, "fit"):
+            encoder.load_state_dict(self.fit(encoder), strict=False)
+        return encoder
+
+    def fit(self, encoder: Any) -> dict[str, torch.Tensor]:
+        """The buffers of an encoder that come from training images: those this run starts from, or new ones."""
+        if folder := source(self.run, self.cfg, ENCODER):
+            return encoder.fitted(folder)
+        if not self.fitted:
+            train = self.data.train
+            images = next(train.batches([rng.permutation(self.cfg.seed, "fit", len(train))[:FIT_IMAGES]]))
+            self.fitted = encoder.fit(self.normalise(images))
+        return self.fitted
 
     def pretrained(self) -> Any:
         """The encoder that fine-tuning starts from: this run's, the parent's, or a random one."""
@@ -123,7 +138,8 @@ def unfinished(run: Run) -> dict[str, torch.Tensor]:
 
 
 def encoder_hash(folder: Path) -> str:
-    return checkpoint.sha256(checkpoint.load(folder / "model.safetensors")[0])
+    files = {folder / "model.safetensors", *folder.glob("*.safetensors")}  # the library's, and what it has no place for
+    return checkpoint.sha256({k: v for file in files for k, v in checkpoint.load(file)[0].items()})
 
 
 def batches_of(context: Context, model: Any, split: Split, loop: Any, seed: int, purpose: str) -> Batches:

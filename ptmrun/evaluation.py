@@ -144,6 +144,8 @@ def pretraining(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     for name in ("probe_knn", "probe_linear"):
         if probes:
             result |= {name: probes[-1][name], f"{name}_untrained": probes[0][name]}
+    if probes:
+        result |= {k: v for k, v in probes[-1].items() if k == "layer" or k.startswith(probe.LAYER)}
     return result
 
 

@@ -68,6 +68,22 @@ def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: f
     rows(run, "augmented", sheet)
 
 
+def layers(run: Run, name: str) -> None:
+    """The linear probe of each layer before and after pretraining, where there are any. `name`: its key but the number."""
+    looks = [x for x in run.metrics() if f"{name}1" in x]
+    if not looks:
+        return
+    figure = Figure(figsize=(4, 2.7))
+    axis = figure.subplots()
+    for look, label, color in ((looks[0], "untrained", GRAY), (looks[-1], "pretrained", ORANGE)):
+        scores = [look[key] for key in sorted((k for k in look if k.startswith(name)), key=lambda k: int(k.removeprefix(name)))]
+        axis.plot(range(1, len(scores) + 1), scores, "o-", color=color, label=label, markersize=3)
+    axis.axvline(looks[-1]["layer"], color=GRAY, lw=0.8, ls=":")
+    axis.set(xlabel="layer", ylabel="linear probe", xticks=range(1, len(scores) + 1))
+    axis.legend(frameon=False)
+    save(run, "layers", figure)
+
+
 def overlays(run: Run, name: str, images: Tensor, maps: Tensor, title: str, tops: list[str] | None = None) -> None:
     """Images [B, C, S, S], and below each its map [B, h, w] over it, from its lowest value to its highest; `tops` stand above."""
     count, side = len(images), images.shape[-1]

@@ -272,6 +272,8 @@ def train_objective(context: Context) -> Any:
         look(0)
     at = frozenset(round(steps * i / loop.probes) for i in range(1, loop.probes + 1))
     fit(context, objective, data.train, loop, steps, cfg.seed, tags, probe=look, probe_at=at)
+    if not loop.probes and labelled(context) and hasattr(encoder, "choose"):  # else the last look has chosen the layer
+        probe.probe(encoder, data.train, data.val, context.normalise, context.autocast)
     return objective
 
 
@@ -293,6 +295,7 @@ def draw_pretraining(context: Context, objective: Any) -> None:
     if hasattr(objective.encoder, "attention"):
         figures.overlays(run, "attention", back(images), objective.encoder.attention(images), "attention\nrollout")
     figures.curves(run)
+    figures.layers(run, probe.LAYER)
 
 
 def finetune(context: Context) -> None:

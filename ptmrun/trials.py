@@ -38,6 +38,8 @@ def chosen_labels(context: Context, trial: Trial) -> Split:
 def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     """The trial's model before training, and its (trainable, all) parameters."""
     encoder = context.pretrained() if trial.kind == "tuned" else context.encoder("scratch", trial.seed)
+    if hasattr(encoder, "trim"):
+        encoder.trim()
     rng.seed_everything(trial.seed, "head")
     module = context.part("downstream")
     model = module.Classifier(encoder, len(context.data.classes), context.cfg.finetune.label_smoothing).to(context.device)

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from ptmrun import checkpoint
 from ptmrun.errors import UserError
 from ptmrun.run import remove
+
+FITTED = "fitted.safetensors"  # what was learned from images before training, and has no place in the library's files
 
 
 @contextlib.contextmanager
@@ -47,9 +49,11 @@ def processor(kind: str, side: int, mean: list[float], std: list[float]) -> dict
     }
 
 
-def save(net: nn.Module, folder: Path, about: dict[str, Any], preprocessing: dict[str, Any]) -> None:
+def save(
+    net: nn.Module, folder: Path, about: dict[str, Any], preprocessing: dict[str, Any], fitted: dict[str, Tensor] | None = None
+) -> None:
     """A folder with model.safetensors, config.json (`about`, where the library does not write its own) and
-    preprocessor_config.json; replaced as a whole."""
+    preprocessor_config.json, and FITTED where the encoder has buffers of its own; replaced as a whole."""
     part = folder.with_name(f".{folder.name}.part")
     remove(part)  # a left-over, or a link that leads elsewhere
     if hasattr(net, "save_pretrained"):
@@ -61,6 +65,8 @@ def save(net: nn.Module, folder: Path, about: dict[str, Any], preprocessing: dic
     else:
         checkpoint.save(part / "model.safetensors", net.state_dict())
         (part / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    if fitted:
+        checkpoint.save(part / FITTED, fitted)
     (part / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     remove(folder)
     os.replace(part, folder)
