@@ -31,8 +31,8 @@ def quiet() -> Iterator[None]:
 
 
 def processor(side: int, mean: list[float], std: list[float]) -> dict[str, Any]:
-    """What transformers' AutoImageProcessor reads: how an image becomes the model's input. ViT's, for all families: it resizes the
-    whole image, where the others' cut its middle out."""
+    """What transformers' AutoImageProcessor reads: how an image becomes the model's input. ViT's for all families: it
+    resizes the whole image, where others cut its middle out."""
     return {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": len(mean) == 3,
