@@ -29,6 +29,7 @@ GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "logge
 
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
+Several = Annotated[int, Field(ge=2, le=2**31)]
 Natural = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -36,6 +37,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 TYPES: dict[str, Any] = {
     "count": Count,
+    "several": Several,
     "natural": Natural,
     "positive": Positive,
     "notneg": NotNegative,

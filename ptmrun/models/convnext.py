@@ -33,7 +33,6 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 class Encoder(encoder.Encoder):
     layout = torch.channels_last
-    processor = "ConvNextImageProcessor"
 
     def __init__(self, options: Any, channels: int, size: int):
         depths, widths, scale = SIZES[options.size]

@@ -21,8 +21,7 @@ class Encoder(nn.Module, abc.ABC):
 
     net: Any
     layout = torch.contiguous_format  # channels_last where it measures faster
-    kind: str  # the library's class, for config.json
-    processor = "BitImageProcessor"
+    kind = ""  # torchvision's class, for config.json; transformers writes its own
 
     def __init__(
         self, net: nn.Module, width: int, blocks: Sequence[str | tuple[str, ...]], channels: int, side: int, resize: int
@@ -82,7 +81,7 @@ class Encoder(nn.Module, abc.ABC):
             "without": "its last layer",
             "input": [3, self.resize, self.resize],
         }
-        files.save(self.net, folder, about, files.processor(self.processor, self.resize, mean, std))
+        files.save(self.net, folder, about, files.processor(self.resize, mean, std))
 
     def load(self, folder: Path) -> None:
         files.load(self.net, folder)

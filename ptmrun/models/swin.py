@@ -40,8 +40,6 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 
 class Encoder(encoder.Encoder):
-    processor = "ViTImageProcessor"
-
     def __init__(self, options: Any, channels: int, size: int, attention: str):
         depths, heads, width, window = SIZES[options.size]
         config = SwinConfig(

@@ -130,7 +130,7 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
-        files.save(self.vit, folder, {}, files.processor("ViTImageProcessor", self.vit.config.image_size, mean, std))
+        files.save(self.vit, folder, {}, files.processor(self.vit.config.image_size, mean, std))
 
     def load(self, folder: Path) -> None:
         files.load(self.vit, folder, add_pooling_layer=False)
