@@ -35,11 +35,11 @@ def quiet() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def processor(side: int, mean: list[float], std: list[float]) -> dict[str, Any]:
+def processor(side: int, mean: list[float], std: list[float], kind: str = "ViTImageProcessor") -> dict[str, Any]:
     """What transformers' AutoImageProcessor reads: how an image becomes the model's input. ViT's for all families: it
     resizes the whole image, where others cut its middle out."""
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": kind,
         "do_convert_rgb": len(mean) == 3,
         "do_resize": True,
         "size": {"height": side, "width": side},

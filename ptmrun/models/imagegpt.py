@@ -206,7 +206,7 @@ class Encoder(nn.Module):
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that transformers' ImageGPT classes and `AutoImageProcessor` read; replaced as a whole."""
         rgb = 3 // self.channels  # gray images get three equal channels there
-        about = files.processor("ImageGPTImageProcessor", self.side, mean * rgb, std * rgb)
+        about = files.processor(self.side, mean * rgb, std * rgb, "ImageGPTImageProcessor")
         about |= {"do_convert_rgb": True, "resample": 2, "do_color_quantize": True}  # 2: bilinear
         about["clusters"] = self.clusters.repeat(1, rgb).tolist()
         files.save(self.gpt, folder, {}, about, dict(self.named_buffers(recurse=False)))
