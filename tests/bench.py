@@ -71,6 +71,7 @@ def ours(objective, batches, cfg, precision: str, folder: Path) -> float:
         stop=lambda: None,
         show=lambda step, values: None,
     )
+    plan.file.unlink(missing_ok=True)  # of an earlier run that was slow enough to be saved
     start = time.process_time()
     train.fit(objective, batches, plan)
     return time.process_time() - start

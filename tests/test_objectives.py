@@ -203,3 +203,15 @@ def test_pictures_keep_what_was_visible(make):
         assert torch.equal(patches.patchify(picture, PATCH)[visible], patches.patchify(data["images"], PATCH)[visible])
     pieces = patches.patchify(shown["reconstructed"], PATCH)[~visible]
     assert not torch.isclose(pieces, patches.patchify(data["images"], PATCH)[~visible]).all(-1).any()
+
+
+@pytest.mark.parametrize("target", ["normalised", "hog", "simmim"])
+def test_first_predictions_are_about_zero(target):
+    """The first loss is that of zeros, within a fifth: a random head of Xavier's would begin several times above it."""
+    if target == "simmim":
+        objective = simmim.Objective(encoder(), SimpleNamespace(mask_ratio=0.5)).double()
+    else:
+        objective = mae.Objective(encoder(), mae_options(target=target)).double()
+    data = batch()
+    loss, _ = objective(data)
+    assert float(loss.total.detach() / loss.n) == pytest.approx(objective.initial_loss(data), rel=0.2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
+from ptmrun.models.initial import near_zero
 from ptmrun.objectives.patches import hidden_count, patchify, pick, unpatchify
 
 UNITS = 7  # hidden squares a side where the encoder has no patches (the paper: 32 pixels of 224)
@@ -31,7 +32,9 @@ class Objective(nn.Module):
         if self.tokens:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
             nn.init.trunc_normal_(self.mask_token, std=0.02)
-            self.head: nn.Module = nn.Linear(encoder.width, encoder.patch**2 * encoder.channels)
+            head = nn.Linear(encoder.width, encoder.patch**2 * encoder.channels)
+            near_zero(head)
+            self.head: nn.Module = head
         else:
             self.mask_token = nn.Parameter(torch.zeros(1, encoder.channels, 1, 1))
             scale = -(-encoder.side // encoder.map_side)
