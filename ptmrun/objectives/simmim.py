@@ -75,7 +75,7 @@ class Objective(nn.Module):
         pixels = self.head(maps)
         if pixels.shape[-1] != side:
             pixels = F.interpolate(pixels.float(), (side, side), mode="bilinear", align_corners=False)
-        return patchify(pixels, self.patch)[hidden].unflatten(0, hidden.shape[:1] + (self.hidden,))
+        return patchify(pixels, self.patch)[hidden].unflatten(0, (-1, self.hidden))
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
