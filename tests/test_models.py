@@ -105,3 +105,11 @@ def test_attention_rollout(pool):
         expected = sum(rollout[i, 1:] for i in tokens) / len(tokens)
         np.testing.assert_allclose(found[image].flatten().numpy(), expected, atol=1e-6)
         assert expected.std() > 1e-4
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_only_the_last_tokens(attention):
+    """The last tokens alone are what they are among all."""
+    encoder = vit.build(options(size="micro", patch=2), 8, 1, attention).double()
+    tokens = torch.randn(3, 7, 96, dtype=torch.float64)
+    torch.testing.assert_close(encoder.encode(tokens, last=4), encoder.encode(tokens)[:, -4:], atol=1e-12, rtol=0)

@@ -11,6 +11,7 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from ptmrun.errors import UserError
 from ptmrun.models import files
+from ptmrun.models.block import tail
 from ptmrun.models.initial import xavier
 
 SIZES = {  # width, blocks, heads, wanted patches per side
@@ -89,14 +90,15 @@ class Encoder(nn.Module):
         """Patch embeddings without positions: [B, C, S, S] -> [B, N, D]."""
         return self.vit.embeddings.patch_embeddings(images)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Any number of patch tokens, [B, n, D] -> [B, 1 + n, D], the class token first."""
+    def encode(self, tokens: Tensor, last: int = 0) -> Tensor:
+        """Any number of patch tokens, [B, n, D] -> [B, 1 + n, D], the class token first; or only the `last` ones."""
         embeddings = self.vit.embeddings
         first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
         hidden = embeddings.dropout(torch.cat([first, tokens], 1))
-        for layer in self.vit.layers:
+        for layer in self.vit.layers[:-1]:
             hidden = layer(hidden)
-        return self.vit.layernorm(hidden)
+        layer = self.vit.layers[-1]
+        return self.vit.layernorm(tail(layer, hidden, last) if last else layer(hidden))
 
     def features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> [B, D]: the mean of the patch tokens, or the class token."""
