@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ptmrun import checkpoint, config, device, probe, recovery, rng, train
 from ptmrun.config import Config, Loop
@@ -145,6 +146,11 @@ def encoder_hash(folder: Path) -> str:
 def batches_of(context: Context, model: Any, split: Split, loop: Any, seed: int, purpose: str) -> Batches:
     """Batches as `model` wants them: with `views` of each image, mixed with the `alphas` of MixUp and CutMix, or plain."""
     size = min(loop.batch_size, len(split))
+    if size // min(loop.accumulate, size) == 1 and any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
+        raise UserError(
+            f"{loop.section}: batch normalisation needs at least 2 images at a time; with {loop.section}.batch_size="
+            f"{loop.batch_size}, {loop.section}.accumulate={loop.accumulate} and {len(split)} images there is 1"
+        )
     return Batches(
         split,
         context.normalise,

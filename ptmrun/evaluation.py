@@ -42,6 +42,7 @@ def evaluate(context: Context) -> None:
     wanted = [b for b in WORDS if b in cfg.evaluate.baselines]
     pretrained = weights_hash(run) is not None
     sets: list[dict[str, Any]] = []
+    inputs = Inputs(context)
     for labels in label_counts(cfg):
         correct: dict[str, list[np.ndarray]] = {}
         logits = [predict(context, t) for t in trials(cfg, "tuned", labels)]
@@ -52,7 +53,7 @@ def evaluate(context: Context) -> None:
                 correct[kind] = [(x.argmax(1) == truth).numpy() for x in found]
         for kind in [k for k in wanted if not k.startswith("scratch")]:
             if kind != "frozen" or pretrained:
-                correct[kind] = simple_baseline(context, kind, labels)
+                correct[kind] = simple_baseline(context, kind, labels, inputs)
         scores = {kind: noise.spread([float(c.mean()) for c in values]) for kind, values in correct.items()}
         entry: dict[str, Any] = {"labels_per_class": labels, "scores": scores}
         if "scratch" in correct:
@@ -66,7 +67,7 @@ def evaluate(context: Context) -> None:
     save_predictions(context)
     figures.confusion(run, headline["metrics"]["confusion"], data.classes)
     figures.scores(run, sets)
-    draw_features(context)
+    draw_features(context, inputs)
     draw_attribution(context)
     lines = run.metrics()
     result = {
@@ -96,7 +97,29 @@ def weights_hash(run: Any) -> str | None:
     return run.manifest.get("weights_sha256") or next(iter(parents), None)
 
 
-def simple_baseline(context: Context, kind: str, labels: int | None) -> list[np.ndarray]:
+class Inputs:
+    """What methods without a training loop see: pixels, or the features of an encoder. Those of the test split are made once."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.encoders: dict[str, Any] = {}
+        self.tests: dict[str, np.ndarray] = {}
+
+    def of(self, kind: str, split: Split) -> np.ndarray:
+        """[N, D]; kind: raw, random_frozen or frozen."""
+        if kind == "raw":
+            return pixels(split)
+        if kind not in self.encoders:
+            self.encoders[kind] = self.context.pretrained() if kind == "frozen" else self.context.encoder("scratch")
+        return self.context.features(self.encoders[kind], split)
+
+    def test(self, kind: str) -> np.ndarray:
+        if kind not in self.tests:
+            self.tests[kind] = self.of(kind, self.context.data.test)
+        return self.tests[kind]
+
+
+def simple_baseline(context: Context, kind: str, labels: int | None, inputs: Inputs) -> list[np.ndarray]:
     """Correctness on the test split of a baseline without a training loop, one array a repeat."""
     data, cfg = context.data, context.cfg
     assert data.test.labels is not None
@@ -104,19 +127,14 @@ def simple_baseline(context: Context, kind: str, labels: int | None) -> list[np.
     truth = data.test.labels.numpy()
     if kind == "chance":
         return [truth == np.bincount(data.train.labels.numpy()).argmax()]
-    if kind == "raw":
-        test = pixels(data.test)
-    else:
-        encoder = context.pretrained() if kind == "frozen" else context.encoder("scratch")
-        test = context.features(encoder, data.test)
     found = []
     for trial in trials(cfg, "tuned", labels):
         split = chosen_labels(context, trial).spaced(MOST_RAW)
         assert split.labels is not None
         y = split.labels.numpy()
-        train = pixels(split) if kind == "raw" else context.features(encoder, split)
         # pixels keep their scale (0..1), features are standardised
-        scores = probe.logistic(train, y, test, c=1.0 if kind == "raw" else 0.1, standardise=kind != "raw")
+        c = 1.0 if kind == "raw" else 0.1
+        scores = probe.logistic(inputs.of(kind, split), y, inputs.test(kind), c=c, standardise=kind != "raw")
         guess = np.unique(y)[scores.argmax(1)]
         found.append(guess == truth)
         check_stop(context.stop)
@@ -183,18 +201,16 @@ def save_predictions(context: Context) -> None:
     context.run.write("predictions.parquet", buffer.getvalue().to_pybytes())
 
 
-def draw_features(context: Context) -> None:
+def draw_features(context: Context, inputs: Inputs) -> None:
     """Features of test images in two dimensions, of the untrained and of the pretrained encoder."""
-    cfg, run = context.cfg, context.run
-    split = context.data.test.spaced(MAPPED)
-    if len(split) < 3:
+    cfg, run, labels = context.cfg, context.run, context.data.test.labels
+    assert labels is not None
+    shown = torch.linspace(0, len(labels) - 1, min(MAPPED, len(labels))).long()
+    if len(labels) < 3:
         return
-    encoders = {"untrained": context.encoder("scratch")}
-    if weights_hash(run) is not None:
-        encoders["pretrained"] = context.pretrained()
-    maps = {title: embedding.plane(context.features(e, split), cfg.evaluate.map, cfg.seed) for title, e in encoders.items()}
-    assert split.labels is not None
-    figures.embedding(run, maps, split.labels.numpy(), context.data.classes)
+    kinds = {"untrained": "random_frozen"} | ({"pretrained": "frozen"} if weights_hash(run) is not None else {})
+    maps = {title: embedding.plane(inputs.test(kind)[shown], cfg.evaluate.map, cfg.seed) for title, kind in kinds.items()}
+    figures.embedding(run, maps, labels[shown].numpy(), context.data.classes)
 
 
 def draw_attribution(context: Context) -> None:

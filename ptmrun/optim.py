@@ -83,7 +83,8 @@ def load(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], loop: Loo
             shapes = {value.shape for kind, value in entry.items() if kind != "step"}
             if set(entry) != kinds or shapes != {parameter.shape} or step.shape != () or step < 1:
                 raise ValueError(f"state of parameter {i}")
-            state[i] = entry
+            # fused kernels go through memory: moments must lie there as their parameter does (channels last, for instance)
+            state[i] = {k: v if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in entry.items()}
     if entries:
         raise ValueError("state of no parameter")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
