@@ -75,7 +75,8 @@ def look(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
     with watched(model) as found:
-        sums = train.backward(
+        sums = train.gradients(
+            model,
             model,
             list(parameters.values()),
             micros,

@@ -81,10 +81,7 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         kept = {name: b.clone() for name, b in buffers.items()}
         autocast = plan.autocast if state.precision == plan.precision else contextlib.nullcontext
         first = step * loop.accumulate
-        if len(micros) > 1 and hasattr(model, "embed"):
-            sums = backward_together(model, micros, autocast, plan.seed, plan.purpose, first)
-        else:
-            sums = backward(plan.forward or model, parameters, micros, autocast, plan.seed, plan.purpose, first)
+        sums = gradients(model, plan.forward or model, parameters, micros, autocast, plan.seed, plan.purpose, first)
         norm = float(nn.utils.clip_grad_norm_(parameters, loop.clip or math.inf))
         value = average_of(*sums["loss"])
         seen += sum(len(m["ids"]) for m in micros)
@@ -159,7 +156,8 @@ def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tens
     return state
 
 
-def backward(
+def gradients(
+    model: Any,
     forward: Callable,
     parameters: list[nn.Parameter],
     micros: list[dict[str, Any]],
@@ -172,6 +170,21 @@ def backward(
 
     The random numbers of dropout are those of the micro-batches first, first + 1, ...
     """
+    if len(micros) > 1 and hasattr(model, "embed"):
+        return backward_together(model, micros, autocast, seed, purpose, first)
+    return backward(forward, parameters, micros, autocast, seed, purpose, first)
+
+
+def backward(
+    forward: Callable,
+    parameters: list[nn.Parameter],
+    micros: list[dict[str, Any]],
+    autocast: Callable[[], contextlib.AbstractContextManager],
+    seed: int,
+    purpose: str,
+    first: int,
+) -> dict[str, list[float]]:
+    """`gradients` of a loss that is a sum over samples."""
     sums: dict[str, list[float]] = {}
     count: Tensor | int = 0
     for i, micro in enumerate(micros):
@@ -197,7 +210,7 @@ def backward_together(
     purpose: str,
     first: int,
 ) -> dict[str, list[float]]:
-    """The same for a loss that compares all samples of a batch, `compare(embed(batch))`: the micro-batches are embedded without
+    """`gradients` of a loss that compares all samples of a batch, `compare(embed(batch))`: the micro-batches are embedded without
     gradients, the whole batch is compared, and each micro-batch is embedded again to pass its part of the gradient on
     (GradCache: Gao et al. 2021, arXiv:2101.06983)."""
 

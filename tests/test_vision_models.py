@@ -1,5 +1,6 @@
 """The convolutional and hierarchical encoders against the libraries' own networks and the published sizes."""
 
+import functools
 import importlib
 
 import numpy as np
@@ -17,10 +18,15 @@ FAMILIES = ["cnn", "alexnet", "vgg", "resnet", "inception", "bit", "swin", "conv
 OF_TRANSFORMERS = {"bit": "BitModel", "swin": "SwinModel", "convnext": "ConvNextModel"}
 
 
+@functools.cache
+def settings(*overrides: str):
+    return compose(list(overrides)).model
+
+
 def build(name: str, side: int, channels: int = 3, **options):
     """An encoder in evaluation mode, with what is auto resolved for the image size."""
     module = importlib.import_module(f"ptmrun.models.{name}")
-    chosen = compose([f"model={name}", *(f"model.{k}={v}" for k, v in options.items())]).model
+    chosen = settings(f"model={name}", *(f"model.{k}={v}" for k, v in options.items()))
     changes, _ = module.resolve(chosen, side, channels)
     torch.manual_seed(0)
     return module.build(chosen.model_copy(update=changes), side, channels, "sdpa").eval()
@@ -40,27 +46,27 @@ def stirred(encoder):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "classes_of", "published"),
+    ("name", "options", "widths", "side", "published"),
     [
-        ("alexnet", {}, [4096], 61_100_840),  # torchvision's documentation, here and below
-        ("vgg", {"size": 16, "batch_norm": "false"}, [4096], 138_357_544),
-        ("resnet", {"size": 18}, [512], 11_689_512),
-        ("resnet", {"size": 34}, [512], 21_797_672),
-        ("resnet", {"size": 50}, [2048], 25_557_032),
-        ("inception", {}, [2048, 768], 27_161_264),
-        ("bit", {"size": "r50x1"}, [2048], 25_549_352),  # timm's resnetv2_50x1_bit
-        ("swin", {"size": "tiny"}, [768], 28_288_354),
-        ("convnext", {"size": "tiny"}, [768], 28_589_128),
+        ("alexnet", {}, [4096], 6, 61_100_840),  # torchvision's documentation, here and below
+        ("vgg", {"size": 16, "batch_norm": "false"}, [4096], 7, 138_357_544),
+        ("resnet", {"size": 18}, [512], 7, 11_689_512),
+        ("resnet", {"size": 34}, [512], 7, 21_797_672),
+        ("resnet", {"size": 50}, [2048], 7, 25_557_032),
+        ("inception", {}, [2048, 768], 5, 27_161_264),
+        ("bit", {"size": "r50x1"}, [2048], 7, 25_549_352),  # timm's resnetv2_50x1_bit
+        ("swin", {"size": "tiny"}, [768], 7, 28_288_354),
+        ("convnext", {"size": "tiny"}, [768], 7, 28_589_128),
     ],
 )
-def test_published_parameter_counts(name, options, classes_of, published, monkeypatch):
-    """With linear heads of 1000 classes on the features (and on Inception's auxiliary ones), at 224 pixels."""
+def test_published_sizes(name, options, widths, side, published, monkeypatch):
+    """At 224 pixels: parameters with linear heads of 1000 classes (on Inception's auxiliary features too), side of the map."""
     monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *args, **kwargs: self)  # initial values do not matter here
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, *args, **kwargs: self)
     encoder = build(name, 224, **options)
-    assert encoder.width == classes_of[0]
+    assert (encoder.width, encoder.resize, encoder.map_side) == (widths[0], 224, side)
     count = sum(p.numel() for p in encoder.parameters())
-    assert count + sum(width * 1000 + 1000 for width in classes_of) == published
+    assert count + sum(width * 1000 + 1000 for width in widths) == published
 
 
 @pytest.mark.parametrize(
@@ -151,7 +157,10 @@ def test_gray_images_are_three_equal_channels(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "side"), [(n, s) for n in FAMILIES for s in (8, 64)] + [(n, s) for n in FAMILIES[-2:] for s in (28, 32, 48, 96)]
+    ("name", "side"),
+    [(n, s) for n in FAMILIES for s in (8, 64)]
+    + [(n, s) for n in FAMILIES[-2:] for s in (28, 32, 48, 96)]
+    + [(n, 224) for n in ("cnn", "resnet", "bit", "swin", "convnext")],
 )
 def test_any_size_of_image(name, side):
     encoder, x = build(name, side), images(side)
@@ -162,25 +171,6 @@ def test_any_size_of_image(name, side):
     assert maps.isfinite().all()
     assert features.isfinite().all()
     assert not torch.equal(features[0], features[1])
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "side"),
-    [
-        ("alexnet", {"hidden": 64}, 6),
-        ("vgg", {"hidden": 64}, 7),
-        ("resnet", {"size": 18}, 7),
-        ("inception", {}, 5),
-        ("bit", {"size": "micro"}, 7),
-        ("swin", {"size": "tiny"}, 7),
-        ("convnext", {"size": "tiny"}, 7),
-    ],
-)
-def test_published_maps_at_224(name, options, side):
-    encoder = build(name, 224, **options)
-    assert (encoder.resize, encoder.map_side) == (224, side)
-    with torch.no_grad():
-        assert encoder.features(images(224, count=1)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", [f for f in FAMILIES if f not in ("cnn", "convnext")])
