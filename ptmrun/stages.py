@@ -218,11 +218,11 @@ def take_parent(run: Run, cfg: Config, fingerprint: str) -> None:
 def check_labels(context: Context) -> None:
     """Raises UserError, before any training, for labels that the stages to come need and the data lacks."""
     cfg, data = context.cfg, context.data
-    if "labels" in config.spec("task", cfg.task.name).needs and cfg.stage in ("all", "pretrain") and not labelled(context):
-        fits = [t for t in config.choices("task") if "labels" not in config.spec("task", t).needs]
-        raise UserError(
-            f"task={cfg.task.name}: needs classes, and the data has none; without them there is: task={', '.join(fits)}"
-        )
+    task = config.spec("task", cfg.task.name)
+    if "labels" in task.needs and cfg.stage in ("all", "pretrain") and not labelled(context):
+        provided, there = config.spec("model", cfg.model.name).provides, config.choices("task")
+        fits = [t for t in there if "labels" not in config.spec("task", t).needs and config.spec("task", t).requires <= provided]
+        raise UserError(f"task={cfg.task.name}: needs classes, the data has none; without them there is: task={', '.join(fits)}")
     if cfg.stage == "pretrain" or (cfg.stage == "all" and not labelled(context)):
         return
     if not labelled(context):
