@@ -8,6 +8,7 @@ from typing import Any
 
 from ptmrun import config, secrets
 from ptmrun.errors import UserError, nearest
+from ptmrun.origin import origin
 
 OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
 
@@ -132,9 +133,9 @@ def unknown(key: str, raw: dict[str, Any]) -> str | None:
 
 
 def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
-    """The saved config of the run that `init` names."""
+    """The saved config of the run that `init` names; none when it names something else."""
     init = values.get("init", "random").strip("'\"")
-    if init == "random":
+    if origin(init) != "run":
         return None
     from ptmrun.run import Run
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ptmrun import secrets
 from ptmrun.errors import UserError, nearest
+from ptmrun.origin import origin
 from ptmrun.saved import plain_yaml
 
 PACKAGE = Path(__file__).parent
@@ -360,7 +361,7 @@ def contradictions(config: Config) -> list[str]:
             lines.append(f"{name}.accumulate={loop.accumulate}: expected at most {name}.batch_size={loop.batch_size}")
         if loop.min_lr > loop.lr:
             lines.append(f"{name}.min_lr={loop.min_lr:g}: expected at most {name}.lr={loop.lr:g}")
-    if config.stage == "evaluate" and config.init == "random":
+    if config.stage == "evaluate" and origin(config.init) != "run":
         lines.append("stage=evaluate: needs init=<run folder> of a run that fine-tuned")
     if config.budget is not None and config.stage != "all":
         lines.append(f"budget={config.budget}: sizes the three stages together, so it goes with stage=all")

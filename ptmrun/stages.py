@@ -31,19 +31,23 @@ from ptmrun.data import splits
 from ptmrun.data.batches import Normalise
 from ptmrun.errors import Interrupted, UserError, printable
 from ptmrun.evaluation import evaluate
+from ptmrun.models import outside
+from ptmrun.origin import origin
 from ptmrun.progress import Bar
 from ptmrun.run import Run, console, now
 from ptmrun.signals import Stop
 from ptmrun.trials import classifier, label_counts, trained_tensors, trials, tune, weights_file
 
 
-def run(cfg: Config, overrides: list[str], verb: str = "", data: dict[str, Any] | None = None) -> Run:
-    """A new run from the beginning; `verb` is what was typed before the overrides, `data` what is known of the data already."""
-    if cfg.init != "random":
+def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any] | None = None) -> Run:
+    """A new run from the beginning; `verb` is what was typed before the overrides, `known` what its manifest must come to hold:
+    the data, the weights that it starts from."""
+    if origin(cfg.init) == "run":
         Run.open(Path(cfg.init))
     tracking.library(cfg.logger.name)  # what is not installed is said before there is a folder
-    known = {"data": data} if data else {}
-    run = Run.create(cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | known)
+    run = Run.create(
+        cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | {k: v for k, v in (known or {}).items() if v}
+    )
     with run.lock():
         execute(run, cfg)
     return run
@@ -146,6 +150,7 @@ def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
 def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     """Device, data and model sizes; everything `auto` becomes a value, and the saved config complete."""
     cfg, where, notes = device.resolve(cfg)
+    cfg, chosen = as_published(cfg)
     source_module = importlib.import_module(f"ptmrun.data.sources.{config.spec('dataset', cfg.dataset.name).module}")
     with Bar(run, "decoding", 1, quiet=True) as bar:
 
@@ -163,7 +168,7 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
     channels = {1: "gray", 3: "colour"}.get(data.channels, f"{data.channels} channels")
     run.say(f"Data: {cfg.dataset.name}, {sizes}, {data.size}x{data.size} {channels}, {len(data.classes)} classes")
-    for line in [*data.notes, *notes, *why]:
+    for line in [*data.notes, *notes, *chosen, *why]:
         run.say(f"  {line}")
     if data.made:
         run.write_json("splits.json", data.made)
@@ -174,8 +179,10 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         raise UserError(
             f"dataset={cfg.dataset.name}: the data has changed since the run was made (was {str(fingerprint)[:12]}); refused"
         )
-    if cfg.init != "random":
-        take_parent(run, cfg, data.fingerprint)
+    if origin(cfg.init) == "run":
+        take_parent(context)
+    elif cfg.init != "random":
+        take_outside(context)
     if cfg.budget:
         cfg, why = budget.size_steps(context)
         context.cfg = cfg
@@ -189,9 +196,44 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     return context
 
 
-def take_parent(run: Run, cfg: Config, fingerprint: str) -> None:
-    """Notes the run that `init` names. Raises UserError when its weights or data are not what they were."""
-    start = run.path(START)
+def as_published(cfg: Config) -> tuple[Config, list[str]]:
+    """What is auto in a model that weights from outside are for, is as published instead of sized for the data; and notes."""
+    if origin(cfg.init) not in ("pretrained", "file"):
+        return cfg, []
+    module = importlib.import_module(f"ptmrun.models.{config.spec('model', cfg.model.name).module}")
+    chosen = {k: v for k, v in getattr(module, "AS_PUBLISHED", {}).items() if getattr(cfg.model, k) == "auto"}
+    notes = [
+        f"model.{k}={v}: as published, for init={cfg.init} (if its weights have another, type it)" for k, v in chosen.items()
+    ]
+    return config.replace(cfg, **{f"model__{k}": v for k, v in chosen.items()}), notes
+
+
+def take_outside(context: Context) -> None:
+    """Copies the published weights or the file that `init` names into the run, which needs them no more then, and notes where
+    they are from. Raises UserError when they do not fit, or are not those that the run began with."""
+    run, cfg, start = context.run, context.cfg, context.run.path(START)
+    if not start.exists():
+        encoder, module = context.encoder(), context.part("model")
+        if cfg.init == "pretrained":
+            source, tensors, theirs = outside.published(encoder.net, encoder.kind, getattr(module, "PUBLISHED", {}))
+        else:
+            source, tensors, theirs = outside.read(cfg.init)
+        for line in outside.load(encoder, tensors, theirs, source):
+            run.say(f"  {line}")
+        state = encoder.state_dict()
+        parent = {"run": source, "weights_sha256": checkpoint.sha256(state), "data": None}
+        if (before := run.manifest["parents"]) and before != [parent]:
+            raise UserError(f"init={cfg.init}: its weights are not those that the run began with; refused")
+        checkpoint.save(start, state)
+        run.update(parents=[parent])
+    elif [checkpoint.sha256(checkpoint.load(start)[0])] != [p["weights_sha256"] for p in run.manifest["parents"]]:
+        raise UserError(f"{start}: its weights have changed since the run began; refused")
+
+
+def take_parent(context: Context) -> None:
+    """Notes the run that `init` names, and says what of its encoder is adapted to other images. Raises UserError when its
+    weights or data are not what they were, or do not fit."""
+    run, cfg, fingerprint, start = context.run, context.cfg, context.data.fingerprint, context.run.path(START)
     parent = parent_of(cfg, start)
     if (before := run.manifest["parents"]) and before != [parent]:
         raise UserError(f"init={cfg.init}: its weights have changed since the run began; refused")

@@ -1,11 +1,16 @@
 """One file a model family: `resolve(options, size, channels)` fills in what is auto, `build(...)` makes the encoder.
 
+PUBLISHED names the weights that there are by `kind`, AS_PUBLISHED what is auto in models that take them; `fitting(options, size)`
+gives the side of images that a model of fixed options takes, where not every side will do.
+
 An encoder knows nothing of the objective it serves. What objectives and stages may ask of it:
 
     width, depth                     of its features and in blocks
     features(images)                 [B, C, S, S] -> [B, width]
     depth_of(name)                   a parameter's block: 0 embeddings, 1 ... depth, depth + 1 the rest
+    net, kind                        the library's network, and its name in the file's PUBLISHED
     save(folder), load(folder)       in the library's own format
+    fitted(tensors)                  weights from other images as this encoder takes them, and notes on what was changed
     those with patches: patch, grid, embed(images), positions, encode(tokens), attention(images)
     those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_width (D), map_side (h = w), above_map
                         (modules between map and features), cam_layer (the module that gives the map), resize (the side

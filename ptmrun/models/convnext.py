@@ -14,6 +14,12 @@ SIZES = {  # blocks a stage, channels a stage, initial layer scale (a small one 
     "small": ((3, 3, 27, 3), (96, 192, 384, 768), 1e-6),
     "base": ((3, 3, 27, 3), (128, 256, 512, 1024), 1e-6),
 }
+PUBLISHED = {
+    "convnext-tiny": "facebook/convnext-tiny-224",
+    "convnext-small": "facebook/convnext-small-224",
+    "convnext-base": "facebook/convnext-base-224",
+}
+AS_PUBLISHED = {"size": "tiny", "patch": 4}
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
@@ -36,6 +42,7 @@ class Encoder(encoder.Encoder):
     processor = "ConvNextImageProcessor"
 
     def __init__(self, options: Any, channels: int, size: int):
+        self.kind = f"convnext-{options.size}"
         depths, widths, scale = SIZES[options.size]
         net = ConvNextModel(
             ConvNextConfig(

@@ -21,7 +21,7 @@ class Encoder(nn.Module, abc.ABC):
 
     net: Any
     layout = torch.contiguous_format  # channels_last where it measures faster
-    kind: str  # the library's class, for config.json
+    kind: str  # torchvision's name of the network; family and size for transformers' ones
     processor = "BitImageProcessor"
 
     def __init__(
@@ -85,7 +85,11 @@ class Encoder(nn.Module, abc.ABC):
         files.save(self.net, folder, about, files.processor(self.processor, self.resize, mean, std))
 
     def load(self, folder: Path) -> None:
-        files.load(self.net, folder)
+        files.load(self.net, folder, files.tensors_of(folder))
+
+    def fitted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights of an encoder of other images, as this one takes them: nothing to do, as images are what is changed here."""
+        return tensors, []
 
 
 def resized(options: Any, size: int, least: int, why: str) -> tuple[dict[str, Any], list[str]]:

@@ -9,6 +9,7 @@ from torchvision import models
 
 from ptmrun.models import encoder
 
+PUBLISHED = {"inception_v3": "Inception_V3_Weights.IMAGENET1K_V1"}
 LEAST = 75  # the smallest side that leaves one position
 BELOW = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2", "Mixed_5b",
          "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"]  # fmt: skip

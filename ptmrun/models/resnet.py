@@ -15,6 +15,12 @@ SIZES = {
     34: (resnet.BasicBlock, [3, 4, 6, 3]),
     50: (resnet.Bottleneck, [3, 4, 6, 3]),
 }
+PUBLISHED = {
+    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
+    "resnet34": "ResNet34_Weights.IMAGENET1K_V1",
+    "resnet50": "ResNet50_Weights.IMAGENET1K_V2",
+}
+AS_PUBLISHED = {"size": 18}
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
