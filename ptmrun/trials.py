@@ -73,20 +73,25 @@ def label_counts(cfg: Any) -> list[int | None]:
     return counts if isinstance(counts, list) else [counts]
 
 
+def tuned(context: Context, trial: Trial) -> Any:
+    """The trial's classifier with the weights that fine-tuning gave it."""
+    path = source(context.run, context.cfg, weights_file(trial))
+    if path is None:
+        raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
+    model, _ = classifier(context, trial)
+    tensors, classes = checkpoint.load(path)[0], len(context.data.classes)
+    if (bias := tensors.get("head.bias")) is not None and len(bias) != classes:
+        raise UserError(f"{path}: its classifier tells {len(bias)} classes apart, the data has {classes}: stage=finetune first")
+    checkpoint.into(model, {**model.state_dict(), **model.encoder.fitted(tensors)[0]}, path)
+    return model
+
+
 def predict(context: Context, trial: Trial, split: str = "test") -> Tensor:
     """Logits of the images of the test or val split, [N, classes]; kept in checkpoints/logits/."""
     file = context.run.path(f"checkpoints/logits/{trial.name}{'' if split == 'test' else '-' + split}.safetensors")
     images = getattr(context.data, split)
     if not file.exists():
-        if trial.kind == "tuned":
-            path = source(context.run, context.cfg, weights_file(trial))
-            if path is None:
-                raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
-            model, _ = classifier(context, trial)
-            tensors = {**model.state_dict(), **checkpoint.load(path)[0]}
-            checkpoint.into(model, tensors, path)
-        else:
-            model = tune(context, trial)
+        model = tuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
         with context.autocast():
             logits = model.predict(context.normalise(batch) for batch in images.all())
         checkpoint.save(file, {"logits": logits})

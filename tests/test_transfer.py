@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_named():
 
 def test_a_pickle_of_more_than_tensors_is_refused():
     torch.save({"conv1.weight": Trap()}, "trap.pth")
-    with pytest.raises(UserError, match="more than tensors[)]; refused, and nothing in it was run"):
+    with pytest.raises(UserError, match="refused, and nothing in it was run"):
         outside.read("trap.pth")
     assert not Path("sprung").exists()
     torch.save({"a": 1}, "numbers.pt")

@@ -10,6 +10,7 @@ An encoder knows nothing of the objective it serves. What objectives and stages 
     depth_of(name)                   a parameter's block: 0 embeddings, 1 ... depth, depth + 1 the rest
     net, kind                        the library's network, and its name in the file's PUBLISHED
     save(folder), load(folder)       in the library's own format
+    classifier(head, auxiliary, classes)    the library's own, with this encoder's weights; None where it has none
     fitted(tensors)                  weights from other images as this encoder takes them, and notes on what was changed
     those with patches: patch, grid, embed(images), positions, encode(tokens), attention(images)
     those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_width (D), map_side (h = w), above_map

@@ -4,7 +4,7 @@ weight standardisation."""
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import BitConfig, BitModel
+from transformers import BitConfig, BitForImageClassification, BitModel
 
 from ptmrun.models import encoder
 
@@ -32,6 +32,8 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 
 class Encoder(encoder.Encoder):
+    whole = BitForImageClassification
+
     def __init__(self, options: Any, channels: int, size: int):
         self.kind = f"bit-{options.size}"
         depths, widths, stem = SIZES[options.size]

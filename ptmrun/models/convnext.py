@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ConvNextConfig, ConvNextModel
+from transformers import ConvNextConfig, ConvNextForImageClassification, ConvNextModel
 
 from ptmrun.models import encoder
 
@@ -38,6 +38,7 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 
 class Encoder(encoder.Encoder):
+    whole = ConvNextForImageClassification
     layout = torch.channels_last
     processor = "ConvNextImageProcessor"
 

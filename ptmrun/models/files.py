@@ -1,6 +1,7 @@
 """Encoders on disk, in their library's own format: a transformers folder, or torchvision's names in a safetensors file."""
 
 import contextlib
+import copy
 import json
 import os
 from collections.abc import Iterator
@@ -61,6 +62,18 @@ def save(net: nn.Module, folder: Path, about: dict[str, Any], preprocessing: dic
     (part / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     remove(folder)
     os.replace(part, folder)
+
+
+def with_head(net: PreTrainedModel, kind: Any, head: nn.Linear, classes: list[str], side: int) -> PreTrainedModel:
+    """transformers' classifier `kind` of this network and a linear layer, for images of `side` pixels."""
+    config = copy.deepcopy(net.config)
+    config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
+    config.image_size = side
+    whole = kind(config)
+    getattr(whole, whole.base_model_prefix).load_state_dict(net.state_dict())
+    [last] = [m for m in whole.classifier.modules() if isinstance(m, nn.Linear)]
+    last.load_state_dict(head.state_dict())
+    return whole
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:

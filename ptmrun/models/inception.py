@@ -30,6 +30,7 @@ class Encoder(encoder.Encoder):
     layout = torch.channels_last
     kind = "inception_v3"
     auxiliary_width = 768
+    last = "fc"
 
     def __init__(self, options: Any, channels: int, size: int):
         net = models.inception_v3(init_weights=False, dropout=options.dropout)
@@ -37,6 +38,12 @@ class Encoder(encoder.Encoder):
         net.AuxLogits.requires_grad_(False)
         blocks = [name for name in BELOW + ABOVE if "pool" not in name]
         super().__init__(net, 2048, blocks, channels, size, options.resize)
+
+    def empty(self, classes: int) -> nn.Module:
+        return models.inception_v3(num_classes=classes, init_weights=False)
+
+    def lines(self, classes: int) -> list[str]:
+        return [f"net = torchvision.models.inception_v3(num_classes={classes}, init_weights=False)"]
 
     def through(self, names: list[str], x: Tensor) -> Tensor:
         for name in names:

@@ -38,14 +38,26 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 class Encoder(encoder.Encoder):
     layout = torch.channels_last
+    last = "fc"
 
     def __init__(self, options: Any, channels: int, size: int):
-        self.kind = f"resnet{options.size}"
+        self.kind, self.layers = f"resnet{options.size}", options.size
+        self.adapted = ("one block a stage",) if options.size == 10 else ()
         block, layers = SIZES[options.size]
         net = resnet.ResNet(block, layers)
         width, net.fc = net.fc.in_features, nn.Identity()
         blocks = [f"layer{stage + 1}.{i}" for stage, n in enumerate(layers) for i in range(n)]
         super().__init__(net, width, [("conv1", "bn1"), *blocks], channels, size, options.resize)
+
+    def empty(self, classes: int) -> nn.Module:
+        block, layers = SIZES[self.layers]
+        return resnet.ResNet(block, layers, num_classes=classes)
+
+    def lines(self, classes: int) -> list[str]:
+        block, layers = SIZES[self.layers]
+        return [
+            f"net = torchvision.models.resnet.ResNet(torchvision.models.resnet.{block.__name__}, {layers}, num_classes={classes})"
+        ]
 
     def maps(self, images: Tensor) -> Tensor:
         net = self.net

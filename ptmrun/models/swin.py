@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import SwinConfig, SwinModel
+from transformers import SwinConfig, SwinForImageClassification, SwinModel
 
 from ptmrun.errors import UserError
 from ptmrun.models import encoder
@@ -46,6 +46,7 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 
 class Encoder(encoder.Encoder):
+    whole = SwinForImageClassification
     processor = "ViTImageProcessor"
 
     def __init__(self, options: Any, channels: int, size: int, attention: str):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ViTConfig, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from ptmrun.errors import UserError
@@ -139,7 +139,23 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
-        files.save(self.vit, folder, {}, files.processor("ViTImageProcessor", self.vit.config.image_size, mean, std))
+        files.save(self.vit, folder, {}, self.preprocessing(mean, std))
+
+    def preprocessing(self, mean: list[float], std: list[float]) -> dict[str, Any]:
+        """What becomes of an image before it is the network's input."""
+        return files.processor("ViTImageProcessor", self.vit.config.image_size, mean, std)
+
+    alone = "transformers' ViT classifies by its class token, model.pool=cls"
+
+    def classifier(self, head: nn.Linear, auxiliary: None, classes: list[str]) -> tuple[nn.Module, dict] | None:
+        """(transformers' own classifier of these weights, {}); None where the patches' mean is what is classified."""
+        if self.pool == "mean":
+            return None
+        return files.with_head(self.vit, ViTForImageClassification, head, classes, self.vit.config.image_size), {}
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The network's input."""
+        return images
 
     def load(self, folder: Path) -> None:
         """Also weights that were trained on images of another size or colour, see `fitted`."""
