@@ -40,8 +40,12 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     encoder = context.pretrained() if trial.kind == "tuned" else context.encoder("scratch", trial.seed)
     rng.seed_everything(trial.seed, "head")
     module = context.part("downstream")
-    model = module.Classifier(encoder, len(context.data.classes), context.cfg.finetune.label_smoothing).to(context.device)
-    return model, adapt.adapt(model, context.cfg.finetune)
+    options = context.cfg.finetune
+    if options.resolution is not None:
+        encoder.resize = options.resolution
+    alphas = (options.mixup, options.cutmix)
+    model = module.Classifier(encoder, len(context.data.classes), options.label_smoothing, alphas).to(context.device)
+    return model, adapt.adapt(model, options)
 
 
 def tune(context: Context, trial: Trial) -> Any:

@@ -110,7 +110,8 @@ def test_help_lists_every_choice(ptmrun):
 @pytest.mark.parametrize("group", [g for g in config.GROUPS if g != "experiment"])
 def test_every_choice_composes(group):
     for name in config.choices(group):
-        parsed = compose([f"{group}={name}"])
+        maps = ["model=cnn"] if group == "finetune" and "maps" in config.spec(group, name).requires else []
+        parsed = compose([f"{group}={name}", *maps])
         assert getattr(parsed, group).name == name
         for key in config.spec(group, name).types:
             assert hasattr(getattr(parsed, group), key)

@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
-from conftest import TINY, latest
+from conftest import TINY, draw, latest
 from transformers import BitConfig, BitForImageClassification
 
-from ptmrun import checkpoint
+from ptmrun import checkpoint, config
+from ptmrun.compose import compose
 from ptmrun.errors import UserError
-from ptmrun.models import bit, cnn, files, outside, resnet
+from ptmrun.models import bit, cnn, files, outside, resnet, vit
 from ptmrun.run import Run
 
 FAST = [*TINY[6:], "dataset=digits", "dataset.limit=100", "finetune.seeds=1", "evaluate.baselines=[chance]"]
@@ -143,3 +144,96 @@ def test_a_run_from_a_file(ptmrun):
     assert json.loads((latest() / "manifest.json").read_text())["parents"][0]["weights_sha256"] == checkpoint.sha256(start)
     code, _, err = ptmrun("stage=evaluate", "init=r.pth")
     assert "stage=evaluate: needs init=<run folder>" in err
+
+
+def small_vit(side: int, channels: int) -> vit.Encoder:
+    options = SimpleNamespace(size="micro", patch=4, pool="mean", dropout=0.0)
+    return vit.build(options, side, channels, "eager").eval()
+
+
+@torch.no_grad()
+def test_a_vit_for_other_images():
+    gray, colour, larger = small_vit(16, 1), small_vit(16, 3), small_vit(28, 3)
+    gray.save(Path("gray"), [0.5], [0.25])
+    images = torch.randn(3, 1, 16, 16)
+    colour.load(Path("gray"))
+    assert torch.equal(colour.positions, gray.positions)
+    torch.testing.assert_close(colour.features(images.expand(-1, 3, -1, -1)), gray.features(images))
+    again = small_vit(16, 1)
+    tensors, notes = gray.fitted(gray.state_dict())
+    assert (checkpoint.sha256(tensors), notes) == (checkpoint.sha256(gray.state_dict()), [])
+    colour.save(Path("colour"), [0.5] * 3, [0.25] * 3)
+    again.load(Path("colour"))
+    torch.testing.assert_close(again.features(images), gray.features(images))
+
+    larger.load(Path("colour"))  # transformers' own interpolation is the reference
+    photos = torch.randn(2, 3, 28, 28)
+    expected = colour.vit(photos, interpolate_pos_encoding=True).last_hidden_state[:, 1:].mean(1)
+    torch.testing.assert_close(larger.features(photos), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(larger.vit.embeddings.position_embeddings[:, 0], colour.vit.embeddings.position_embeddings[:, 0])
+    notes = larger.fitted(files.tensors_of(Path("gray")))[1]
+    assert notes == [
+        "patch embeddings: from gray to colour, a third for each channel",
+        "position embeddings: from 4x4 to 7x7 patches, bicubic",
+    ]
+
+
+@torch.no_grad()
+def test_a_convolutional_net_sees_gray_as_colour():
+    gray, colour = (resnet.build(SimpleNamespace(size=10, resize=56), side, c, "eager").eval() for side, c in ((8, 1), (40, 3)))
+    gray.save(Path("gray"), [0.5], [0.25])
+    colour.load(Path("gray"))
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(colour.features(images.expand(-1, 3, -1, -1)), gray.features(images))
+
+
+@pytest.fixture
+def photos():
+    for name, shade in (("cat", 0), ("dog", 3)):
+        for i in range(20):
+            draw(Path(f"photos/{name}/{i}.png"), "RGB", (30 + i, 29), shade + i % 2)
+    return [*TINY[10:12], *TINY[-4:], "stage=finetune", "dataset=imagefolder", "dataset.root=photos", "finetune.seeds=1"]
+
+
+def test_a_run_on_other_data(done_run, photos, ptmrun):
+    code, out, err = ptmrun(*photos, f"init={done_run}", "finetune=linear")
+    assert code == 0, err
+    assert "position embeddings: from 4x4 to 16x16 patches, bicubic" in out
+    assert "patch embeddings: from gray to colour" in out
+    assert "32x32 colour, 2 classes" in out
+    child = latest()
+    assert config.load(child / "config.yaml").dataset.image_size == 32
+    code, _, err = ptmrun("stage=evaluate", f"init={done_run}", *photos[2:6], *photos[7:9], "evaluate.baselines=[chance]")
+    assert code == 2
+    assert "its classifier tells 10 classes apart, the data has 2: stage=finetune first" in err
+    code, _, err = ptmrun("stage=evaluate", f"init={child}", *TINY[-4:], "evaluate.baselines=[chance]")
+    assert code == 0, err
+
+
+def test_a_convolutional_run_on_other_data(photos, ptmrun):
+    first = [*TINY, "pretrain.steps=1", "pretrain.probes=0", "stage=pretrain", "task=supervised"]
+    assert ptmrun(*first, "model=cnn", "name=cnn")[0] == 0
+    code, _, err = ptmrun(*photos, f"init={latest()}")
+    assert code == 2
+    assert "its encoder does not fit images of 32" in err
+    assert "dataset.image_size=8 gives images the side that it was made for" in err
+    assert ptmrun(*first, "model=resnet", "name=resnet")[0] == 0
+    code, out, err = ptmrun(*photos, f"init={latest()}", "model.resize=28")
+    assert code == 0, err
+    assert "images are scaled down from 32 pixels a side to the model's 28" in out
+
+
+def test_what_a_data_set_brings_goes_with_it(done_run):
+    inherited = compose([f"init={done_run}", "dataset=imagefolder"])
+    assert config.load(done_run / "config.yaml").pretrain.augment == 0.5  # of dataset=digits
+    assert inherited.pretrain.augment == 1.0
+    assert inherited.dataset.image_size == "auto"
+    assert inherited.dataset.limit is None
+    assert inherited.downstream.labels_per_class == 5  # typed, and no data set's
+    assert inherited.pretrain.lr == 4e-3
+    assert compose([f"init={done_run}", "dataset=digits"]).downstream.labels_per_class == 5
+
+
+@pytest.mark.parametrize(("side", "patch", "wanted"), [(48, 2, 48), (50, 7, 49), (10, 16, 32), (48, "auto", 48)])
+def test_images_fit_a_given_patch(side, patch, wanted):
+    assert vit.fitting(SimpleNamespace(patch=patch), side) == wanted
