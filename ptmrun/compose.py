@@ -38,6 +38,8 @@ def compose(overrides: list[str], saved: config.Config | None = None) -> config.
     try:
         parsed = config.parse(raw)
     except UserError as error:
+        if not mistakes:
+            raise
         raise UserError(*mistakes, *error.args) from None
     if mistakes:
         raise UserError(*mistakes)

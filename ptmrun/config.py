@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ptmrun import secrets
-from ptmrun.errors import UserError, nearest
+from ptmrun.errors import Misfit, UserError, nearest
 from ptmrun.origin import origin
 from ptmrun.saved import plain_yaml
 
@@ -30,6 +30,7 @@ GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "logge
 
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
+Several = Annotated[int, Field(ge=2, le=2**31)]
 Natural = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -37,6 +38,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 TYPES: dict[str, Any] = {
     "count": Count,
+    "several": Several,
     "natural": Natural,
     "positive": Positive,
     "notneg": NotNegative,
@@ -110,6 +112,7 @@ class Evaluate(Strict):
     baselines: list[Literal["chance", "raw", "random_frozen", "frozen", "scratch", "scratch_long"]]
     longer: Count
     bins: Count
+    map: Literal["pca", "umap"]
 
 
 class Model(Strict):
@@ -137,6 +140,7 @@ class Dataset(Strict):
     root: Text | None
     image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)]
     limit: Count | None
+    test_limit: Count | None
     val_fraction: Ratio
     test_fraction: Ratio
     split_seed: Natural
@@ -191,6 +195,8 @@ class Sweep(Strict):
     """The settings of a sweep (-m); no run has them."""
 
     resume: str | None
+    grid: dict[str, list[str | int | float]]
+    misfits: Literal["error", "skip"]
     search: Literal["grid", "optuna"]
     trials: Count
     batch: Count
@@ -295,11 +301,11 @@ def parse(raw: Any) -> Config:
         mistakes += [m for m in explain(error, typed, "", Config) if m.split(":")[0] not in broken | set(SECTIONS)]
         mistakes += misfits(names)
         raise UserError(*mistakes) from None
-    before = set(READ)
-    mistakes += misfits(names) + contradictions(config)
+    before, unfit = set(READ), misfits(names)
+    mistakes += contradictions(config)
     READ.intersection_update(before)  # what is read to check a config is not read by the run
-    if mistakes:
-        raise UserError(*mistakes)
+    if mistakes or unfit:
+        raise UserError(*unfit, *mistakes) if mistakes else Misfit(*unfit)
     return config
 
 

@@ -2,12 +2,13 @@
 
 import importlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ptmrun import checkpoint, config, device, probe, recovery, rng, train
 from ptmrun.config import Config, Loop
@@ -20,7 +21,8 @@ from ptmrun.run import Run
 from ptmrun.signals import Stop
 
 ENCODER = "checkpoints/encoder"
-SAME_DATA = ("name", "root", "image_size", "limit", "val_fraction", "test_fraction", "split_seed")
+SAME_DATA = ("name", "root", "image_size", "limit", "test_limit", "val_fraction", "test_fraction", "split_seed", "group")
+FIT_IMAGES = 512  # for what an encoder learns from training images before it is trained
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
 
 
@@ -34,6 +36,7 @@ class Context:
     device: torch.device
     normalise: Normalise
     stop: Stop
+    fitted: dict[str, torch.Tensor] = field(default_factory=dict)  # what encoders learned from training images, once a run
 
     def part(self, group: str) -> Any:
         """The module that the choice of a group names (the installed YAML says which, not the saved config)."""
@@ -48,7 +51,20 @@ class Context:
         rng.seed_everything(self.cfg.seed if seed is None else seed, purpose)
         attention = device.attention(self.device, self.cfg.device.precision)
         encoder = self.part("model").build(self.cfg.model, self.data.size, self.data.channels, attention)
-        return encoder.to(self.device)
+        encoder.to(self.device)
+        if hasattr(encoder, "fit"):
+            encoder.load_state_dict(self.fit(encoder), strict=False)
+        return encoder
+
+    def fit(self, encoder: Any) -> dict[str, torch.Tensor]:
+        """The buffers of an encoder that come from training images: those this run starts from, or new ones."""
+        if folder := source(self.run, self.cfg, ENCODER):
+            return encoder.fitted(folder)
+        if not self.fitted:
+            train = self.data.train
+            images = next(train.batches([rng.permutation(self.cfg.seed, "fit", len(train))[:FIT_IMAGES]]))
+            self.fitted = encoder.fit(self.normalise(images))
+        return self.fitted
 
     def pretrained(self) -> Any:
         """The encoder that fine-tuning starts from: this run's, the parent's, one from outside, or a random one."""
@@ -56,7 +72,7 @@ class Context:
         if folder := source(self.run, self.cfg, ENCODER):
             encoder.load(folder)
         elif file := source(self.run, self.cfg, START):
-            checkpoint.into(encoder, encoder.fitted(checkpoint.load(file)[0])[0], file)
+            checkpoint.into(encoder, encoder.adjusted(checkpoint.load(file)[0])[0], file)
         return encoder
 
     def objective(self) -> Any:
@@ -114,7 +130,7 @@ def parent_of(cfg: Config, start: Path | None = None) -> dict[str, Any]:
         weights = None
     else:
         raise UserError(f"init={cfg.init}: that run has no {ENCODER}, nor a checkpoint of its pretraining")
-    same = all(getattr(saved.dataset, key) == getattr(cfg.dataset, key) for key in SAME_DATA)
+    same = all(getattr(saved.dataset, key, None) == getattr(cfg.dataset, key, None) for key in SAME_DATA)
     data = parent.manifest.get("data", {}).get("fingerprint") if same else None
     return {"run": parent.folder.resolve().name, "weights_sha256": weights, "data": data}
 
@@ -126,12 +142,18 @@ def unfinished(run: Run) -> dict[str, torch.Tensor]:
 
 
 def encoder_hash(folder: Path) -> str:
-    return checkpoint.sha256(checkpoint.load(folder / "model.safetensors")[0])
+    files = {folder / "model.safetensors", *folder.glob("*.safetensors")}  # the library's, and what it has no place for
+    return checkpoint.sha256({k: v for file in files for k, v in checkpoint.load(file)[0].items()})
 
 
 def batches_of(context: Context, model: Any, split: Split, loop: Any, seed: int, purpose: str) -> Batches:
     """Batches as `model` wants them: with `views` of each image, mixed with the `alphas` of MixUp and CutMix, or plain."""
     size = min(loop.batch_size, len(split))
+    if size // min(loop.accumulate, size) == 1 and any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
+        raise UserError(
+            f"{loop.section}: batch normalisation needs at least 2 images at a time; with {loop.section}.batch_size="
+            f"{loop.batch_size}, {loop.section}.accumulate={loop.accumulate} and {len(split)} images there is 1"
+        )
     return Batches(
         split,
         context.normalise,

@@ -11,6 +11,10 @@ class UserError(Exception):
         return "\n".join(map(str, self.args))
 
 
+class Misfit(UserError):
+    """Choices that are right alone and do not fit together; nothing else is wrong."""
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM asked for a stop; the state is saved. `signum` gives the exit code 128 + signum."""
 

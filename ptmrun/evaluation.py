@@ -7,12 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from rich.table import Table
+from rich.text import Text
 
-from ptmrun import figures, noise, probe
+from ptmrun import attribution, embedding, figures, noise, probe
 from ptmrun.context import Context, check_stop
 from ptmrun.data.splits import Split
+from ptmrun.errors import printable
 from ptmrun.run import console
-from ptmrun.trials import chosen_labels, label_counts, predict, trials
+from ptmrun.trials import chosen_labels, label_counts, predict, trials, tuned
 
 WORDS = {
     "chance": "always the most frequent class",
@@ -26,6 +28,9 @@ WORDS = {
 PROBES = (("probe_linear", "linear probe"), ("probe_knn", "k-NN"))
 MOST_RAW = 10_000  # training images, and MOST_COLUMNS of each, for the classical baseline
 MOST_COLUMNS = 3072
+GROUP_TITLES = ["group", "images", "accuracy", "macro F1"]
+MOST_GROUPS = 20  # in the summary; results.json and the report have all of them
+SHOWN, MAPPED = 8, 2000  # test images, evenly spaced, under Grad-CAM and in the map of the features
 
 
 def evaluate(context: Context) -> None:
@@ -37,6 +42,7 @@ def evaluate(context: Context) -> None:
     wanted = [b for b in WORDS if b in cfg.evaluate.baselines]
     pretrained = weights_hash(run) is not None
     sets: list[dict[str, Any]] = []
+    inputs = Inputs(context)
     for labels in label_counts(cfg):
         correct: dict[str, list[np.ndarray]] = {}
         logits = [predict(context, t) for t in trials(cfg, "tuned", labels)]
@@ -47,18 +53,22 @@ def evaluate(context: Context) -> None:
                 correct[kind] = [(x.argmax(1) == truth).numpy() for x in found]
         for kind in [k for k in wanted if not k.startswith("scratch")]:
             if kind != "frozen" or pretrained:
-                correct[kind] = simple_baseline(context, kind, labels)
+                correct[kind] = simple_baseline(context, kind, labels, inputs)
         scores = {kind: noise.spread([float(c.mean()) for c in values]) for kind, values in correct.items()}
         entry: dict[str, Any] = {"labels_per_class": labels, "scores": scores}
         if "scratch" in correct:
             entry["verdict"] = noise.verdict(correct["tuned"], correct["scratch"])
         entry["metrics"] = module.metrics(logits[0], truth, data.classes, cfg.evaluate.bins)
+        if data.test.groups is not None:
+            entry["metrics"] |= module.by_group(logits[0], truth, data.test.groups)
         sets.append(entry)
         check_stop(context.stop)
     headline = sets[-1]
     save_predictions(context)
     figures.confusion(run, headline["metrics"]["confusion"], data.classes)
     figures.scores(run, sets)
+    draw_features(context, inputs)
+    draw_attribution(context)
     lines = run.metrics()
     result = {
         "metric": module.METRIC,
@@ -87,7 +97,29 @@ def weights_hash(run: Any) -> str | None:
     return run.manifest.get("weights_sha256") or next(iter(parents), None)
 
 
-def simple_baseline(context: Context, kind: str, labels: int | None) -> list[np.ndarray]:
+class Inputs:
+    """What methods without a training loop see: pixels, or the features of an encoder. Those of the test split are made once."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.encoders: dict[str, Any] = {}
+        self.tests: dict[str, np.ndarray] = {}
+
+    def of(self, kind: str, split: Split) -> np.ndarray:
+        """[N, D]; kind: raw, random_frozen or frozen."""
+        if kind == "raw":
+            return pixels(split)
+        if kind not in self.encoders:
+            self.encoders[kind] = self.context.pretrained() if kind == "frozen" else self.context.encoder("scratch")
+        return self.context.features(self.encoders[kind], split)
+
+    def test(self, kind: str) -> np.ndarray:
+        if kind not in self.tests:
+            self.tests[kind] = self.of(kind, self.context.data.test)
+        return self.tests[kind]
+
+
+def simple_baseline(context: Context, kind: str, labels: int | None, inputs: Inputs) -> list[np.ndarray]:
     """Correctness on the test split of a baseline without a training loop, one array a repeat."""
     data, cfg = context.data, context.cfg
     assert data.test.labels is not None
@@ -95,20 +127,14 @@ def simple_baseline(context: Context, kind: str, labels: int | None) -> list[np.
     truth = data.test.labels.numpy()
     if kind == "chance":
         return [truth == np.bincount(data.train.labels.numpy()).argmax()]
-    if kind == "raw":
-        test = pixels(data.test)
-    else:
-        encoder = context.pretrained() if kind == "frozen" else context.encoder("scratch")
-        test = context.features(encoder, data.test)
     found = []
     for trial in trials(cfg, "tuned", labels):
-        split = chosen_labels(context, trial)
-        split = split.subset(torch.linspace(0, len(split) - 1, min(MOST_RAW, len(split))).long())
+        split = chosen_labels(context, trial).spaced(MOST_RAW)
         assert split.labels is not None
         y = split.labels.numpy()
-        train = pixels(split) if kind == "raw" else context.features(encoder, split)
         # pixels keep their scale (0..1), features are standardised
-        scores = probe.logistic(train, y, test, c=1.0 if kind == "raw" else 0.1, standardise=kind != "raw")
+        c = 1.0 if kind == "raw" else 0.1
+        scores = probe.logistic(inputs.of(kind, split), y, inputs.test(kind), c=c, standardise=kind != "raw")
         guess = np.unique(y)[scores.argmax(1)]
         found.append(guess == truth)
         check_stop(context.stop)
@@ -136,6 +162,8 @@ def pretraining(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     for name in ("probe_knn", "probe_linear"):
         if probes:
             result |= {name: probes[-1][name], f"{name}_untrained": probes[0][name]}
+    if probes:
+        result |= {k: v for k, v in probes[-1].items() if k == "layer" or k.startswith(probe.LAYER)}
     return result
 
 
@@ -165,10 +193,43 @@ def save_predictions(context: Context) -> None:
                 "prediction": pa.DictionaryArray.from_arrays(pa.array(probabilities.argmax(1).numpy().astype(np.int32)), names),
                 "confidence": pa.array(probabilities.max(1).values.numpy()),
             }
+            if data.test.groups is not None:
+                columns["group"] = pa.array(data.test.groups).dictionary_encode()
             tables.append(pa.table(columns))
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), buffer)
     context.run.write("predictions.parquet", buffer.getvalue().to_pybytes())
+
+
+def draw_features(context: Context, inputs: Inputs) -> None:
+    """Features of test images in two dimensions, of the untrained and of the pretrained encoder."""
+    cfg, run, labels = context.cfg, context.run, context.data.test.labels
+    assert labels is not None
+    shown = torch.linspace(0, len(labels) - 1, min(MAPPED, len(labels))).long()
+    if len(labels) < 3:
+        return
+    kinds = {"untrained": "random_frozen"} | ({"pretrained": "frozen"} if weights_hash(run) is not None else {})
+    maps = {title: embedding.plane(inputs.test(kind)[shown], cfg.evaluate.map, cfg.seed) for title, kind in kinds.items()}
+    figures.embedding(run, maps, labels[shown].numpy(), context.data.classes)
+
+
+def draw_attribution(context: Context) -> None:
+    """Grad-CAM of the first fine-tuned classifier for most labels, for encoders that have a `cam_layer`."""
+    classes, split = context.data.classes, context.data.test.spaced(SHOWN)
+    model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
+    if not hasattr(model.encoder, "cam_layer"):
+        return
+    assert split.labels is not None
+    images = context.normalise(split.some(SHOWN))
+    guess = model.predict([images]).argmax(1)
+    try:
+        maps = attribution.grad_cam(model, images, guess.to(images.device))
+    except ImportError:
+        context.run.say("No Grad-CAM: it needs captum; install it with: pip install 'ptmrun[attribution]'")
+        return
+    pairs = zip(guess.tolist(), split.labels.tolist(), strict=True)
+    tops = [classes[g] if g == t else f"{classes[g]}\n(is {classes[t]})" for g, t in pairs]
+    figures.overlays(context.run, "grad_cam", context.normalise.back(images), maps, "Grad-CAM", tops)
 
 
 def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, Any] | None) -> None:
@@ -190,13 +251,38 @@ def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, A
             text = f"{score['mean']:.3f}" + (f" ± {score['sd']:.3f}" if score["sd"] is not None else "")
             cells.append(f"[bold]{text}[/bold]" if score["mean"] == top else text)
         table.add_row(WORDS[kind].format(longer=cfg.evaluate.longer), *cells, style="cyan" if kind == "tuned" else None)
+    show_table(run, table)
+    if groups := sets[-1]["metrics"].get("groups"):
+        show_groups(run, groups)
+    for entry in sets:
+        for line in conclusions(entry):
+            run.say(line)
+
+
+def show_groups(run: Any, groups: dict[str, Any]) -> None:
+    """The scores of the worst MOST_GROUPS groups."""
+    lines = group_lines(groups)
+    hidden = "" if len(lines) <= MOST_GROUPS else f", the worst {MOST_GROUPS} of {len(lines)}"
+    table = Table(title=f"By group (first repeat, most labels{hidden})", title_justify="left")
+    for title in GROUP_TITLES:
+        table.add_column(title, justify="left" if title == "group" else "right")
+    for line in lines[:MOST_GROUPS]:
+        table.add_row(*(Text(printable(cell)) for cell in line))
+    show_table(run, table)
+
+
+def show_table(run: Any, table: Table) -> None:
+    """For the terminal and for log.txt."""
     console.print(table)
     with console.capture() as capture:
         console.print(table)
     run.note("\n" + capture.get())
-    for entry in sets:
-        for line in conclusions(entry):
-            run.say(line)
+
+
+def group_lines(groups: dict[str, Any]) -> list[list[str]]:
+    """Texts under GROUP_TITLES, the worst group first."""
+    order = sorted(groups.items(), key=lambda item: item[1]["accuracy"])
+    return [[name, f"{s['n']:,}", f"{s['accuracy']:.3f}", f"{s['f1_macro']:.3f}"] for name, s in order]
 
 
 def label_words(labels: int | None) -> str:

@@ -44,6 +44,8 @@ def write(context: Context, model: Any, folder: Path, images: Tensor) -> tuple[s
     """(what was written, what the run gives for these images, what the export gives)"""
     mean, std = context.data.mean.tolist(), context.data.std.tolist()
     encoder = (model.encoder if model else context.pretrained()).eval()
+    if not hasattr(encoder, "classifier"):
+        raise UserError(f"export: model={context.cfg.model.name} has no classifier in its library, which reads {ENCODER}")
     whole = encoder.classifier(model.head, model.auxiliary_head, context.data.classes) if model else None
     if whole is None:
         encoder.save(folder, mean, std)

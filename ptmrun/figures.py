@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.lines
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -13,7 +14,14 @@ from ptmrun.data.augment import augment
 from ptmrun.run import Run
 
 mpl.rcParams.update(
-    {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 130, "savefig.bbox": "tight"}
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.dpi": 130,
+        "savefig.bbox": "tight",
+        "text.parse_math": False,
+    }
 )
 BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#d9822b", "#3a8f5c", "#8a8f98"
 
@@ -60,27 +68,61 @@ def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: f
     rows(run, "augmented", sheet)
 
 
-def attention(run: Run, images: Tensor, weights: Tensor) -> None:
-    """Which patches the last block attends to, over the images: weights [B, g, g]."""
+def layers(run: Run, name: str) -> None:
+    """The linear probe of each layer before and after pretraining, where there are any. `name`: its key but the number."""
+    looks = [x for x in run.metrics() if f"{name}1" in x]
+    if not looks:
+        return
+    figure = Figure(figsize=(4, 2.7))
+    axis = figure.subplots()
+    for look, label, color in ((looks[0], "untrained", GRAY), (looks[-1], "pretrained", ORANGE)):
+        scores = [look[key] for key in sorted((k for k in look if k.startswith(name)), key=lambda k: int(k.removeprefix(name)))]
+        axis.plot(range(1, len(scores) + 1), scores, "o-", color=color, label=label, markersize=3)
+    axis.axvline(looks[-1]["layer"], color=GRAY, lw=0.8, ls=":")
+    axis.set(xlabel="layer", ylabel="linear probe", xticks=range(1, len(scores) + 1))
+    axis.legend(frameon=False)
+    save(run, "layers", figure)
+
+
+def overlays(run: Run, name: str, images: Tensor, maps: Tensor, title: str, tops: list[str] | None = None) -> None:
+    """Images [B, C, S, S], and below each its map [B, h, w] over it, from its lowest value to its highest; `tops` stand above."""
     count, side = len(images), images.shape[-1]
     figure = Figure(figsize=(1.0 * count + 1.1, 2.1))
     axes = figure.subplots(2, count, squeeze=False)
     for i in range(count):
         for axis in axes[:, i]:
             axis.set_axis_off()
-        axes[0, i].imshow(as_array(images[i]), cmap="gray", vmin=0, vmax=1)
-        axes[1, i].imshow(as_array(images[i]), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(as_array(images[i]), cmap="gray", vmin=0, vmax=1)
         axes[1, i].imshow(
-            weights[i].cpu(),
+            maps[i].cpu(),
             cmap="inferno",
             alpha=0.65,
             extent=(-0.5, side - 0.5, side - 0.5, -0.5),
             interpolation="bilinear",
         )
-    for axis, title in zip(axes[:, 0], ("image", "attention"), strict=True):
-        axis.text(-0.15, 0.5, title, transform=axis.transAxes, ha="right", va="center")
+        if tops:
+            lines = [line if len(line) <= 15 else f"{line[:14]}…" for line in tops[i].split("\n")]
+            axes[0, i].set_title("\n".join(lines), fontsize=7)
+    for axis, text in zip(axes[:, 0], ("image", title), strict=True):
+        axis.text(-0.15, 0.5, text, transform=axis.transAxes, ha="right", va="center")
     figure.subplots_adjust(wspace=0.06, hspace=0.06)
-    save(run, "attention", figure)
+    save(run, name, figure)
+
+
+def embedding(run: Run, maps: dict[str, tuple[np.ndarray, list[str]]], labels: np.ndarray, classes: list[str]) -> None:
+    """A panel for each title: points [N, 2] with the titles of their axes, coloured by class (labels [N])."""
+    palette = mpl.colormaps["tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "turbo"]
+    colors = [palette(c if len(classes) <= 20 else c / len(classes)) for c in range(len(classes))]
+    figure = Figure(figsize=(3.4 * len(maps) + 1.2, 3.3))
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for axis, (title, (points, names)) in zip(axes, maps.items(), strict=True):
+        axis.scatter(*points.T, c=[colors[c] for c in labels], s=6, alpha=0.7, linewidths=0)
+        axis.set(title=title, xlabel=names[0], ylabel=names[1], xticks=[], yticks=[])
+    if len(classes) <= 20:
+        dots = [mpl.lines.Line2D([], [], color=color, marker="o", linestyle="", markersize=4) for color in colors]
+        figure.legend(dots, classes, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
+    save(run, "embedding", figure)
 
 
 def curves(run: Run) -> None:

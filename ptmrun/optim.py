@@ -37,7 +37,7 @@ def groups(model: nn.Module, loop: Loop, depth_of: Callable[[str], int], top: in
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or any(
-                word in name for word in ("position_embeddings", "pos_embed", "_token", "layer_scale")
+                word in name for word in ("position_embeddings", "pos_embed", "position_bias", "_token", "layer_scale")
             )
             decay = 0.0 if plain else loop.weight_decay
             found.setdefault((loop.layer_decay ** (top - depth_of(name)), decay), []).append(parameter)
@@ -55,8 +55,8 @@ def build(param_groups: list[dict], loop: Loop) -> torch.optim.Optimizer:
 
 
 class Lars(torch.optim.Optimizer):
-    """LARS (You et al. 2017, arXiv:1708.03888) as SimCLR and BYOL use it: momentum of the decayed gradient, scaled to `trust`
-    times the weights' norm for matrices; biases and norms, which have no weight decay, take plain steps."""
+    """LARS (You et al. 2017, arXiv:1708.03888) as SimCLR uses it: momentum of learning rate times decayed gradient, the latter
+    scaled to `trust` times the weights' norm for matrices; biases and norms, which have no weight decay, take plain steps."""
 
     def __init__(self, param_groups: list[dict], lr: float, momentum: float, trust: float = 1e-3):
         super().__init__(param_groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
@@ -74,7 +74,7 @@ class Lars(torch.optim.Optimizer):
                     update.mul_(scale)
                 state = self.state[parameter]
                 moment = state.setdefault("momentum_buffer", torch.zeros_like(parameter))
-                parameter.sub_(moment.mul_(group["momentum"]).add_(update), alpha=group["lr"])
+                parameter.sub_(moment.mul_(group["momentum"]).add_(update, alpha=group["lr"]))
 
 
 def load(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], loop: Loop) -> None:
@@ -91,7 +91,8 @@ def load(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], loop: Loo
             shapes = {value.shape for kind, value in entry.items() if kind != "step"}
             if set(entry) != kinds or shapes != {parameter.shape} or step.shape != () or step < 1:
                 raise ValueError(f"state of parameter {i}")
-            state[i] = entry
+            # fused kernels go through memory: moments must lie there as their parameter does (channels last, for instance)
+            state[i] = {k: v if k == "step" else torch.empty_like(parameter).copy_(v) for k, v in entry.items()}
     if entries:
         raise ValueError("state of no parameter")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -11,15 +11,18 @@ from torch import Tensor
 from ptmrun.data.splits import Split
 
 MOST = 4000  # training images that a probe uses, evenly spaced
+LAYER = "probe_linear_layer_"  # and its number, in metrics
 MOST_VALUE = 1e6  # of a feature: what a training that diverges gives can be probed too, and scores what it is worth
 
 
 @torch.no_grad()
-def features(encoder: Any, split: Split, normalise: Callable[[Tensor], Tensor], autocast: Callable[[], Any]) -> np.ndarray:
-    """Frozen features of a split, float32 [N, D]."""
+def features(
+    encoder: Any, split: Split, normalise: Callable[[Tensor], Tensor], autocast: Callable[[], Any], of: str = "features"
+) -> np.ndarray:
+    """Frozen features of a split, float32 [N, D], by the encoder's method `of`."""
     encoder.eval()
     with autocast():
-        found = [encoder.features(normalise(images)).float().cpu() for images in split.all()]
+        found = [getattr(encoder, of)(normalise(images)).float().cpu() for images in split.all()]
     encoder.train()
     return torch.cat(found).numpy()
 
@@ -49,19 +52,34 @@ def probe(
     encoder: Any, train: Split, held: Split, normalise: Callable[[Tensor], Tensor], autocast: Callable[[], Any]
 ) -> dict[str, float]:
     """How spread the features of a held-out part of the training split are, from at most MOST images; with labels also the
-    accuracy of both classifiers on it, trained on at most MOST images."""
-    held = held.subset(torch.linspace(0, len(held) - 1, min(MOST, len(held))).long())
-    z = features(encoder, held, normalise, autocast)
-    z = np.nan_to_num(z).clip(-MOST_VALUE, MOST_VALUE)
-    found = {"effective_rank": effective_rank(z), "feature_std": feature_std(z)}
+    accuracy of both classifiers on it, trained on at most MOST images.
+
+    An encoder whose features may come from any layer takes them, from here on, from the one with the best linear probe.
+    """
+    held = held.spaced(MOST)
+    layered = hasattr(encoder, "layer_features")
+
+    def look(split: Split) -> np.ndarray:
+        """[N, layers, D]"""
+        x = features(encoder, split, normalise, autocast, "layer_features" if layered else "features")
+        return np.nan_to_num(x if layered else x[:, None]).clip(-MOST_VALUE, MOST_VALUE)
+
+    def spread(z: np.ndarray) -> dict[str, float]:
+        return {"effective_rank": effective_rank(z), "feature_std": feature_std(z)}
+
+    z = look(held)
     if train.labels is None or held.labels is None or len(train.labels.unique()) < 2:
-        return found
-    train = train.subset(torch.linspace(0, len(train) - 1, min(MOST, len(train))).long())
-    x = np.nan_to_num(features(encoder, train, normalise, autocast)).clip(-MOST_VALUE, MOST_VALUE)
-    y, truth = train.labels.numpy(), held.labels.numpy()  # type: ignore[union-attr]
-    linear = np.unique(y)[logistic(x, y, z).argmax(1)]
-    accuracies = {"probe_knn": float((neighbours(x, y, z) == truth).mean()), "probe_linear": float((linear == truth).mean())}
-    return found | accuracies
+        return spread(z[:, encoder.layer - 1 if layered else 0])
+    train = train.spaced(MOST)
+    x, y, truth = look(train), train.labels.numpy(), held.labels.numpy()  # type: ignore[union-attr]
+    linear = [float((np.unique(y)[logistic(x[:, i], y, z[:, i]).argmax(1)] == truth).mean()) for i in range(x.shape[1])]
+    layers: dict[str, float] = {}
+    if layered:
+        encoder.choose(linear)
+        layers = {f"{LAYER}{i}": score for i, score in enumerate(linear, 1)} | {"layer": encoder.layer}
+    used = encoder.layer - 1 if layered else 0
+    knn = float((neighbours(x[:, used], y, z[:, used]) == truth).mean())
+    return spread(z[:, used]) | {"probe_knn": knn, "probe_linear": linear[used]} | layers
 
 
 def effective_rank(x: np.ndarray) -> float:
@@ -97,4 +115,6 @@ def describe(found: dict[str, float]) -> str:
     parts = [f"effective rank {found['effective_rank']:.1f}"]
     if "probe_knn" in found:
         parts = [f"k-NN {found['probe_knn']:.3f}", f"linear probe {found['probe_linear']:.3f}", *parts]
+    if "layer" in found:
+        parts.append(f"layer {found['layer']:.0f}")
     return ", ".join(parts)

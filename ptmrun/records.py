@@ -77,12 +77,23 @@ class Scores(Record):
     verdict: Verdict = Verdict(gain_over_scratch=0, noise=0, helped=False)  # absent without a comparison
 
 
+class Group(Record):
+    n: Natural
+    accuracy: float
+    f1_macro: float
+
+
+class Metrics(Record):
+    groups: dict[str, Group] = {}  # absent where the data has none
+
+
 class Results(Record):
     metric: str
     score: float
     val_score: float | None
     seeds: Natural
     n_test: Natural
+    metrics: Metrics = Metrics()
     by_labels: Annotated[list[Scores], Field(min_length=1)]
     pretrain: dict[str, float] | None = None
 

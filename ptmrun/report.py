@@ -7,18 +7,21 @@ from typing import Any
 
 from ptmrun import config, recovery
 from ptmrun.errors import printable
-from ptmrun.evaluation import WORDS, conclusions, label_words
+from ptmrun.evaluation import GROUP_TITLES, WORDS, conclusions, group_lines, label_words
 from ptmrun.run import Run
 from ptmrun.saved import read, text
 
 FIGURES = {
     "scores": "Test accuracy beside the baselines. The lines are one standard deviation over the repeats.",
     "curves": "Pretraining loss, and how good the frozen features are for a simple classifier.",
+    "layers": "Linear probe of each layer's features; the dotted line is the layer that is used.",
     "reconstructions": "What the model was shown and what it filled in (held-out images).",
     "views": "The views that the objective compares (held-out images).",
     "augmented": "Training images as they are and as training sees them.",
-    "attention": "Which patches the last block attends to (held-out images).",
+    "attention": "How much each patch flows into the features: attention rollout over all blocks (held-out images).",
     "confusion": "Which classes are taken for which (first repeat, most labels).",
+    "grad_cam": "Which places speak for the predicted class: Grad-CAM of the fine-tuned model (first repeat, most labels).",
+    "embedding": "Features of test images in two dimensions, before and after pretraining; the colour is the class.",
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d2430 }
@@ -95,6 +98,9 @@ def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
         body.append(([WORDS[kind].format(longer=cfg.evaluate.longer), *cells], kind == "tuned"))
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
     parts.append(f"<h2>Accuracy on {results['n_test']:,} test images ({seeds})</h2>{html_table(titles, body)}")
+    if groups := results.get("metrics", {}).get("groups"):
+        body = [(line, False) for line in group_lines(groups)]
+        parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(GROUP_TITLES, body))
     if pretrained := results.get("pretrain"):
         parts.append("<h2>Pretraining</h2>" + html_table(["", ""], [([k, f"{v:.4g}"], False) for k, v in pretrained.items()]))
     return parts

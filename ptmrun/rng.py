@@ -44,6 +44,7 @@ class Rows:
     stop: int
     total: int
 
+    @torch.compiler.disable  # a generator cannot be traced
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """Uniform in [0, 1), [stop - start, *shape] float32 on the CPU."""
         whole = torch.rand(self.total, *shape, generator=generator(self.seed, purpose, self.step))

@@ -12,7 +12,21 @@ from typing import Any
 
 import torch
 
-from ptmrun import adapt, budget, changes, checkpoint, config, device, figures, probe, provenance, report, reuse, tracking
+from ptmrun import (
+    adapt,
+    budget,
+    changes,
+    checkpoint,
+    config,
+    device,
+    embedding,
+    figures,
+    probe,
+    provenance,
+    report,
+    reuse,
+    tracking,
+)
 from ptmrun.config import Config
 from ptmrun.context import (
     ENCODER,
@@ -47,6 +61,7 @@ def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any]
     if origin(cfg.init) == "run":
         Run.open(Path(cfg.init))
     tracking.library(cfg.logger.name)  # what is not installed is said before there is a folder
+    embedding.library(cfg.evaluate.map)
     run = Run.create(
         cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | {k: v for k, v in (known or {}).items() if v}
     )
@@ -224,6 +239,8 @@ def take_outside(context: Context) -> None:
     run, cfg, start = context.run, context.cfg, context.run.path(START)
     if not start.exists():
         encoder, module = context.encoder(), context.part("model")
+        if not hasattr(encoder, "net"):
+            raise UserError(f"init={cfg.init}: model={cfg.model.name} takes the weights of runs only (init=RUN)")
         if cfg.init == "pretrained":
             name, tensors, theirs = outside.published(encoder.net, encoder.kind, getattr(module, "PUBLISHED", {}))
         else:
@@ -262,9 +279,9 @@ def transferred(context: Context) -> list[str]:
     run, cfg = context.run, context.cfg
     encoder, notes = context.encoder(), []
     if folder := source(run, cfg, ENCODER):
-        notes = encoder.fitted(files.tensors_of(folder))[1]
+        notes = encoder.adjusted(files.tensors_of(folder))[1]
     elif file := source(run, cfg, START):
-        notes = encoder.fitted(checkpoint.load(file)[0])[1]
+        notes = encoder.adjusted(checkpoint.load(file)[0])[1]
     try:
         context.pretrained()
     except UserError as error:
@@ -353,13 +370,15 @@ def train_objective(context: Context) -> Any:
         look(0)
     at = frozenset(round(steps * i / loop.probes) for i in range(1, loop.probes + 1))
     fit(context, objective, data.train, loop, steps, cfg.seed, tags, probe=look, probe_at=at)
+    if not loop.probes and labelled(context) and hasattr(encoder, "choose"):  # else the last look has chosen the layer
+        probe.probe(encoder, data.train, data.val, context.normalise, context.autocast)
     return objective
 
 
 def draw_pretraining(context: Context, objective: Any) -> None:
     """Curves, what the objective makes of a few held-out images, and what the encoder attends to."""
     run, back = context.run, context.normalise.back
-    held = context.data.val.subset(torch.linspace(0, len(context.data.val) - 1, min(8, len(context.data.val))).long())
+    held = context.data.val.spaced(8)
     loop = context.cfg.pretrain.model_copy(update={"batch_size": len(held), "accumulate": 1})
     batch = next(batches_of(context, objective, held, loop, context.cfg.seed, "figures").iterate(0, 1))[0]
     images = batch["images"]
@@ -372,8 +391,9 @@ def draw_pretraining(context: Context, objective: Any) -> None:
             shown = objective.pictures(batch)
         figures.rows(run, "reconstructions", {title: back(x.float()) for title, x in shown.items()})
     if hasattr(objective.encoder, "attention"):
-        figures.attention(run, back(images), objective.encoder.attention(images))
+        figures.overlays(run, "attention", back(images), objective.encoder.attention(images), "attention\nrollout")
     figures.curves(run)
+    figures.layers(run, probe.LAYER)
 
 
 def finetune(context: Context) -> None:

@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from ptmrun import config
 from ptmrun.compose import compose, compose_raw, parsed, quoted, sort_overrides, unknown
-from ptmrun.errors import UserError
+from ptmrun.errors import Misfit, UserError
 from ptmrun.ledger import ENDED, Job, Ledger, locked, this_process, title, varying
 from ptmrun.run import console, held, new_folder, remove, stamp, write_atomic
 
@@ -36,12 +36,11 @@ def run(overrides: list[str]) -> int:
     *_, mistakes = sort_overrides(overrides, sweep=True)
     if mistakes:
         raise UserError(*mistakes)
-    settings = parse_settings([o for o in overrides if o.startswith("sweep.")])
+    settings = parse_settings([o for o in overrides if o.startswith(("sweep.", "experiment="))])
     hydra = [o for o in overrides if o.lstrip("+").startswith("hydra")]
     mine = [o for o in overrides if not o.lstrip("+").startswith(("hydra", "sweep."))]
     if settings.search == "grid":
-        wanted = grid(mine)
-        problems = {tuple(w): problem for w in wanted if (problem := problem_of(w))}
+        wanted, problems = combinations(settings, mine)
         if len(problems) == len(wanted):
             raise UserError(*dict.fromkeys(line for lines in problems.values() for line in lines))
     ledger = Ledger(sweep_folder(settings, mine))
@@ -70,7 +69,7 @@ def run(overrides: list[str]) -> int:
 def parse_settings(overrides: list[str]) -> config.Sweep:
     """The `sweep.` keys. Raises UserError."""
     known = compose_raw([], keep="sweep")
-    if wrong := [line for o in overrides if (line := unknown(o.split("=", 1)[0], known))]:
+    if wrong := [line for o in overrides if (key := o.split("=", 1)[0]) != "experiment" and (line := unknown(key, known))]:
         raise UserError(*wrong)
     raw = compose_raw(overrides, keep="sweep")["sweep"]
     try:
@@ -90,11 +89,25 @@ def grid(overrides: list[str]) -> list[list[str]]:
     return [list(job) for job in dict.fromkeys(itertools.product(*lists))]
 
 
-def problem_of(overrides: list[str]) -> tuple[str, ...] | None:
+def combinations(settings: config.Sweep, overrides: list[str]) -> tuple[list[list[str]], dict[tuple[str, ...], tuple[str, ...]]]:
+    """The jobs of a grid, and what is wrong with those that cannot be composed. The keys of `sweep.grid` take their values from
+    there unless they are given. Raises UserError for values that nothing has."""
+    given = {o.split("=", 1)[0] for o in overrides}
+    more = [f"{key}={','.join(map(str, values))}" for key, values in settings.grid.items() if key not in given]
+    if mistakes := sort_overrides(more, sweep=True)[2]:
+        raise UserError(*mistakes)
+    wanted = grid([*overrides, *more])
+    found = {tuple(w): problem for w in wanted if (problem := problem_of(w))}
+    if settings.misfits == "skip":
+        wanted = [w for w in wanted if not isinstance(found.get(tuple(w)), Misfit)] or wanted
+    return wanted, {tuple(w): found[tuple(w)].args for w in wanted if tuple(w) in found}
+
+
+def problem_of(overrides: list[str]) -> UserError | None:
     try:
         compose(overrides)
     except UserError as error:
-        return error.args
+        return error
     return None
 
 
@@ -302,7 +315,7 @@ def terminable() -> Iterator[None]:
 
 def finish(ledger: Ledger) -> None:
     """Writes results.csv and report.html and shows the table: one row a setting, seeds together."""
-    from ptmrun import compare
+    from ptmrun import compare, matrix
 
     for entry in ledger.jobs():
         if entry.status == "running" and not ledger.alive(entry):
@@ -312,6 +325,9 @@ def finish(ledger: Ledger) -> None:
     if rows:
         console.print(compare.table(rows, "Scores (mean ± sd over seeds)"))
         write_atomic(ledger.folder / "results.csv", compare.csv_text(rows))
+        if text := matrix.markdown(rows):
+            write_atomic(ledger.folder / "matrix.md", text)
+            console.print(f"Table: {os.path.relpath(ledger.folder / 'matrix.md')}", markup=False)
     settings = varying(jobs)
     left = [f"{title(settings[j.number])}: {j.status}. {j.reason or ''}" for j in jobs if j.status != "done"]
     missing = [f"<li>{html.escape(line)}</li>" for line in left]

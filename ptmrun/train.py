@@ -62,7 +62,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     loop = plan.loop
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    buffers = [b for b in model.buffers() if b.is_floating_point()]  # statistics that a forward pass changes
+    saved = model.state_dict().keys()
+    buffers = {name: b for name, b in model.named_buffers() if name in saved}  # statistics that a forward pass changes
     optimizer = optim.build(optim.groups(model, loop, plan.depth_of, plan.depth), loop)
     average = [p.detach().clone() for p in parameters] if loop.ema else []
     state = begin(model, optimizer, average, plan)
@@ -77,7 +78,7 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
-        kept = [b.clone() for b in buffers]
+        kept = {name: b.clone() for name, b in buffers.items()}
         autocast = plan.autocast if state.precision == plan.precision else contextlib.nullcontext
         first = step * loop.accumulate
         if len(micros) > 1 and hasattr(model, "embed"):
@@ -92,7 +93,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
             state.in_a_row = 0
             state.first = state.first or [value]
             if plan.recover and step % math.ceil(plan.steps / recovery.ANCHORS) == 0 and value <= state.first[0]:
-                state.good, state.good_step = copied(tensors_of(model, optimizer, average)), step
+                unchanged = {f"model.{name}": b for name, b in kept.items()}
+                state.good, state.good_step = copied(tensors_of(model, optimizer, average) | unchanged), step
             optimizer.step()
             if loop.ema:
                 with torch.no_grad():
@@ -105,7 +107,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         else:
             state.in_a_row += 1
             state.skipped += 1
-            torch._foreach_copy_(buffers, kept)
+            for name, buffer in buffers.items():
+                buffer.copy_(kept[name])
         optimizer.zero_grad(set_to_none=True)
         state.step = done = step + 1
         if trouble := recovery.trouble(state, parameters, plan):
@@ -203,11 +206,12 @@ def backward_together(
         with autocast():
             return model.embed(micros[i])
 
-    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    buffers = list(model.buffers())
     before = [b.clone() for b in buffers]
     with torch.no_grad():
         parts = [embed(i) for i in range(len(micros))]
-        torch._foreach_copy_(buffers, before)  # statistics count once
+        for buffer, value in zip(buffers, before, strict=True):  # statistics count once
+            buffer.copy_(value)
     whole = torch.cat(parts).requires_grad_()
     loss, shown = model.compare(whole)
     (loss.total / loss.n).backward()

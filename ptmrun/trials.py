@@ -38,6 +38,8 @@ def chosen_labels(context: Context, trial: Trial) -> Split:
 def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     """The trial's model before training, and its (trainable, all) parameters."""
     encoder = context.pretrained() if trial.kind == "tuned" else context.encoder("scratch", trial.seed)
+    if hasattr(encoder, "trim"):
+        encoder.trim()
     rng.seed_everything(trial.seed, "head")
     module = context.part("downstream")
     options = context.cfg.finetune
@@ -78,7 +80,7 @@ def label_counts(cfg: Any) -> list[int | None]:
 
 
 def tuned(context: Context, trial: Trial) -> Any:
-    """The trial's classifier with the weights that fine-tuning gave it."""
+    """The classifier that the fine-tuning stage trained. Raises UserError when it did not."""
     path = source(context.run, context.cfg, weights_file(trial))
     if path is None:
         raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
@@ -86,7 +88,7 @@ def tuned(context: Context, trial: Trial) -> Any:
     tensors, classes = checkpoint.load(path)[0], len(context.data.classes)
     if (bias := tensors.get("head.bias")) is not None and len(bias) != classes:
         raise UserError(f"{path}: its classifier tells {len(bias)} classes apart, the data has {classes}: stage=finetune first")
-    checkpoint.into(model, {**model.state_dict(), **model.encoder.fitted(tensors)[0]}, path)
+    checkpoint.into(model, {**model.state_dict(), **model.encoder.adjusted(tensors)[0]}, path)
     return model
 
 

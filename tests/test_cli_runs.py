@@ -37,7 +37,9 @@ def test_a_run_leaves_everything(done_run):
     names = {str(p.relative_to(done_run)) for p in done_run.rglob("*") if p.is_file()}
     expected = {"config.yaml", "overrides.yaml", "manifest.json", "metrics.jsonl", "log.txt", "results.json", "report.html"}
     expected |= {"predictions.parquet", "splits.json", "checkpoints/encoder/model.safetensors", "checkpoints/heads.safetensors"}
-    expected |= {f"figures/{n}.png" for n in ("curves", "reconstructions", "augmented", "attention", "confusion", "scores")}
+    expected |= {
+        f"figures/{n}.png" for n in ("curves", "reconstructions", "augmented", "attention", "confusion", "scores", "embedding")
+    }
     assert expected <= names
     assert not [n for n in names if n.endswith((".pt", ".pth", ".pkl", ".bin", ".part"))]
     assert not [n for n in names if "state" in n]
@@ -74,7 +76,7 @@ def test_results_add_up(done_run):
 
 def test_report_is_self_contained(done_run):
     page = (done_run / "report.html").read_text()
-    assert page.count("<img") == 6
+    assert page.count("<img") == 7
     assert "http://" not in page
     assert "https://" not in page
     assert "logistic regression on the pixels" in page

@@ -110,8 +110,11 @@ def test_help_lists_every_choice(ptmrun):
 @pytest.mark.parametrize("group", [g for g in config.GROUPS if g != "experiment"])
 def test_every_choice_composes(group):
     for name in config.choices(group):
-        maps = ["model=cnn"] if group == "finetune" and "maps" in config.spec(group, name).requires else []
-        parsed = compose([f"{group}={name}", *maps])
+        fits = []
+        if group in ("task", "finetune"):
+            needs = config.spec(group, name).requires
+            fits = [f"model={m}" for m in config.choices("model") if needs <= config.spec("model", m).provides]
+        parsed = compose([f"{group}={name}", *fits[-1:]])
         assert getattr(parsed, group).name == name
         for key in config.spec(group, name).types:
             assert hasattr(getattr(parsed, group), key)

@@ -146,6 +146,10 @@ def test_limit_is_a_subset(tmp_path):
     assert len(data.train) + len(data.val) == 500
     whole = load(packaged, "dataset=mnist5k")
     assert torch.equal(whole.test.rows, data.test.rows)
+    few = load(packaged, "dataset=mnist5k", "dataset.test_limit=100").test
+    assert len(few) == 100
+    assert set(few.rows.tolist()) < set(whole.test.rows.tolist())
+    assert few.labels.bincount().tolist() == [10] * 10
 
 
 def test_cached_and_streamed_pixels_are_the_same(tmp_path):
@@ -190,6 +194,107 @@ def test_hub_reads_a_local_folder(tmp_path, monkeypatch):
     assert len(data.train) + len(data.val) + len(data.test) == 24
     with pytest.raises(UserError, match=r"dataset.label_column=breed: no ClassLabel column of that name"):
         load(hub, "dataset=hub", f"dataset.root={tmp_path / 'pets'}", "dataset.label_column=breed")
+
+
+def sites(root: Path, names: list[str], columns: str = "file_name,site") -> Path:
+    """metadata.csv in the folder: its images in turn from site 0, 1, 2."""
+    lines = [f"{name},s{i % 3}" for i, name in enumerate(names)]
+    (root / "metadata.csv").write_text("\n".join([columns, *lines]) + "\n")
+    return root
+
+
+IMAGES = [f"{c}/{i:02}.png" for c in ("cat", "dog") for i in range(12)]
+
+
+def test_groups_of_a_folder(tmp_path):
+    root = sites(folder(tmp_path / "pets"), IMAGES)
+    data = load(imagefolder, *own(root, "dataset.group=site"))
+    for split in (data.train, data.val, data.test, data.train.subset(torch.tensor([5, 2]))):
+        assert split.groups.tolist() == [f"s{row % 3}" for row in split.rows.tolist()]
+    assert data.classes == ["cat", "dog"]
+    plain = load(imagefolder, *own(root))
+    assert plain.test.groups is None
+    (root / "metadata.csv").write_text((root / "metadata.csv").read_text().replace("s2", "s1"))
+    changed = load(imagefolder, *own(root, "dataset.group=site"))
+    assert len({d.fingerprint for d in (data, plain, changed)}) == 3
+    assert load(imagefolder, *own(root)).fingerprint == plain.fingerprint
+
+
+def test_groups_of_split_folders(tmp_path):
+    """A table in each split folder, or one beside them; with or without the cache, unreadable images left out."""
+    root = tmp_path / "pets"
+    for name in ("train", "test"):
+        sites(folder(root / name), IMAGES)
+    (root / "train" / "cat" / "02.png").write_text("no image")
+    options = own(root, "dataset.group=site", "dataset.max_unreadable=0.1")
+    inside = load(imagefolder, *options)
+    assert inside.unreadable == ["train/cat/02.png"]
+    assert len(inside.train) + len(inside.val) == 23
+    assert inside.train.groups.tolist() == [f"s{row % 3}" for row in inside.train.rows.tolist()]
+    for name in ("train", "test"):
+        (root / name / "metadata.csv").unlink()
+    sites(root, [f"{name}/{image}" for name in ("test", "train") for image in IMAGES])
+    beside = load(imagefolder, *options)
+    streamed = load(imagefolder, *options, "dataset.cache_gb=0")
+    assert beside.test.groups.tolist() == inside.test.groups.tolist() == streamed.test.groups.tolist()
+    assert beside.fingerprint == inside.fingerprint
+
+
+def test_groups_that_cannot_be_told(tmp_path):
+    root = folder(tmp_path / "pets")
+    options = own(root, "dataset.group=site")
+    with pytest.raises(
+        UserError, match=r"dataset.group=site: there is no metadata.csv with the columns file_name,site in .*pets"
+    ):
+        load(imagefolder, *options)
+    sites(root, IMAGES, "file_name,place")
+    with pytest.raises(UserError, match=r"metadata.csv has no column site; it has: file_name, place"):
+        load(imagefolder, *options)
+    sites(root, IMAGES, "image,site")
+    with pytest.raises(UserError, match=r"metadata.csv has no column file_name; it has: image, site"):
+        load(imagefolder, *options)
+    sites(root, [*IMAGES[:3], *IMAGES[4:]])
+    with pytest.raises(UserError, match=r"dataset.group=site: .*pets/cat/03.png has no row, or no value, in metadata.csv"):
+        load(imagefolder, *options)
+    sites(root, IMAGES)
+    (root / "metadata.csv").write_text((root / "metadata.csv").read_text().replace("dog/11.png,s2", "dog/11.png,"))
+    with pytest.raises(UserError, match=r"pets/dog/11.png has no row, or no value, in metadata.csv"):
+        load(imagefolder, *options)
+    (root / "metadata.csv").write_bytes(b"file_name,site\ncat/00.png,\xff\n")
+    with pytest.raises(UserError, match=r"metadata.csv cannot be read: .*utf-8"):
+        load(imagefolder, *options)
+
+
+def test_groups_of_a_hub_data_set(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    root = folder(tmp_path / "pets")
+    columns = {
+        "image": [str(root / name) for name in IMAGES],
+        "label": [i // 12 for i in range(24)],
+        "site": [i % 3 for i in range(24)],
+        "year": [2020 + i % 2 for i in range(24)],
+        "note": [None if i == 7 else "x" for i in range(24)],
+    }
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["cat", "dog"]),
+        site=datasets.ClassLabel(names=["north", "south", "east"]),
+        year=datasets.Value("int64"),
+        note=datasets.Value("string"),
+    )
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "hub" / "train.parquet")
+    options = ["dataset=hub", f"dataset.root={tmp_path / 'hub'}", "dataset.label_column=label"]
+    for name, expected in (("site", ["north", "south", "east"]), ("year", ["2020", "2021"])):
+        data = load(hub, *options, f"dataset.group={name}")
+        assert data.test.groups.tolist() == [expected[row % len(expected)] for row in data.test.rows.tolist()]
+    with pytest.raises(UserError, match=r"dataset.group=place: no column .*; there is: label, site, year, note"):
+        load(hub, *options, "dataset.group=place")
+    with pytest.raises(UserError, match=r"dataset.group=image: no column of single values"):
+        load(hub, *options, "dataset.group=image")
+    with pytest.raises(UserError, match=r"dataset.group=note: train row 7 has no value"):
+        load(hub, *options, "dataset.group=note")
 
 
 def test_augmentation_moves_pixels_by_what_it_says():

@@ -23,7 +23,7 @@ from ptmrun.compose import compose
 from ptmrun.run import Run
 
 SMALL = [*TINY, "finetune.seeds=1", "evaluate.baselines=[chance]", "pretrain.probes=0"]
-FIGURES = ("augmented", "reconstructions", "attention", "curves", "confusion", "scores")
+FIGURES = ("augmented", "reconstructions", "attention", "curves", "confusion", "scores", "embedding")
 LATER = [  # (file, which of its writes fails), in the order in which a run comes to them
     ("manifest.json", 1),
     ("splits.json", 1),
@@ -44,7 +44,7 @@ LATER = [  # (file, which of its writes fails), in the order in which a run come
     ("checkpoints/logits/5-tuned-0.safetensors", 1),
     ("checkpoints/logits/5-tuned-0-val.safetensors", 1),
     ("predictions.parquet", 1),
-    *((f"figures/{name}.png", 1) for name in ("confusion", "scores")),
+    *((f"figures/{name}.png", 1) for name in ("confusion", "scores", "embedding")),
     ("results.json", 1),
     ("report.html", 1),
 ]

@@ -275,6 +275,7 @@ CASES = [
         "NaN as score", edit("results.json", '"score":', '"x": NaN, "score":'), "NaN is not JSON", ("report", "reproduce"), "done"
     ),
     Case("text in pretrain", change("results.json", pretrain={"loss": "x"}), "pretrain.loss is not what", ("report",)),
+    Case("text in groups", change("results.json", metrics__groups={"a": {"n": "x"}}), "groups.a.n is not what", ("report",)),
     Case("large n_test", change("results.json", n_test=10**400), "n_test is not what", ("report",)),
     Case("results of another kind", change("results.json", by_labels__0__labels_per_class="x"), "is not", ("reproduce",), "done"),
     Case("a line of a number", put("metrics.jsonl", "3\n"), "metrics.jsonl line 1", ("resume",)),

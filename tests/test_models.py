@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoImageProcessor, ViTModel
@@ -78,9 +79,37 @@ def test_depth_orders_every_parameter():
     assert {d for n, d in depths.items() if n.startswith("vit.layernorm")} == {4}
 
 
-def test_attention_is_a_share_of_the_patches():
-    encoder = vit.build(options(size="micro", patch=7), 28, 1, "sdpa").eval()
-    weights = encoder.attention(torch.randn(2, 1, 28, 28))
-    assert weights.shape == (2, 4, 4)
-    assert (weights.sum((1, 2)) < 1).all()
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_attention_rollout(pool):
+    """Against a loop over tokens in double precision (Abnar & Zuidema 2020, equations 1 and 2)."""
+    encoder = vit.build(options(size="micro", patch=7, pool=pool), 28, 1, "sdpa").eval()
+    images = 3 * torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    found = encoder.attention(images)
+    assert found.shape == (2, 4, 4)
     assert encoder.vit.config._attn_implementation == "sdpa"
+    encoder.vit.set_attn_implementation("eager")
+    with torch.no_grad():
+        blocks = [b.double().numpy() for b in encoder.vit(images, output_attentions=True).attentions]
+    assert len(blocks) == 3
+    for image in range(2):
+        rollout = np.eye(17)
+        for block in blocks:
+            mixed = np.zeros((17, 17))
+            for i in range(17):
+                for head in range(3):
+                    mixed[i] += block[image, head, i] / 3
+                mixed[i, i] += 1
+                mixed[i] /= mixed[i].sum()
+            rollout = mixed @ rollout
+        tokens = range(1, 17) if pool == "mean" else [0]
+        expected = sum(rollout[i, 1:] for i in tokens) / len(tokens)
+        np.testing.assert_allclose(found[image].flatten().numpy(), expected, atol=1e-6)
+        assert expected.std() > 1e-4
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_only_the_last_tokens(attention):
+    """The last tokens alone are what they are among all."""
+    encoder = vit.build(options(size="micro", patch=2), 8, 1, attention).double()
+    tokens = torch.randn(3, 7, 96, dtype=torch.float64)
+    torch.testing.assert_close(encoder.encode(tokens, last=4), encoder.encode(tokens)[:, -4:], atol=1e-12, rtol=0)

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ptmrun import compare, sweep
+from ptmrun import compare, matrix, sweep
 from ptmrun.errors import UserError
 from ptmrun.ledger import Job, Ledger
 
@@ -69,6 +70,45 @@ def test_grid_is_every_combination_in_order():
     ]
     with pytest.raises(UserError, match="an interval is searched"):
         sweep.grid(["pretrain.lr=interval(0.1,0.2)"])
+
+
+def test_an_experiment_brings_its_grid():
+    """Keys that the command gives win; combinations that do not fit are no jobs."""
+    settings = sweep.parse_settings(["experiment=vision_table"])
+    wanted, problems = sweep.combinations(settings, ["experiment=vision_table", "model=resnet,vit", "seed=1"])
+    assert not problems
+    pairs = [(job[1], job[3]) for job in wanted]
+    assert len(pairs) == len(set(pairs))
+    assert {task for model, task in pairs if model == "model=resnet"} == {
+        f"task={t}" for t in ("supervised", "simclr", "byol", "dino", "simmim")
+    }
+    assert {task for model, task in pairs if model == "model=vit"} >= {"task=mim", "task=mae", "task=simmim"}
+    assert ("model=resnet", "task=mae") not in pairs
+    with_error = settings.model_copy(update={"misfits": "error"})
+    wanted, problems = sweep.combinations(with_error, ["model=resnet", "task=mae,simclr", "seed=1"])
+    assert len(wanted) == 2
+    assert list(problems) == [("model=resnet", "task=mae", "seed=1")]
+    with pytest.raises(UserError, match="model=nonesuch: no such model"):
+        sweep.combinations(settings.model_copy(update={"grid": {"model": ["nonesuch"]}}), ["seed=1"])
+
+
+def test_two_settings_make_a_matrix():
+    def row(model: str, task: str, *scores: tuple[float, float]) -> compare.Row:
+        entries = [
+            {"labels_per_class": 5, "scores": {"tuned": {"mean": t}, "scratch": {"mean": 0.5}, "random_frozen": {"mean": s}}}
+            for t, s in scores
+        ]
+        runs = [SimpleNamespace(results=lambda e=e: {"by_labels": [e]}) for e in entries]
+        return compare.Row({"model": model, "task": task}, runs)
+
+    rows = [row("a", "x", (0.6, 0.3), (0.8, 0.3)), row("a", "y", (0.9, 0.3)), row("b", "x", (0.4, 0.2))]
+    assert matrix.markdown(rows) == (
+        "Test accuracy, fine-tuned, 5 labels a class (mean ± sd over seeds)\n\n"
+        "| model | scratch | x | y |\n| --- | --- | --- | --- |\n"
+        "| a | 0.500 ± 0.000 | 0.700 ± 0.141 | **0.900** |\n"
+        "| b | 0.500 | **0.400** |  |\n"
+    )
+    assert matrix.markdown([compare.Row({"model": "a"}, rows[0].runs)]) is None
 
 
 BAD = {

@@ -18,7 +18,7 @@ from ptmrun import cli, config, evaluation, stages, tracking
 from ptmrun.run import Run
 
 QUICK = [*TINY, "evaluate.baselines=[chance,scratch]"]
-FIGURES = {"curves", "reconstructions", "augmented", "attention", "confusion", "scores"}
+FIGURES = {"curves", "reconstructions", "augmented", "attention", "confusion", "scores", "embedding"}
 
 
 def expected(run: Run, names: tuple[str, ...] = ()) -> dict[str, list[tuple[int, float]]]:

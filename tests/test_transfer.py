@@ -160,7 +160,7 @@ def test_a_vit_for_other_images():
     assert torch.equal(colour.positions, gray.positions)
     torch.testing.assert_close(colour.features(images.expand(-1, 3, -1, -1)), gray.features(images))
     again = small_vit(16, 1)
-    tensors, notes = gray.fitted(gray.state_dict())
+    tensors, notes = gray.adjusted(gray.state_dict())
     assert (checkpoint.sha256(tensors), notes) == (checkpoint.sha256(gray.state_dict()), [])
     colour.save(Path("colour"), [0.5] * 3, [0.25] * 3)
     again.load(Path("colour"))
@@ -171,7 +171,7 @@ def test_a_vit_for_other_images():
     expected = colour.vit(photos, interpolate_pos_encoding=True).last_hidden_state[:, 1:].mean(1)
     torch.testing.assert_close(larger.features(photos), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(larger.vit.embeddings.position_embeddings[:, 0], colour.vit.embeddings.position_embeddings[:, 0])
-    notes = larger.fitted(files.tensors_of(Path("gray")))[1]
+    notes = larger.adjusted(files.tensors_of(Path("gray")))[1]
     assert notes == [
         "patch embeddings: from gray to colour, a third for each channel",
         "position embeddings: from 4x4 to 7x7 patches, bicubic",

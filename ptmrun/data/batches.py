@@ -89,13 +89,14 @@ class Batches:
         batch: dict[str, Any] = {"ids": ids[place], "rows": rows}
         if self.split.labels is not None:
             batch["labels"] = self.split.labels[ids[place]].to(x.device)
-        if any(self.alphas):
-            assert self.split.labels is not None
-            other = rng.permutation(rows.seed, "partners", len(ids), rows.step)[place]
-            x, batch["share"] = mix.mix(x, self.normalise(images[other]), self.alphas, rows)
-            batch["partners"] = self.split.labels[ids[other]].to(x.device)
         if self.views:
             batch["views"] = views.make(x, self.options, self.strength, self.views, rows)
         else:
             x = augment(x, self.options, self.strength, rows)
+        if any(self.alphas):  # with the same geometry, and mixed after it, so that CutMix's share is the area that is seen
+            assert self.split.labels is not None
+            other = rng.permutation(rows.seed, "partners", len(ids), rows.step)[place]
+            others = augment(self.normalise(images[other]), self.options, self.strength, rows)
+            x, batch["share"] = mix.mix(x, others, self.alphas, rows)
+            batch["partners"] = self.split.labels[ids[other]].to(x.device)
         return {"images": x, **batch}

@@ -1,6 +1,7 @@
 """Source -> train, val and test splits with decoded or decodable images. The splits never depend on the run's seed."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +19,17 @@ from ptmrun.errors import UserError
 
 @dataclass
 class Split:
-    """Images of one split: uint8 [N, C, S, S] in memory (or memory-mapped), or a decoder; labels [N] or none."""
+    """Images of one split: uint8 [N, C, S, S] in memory (or memory-mapped), or a decoder; labels [N] or none.
+
+    groups [N], or none: names of the subgroups (hospitals, cameras ...) that scores are told apart by.
+    """
 
     pixels: Tensor | None
     decoder: decode.Decoder | None
     rows: Tensor  # [N] int64: this split's rows of `pixels` or `decoder`
     labels: Tensor | None
     workers: int = 0
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,11 +46,16 @@ class Split:
 
     def subset(self, indices: Tensor) -> "Split":
         labels = None if self.labels is None else self.labels[indices]
-        return Split(self.pixels, self.decoder, self.rows[indices], labels, self.workers)
+        groups = None if self.groups is None else self.groups[indices.numpy()]
+        return Split(self.pixels, self.decoder, self.rows[indices], labels, self.workers, groups)
+
+    def spaced(self, count: int) -> "Split":
+        """At most `count` of the samples, evenly spaced."""
+        return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
 
     def some(self, count: int) -> Tensor:
         """At most `count` images, evenly spaced: uint8 [count, C, S, S]."""
-        return next(self.batches([torch.linspace(0, len(self) - 1, min(count, len(self))).long()]))
+        return next(self.spaced(count).all(count))
 
     def all(self, size: int = 512) -> Iterator[Tensor]:
         """The whole split in order, in batches."""
@@ -112,6 +122,8 @@ def load(
         notes.append(f"there is no test split: {len(test)} images of {len(train) + len(test)} are held out (splits.json)")
     if options.limit and options.limit < len(train):
         _, train = hold_out(train, options.limit / len(train), options.split_seed, "limit")
+    if options.test_limit and options.test_limit < len(test):
+        _, test = hold_out(test, options.test_limit / len(test), options.split_seed, "test_limit")
     if val is None:
         train, val = hold_out(train, options.val_fraction, options.split_seed, "val")
         made["val"] = val
@@ -126,6 +138,7 @@ def load(
         size,
         channels,
         *(hashlib.sha256(s.rows.numpy().tobytes()).hexdigest() for s in (train, val, test)),
+        *(hashlib.sha256(json.dumps(s.groups.tolist()).encode()).hexdigest() for s in (train, val, test) if s.groups is not None),
     ]
     fingerprint = hashlib.sha256("/".join(map(str, key)).encode()).hexdigest()
     return Data(train, val, test, source.classes, channels, size, mean, std, fingerprint, notes, listed, unreadable)
@@ -172,15 +185,15 @@ def as_split(
     images = part.images
     if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
         pixels = torch.from_numpy(np.ascontiguousarray(images.reshape(len(images), size, size, channels).transpose(0, 3, 1, 2)))
-        return Split(pixels, None, torch.arange(len(images)), labels), []
+        return Split(pixels, None, torch.arange(len(images)), labels, groups=part.groups), []
     pictures = Arrays(images) if isinstance(images, np.ndarray) else images
     decoder = decode.Decoder(pictures, size, channels)
     if len(pictures) * channels * size**2 > options.cache_gb * 2**30:
-        return Split(None, decoder, torch.arange(len(pictures)), labels, workers), []
+        return Split(None, decoder, torch.arange(len(pictures)), labels, workers, part.groups), []
     pixels, good = decode.decoded(decoder, fingerprint, workers, lambda n: progress("decoding", n, len(pictures)))
     rows = torch.from_numpy(np.flatnonzero(good))
     bad = [pictures.label_of(int(i)) for i in np.flatnonzero(~good)]
-    return Split(pixels, None, rows, None if labels is None else labels[rows]), bad
+    return Split(pixels, None, torch.arange(len(pictures)), labels, groups=part.groups).subset(rows), bad
 
 
 def hold_out(split: Split, fraction: float, seed: int, purpose: str) -> tuple[Split, Split]:

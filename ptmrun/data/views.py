@@ -15,8 +15,8 @@ from ptmrun.config import Augment
 from ptmrun.data.augment import geometry, warp
 from ptmrun.rng import Rows
 
-# luminance and two colour axes (YIQ); hue is a turn of the latter
-YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.321], [0.211, -0.523, 0.311]])
+# luminance and two colour axes (YIQ), which are 0 for gray; hue is a turn of the latter
+YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
 class Views(Protocol):
@@ -45,7 +45,8 @@ def view(images: Tensor, options: Augment, strength: float, wanted: Views, rows:
 
 def crop(least: float, drawn: Tensor) -> Tensor:
     """Affine maps [B, 2, 3] of crops with a share of the area from `least` to 1 and sides from 3:4 to 4:3; drawn [B, 4]."""
-    area, ratio = least + (1 - least) * drawn[:, 0], (math.log(4 / 3) * (2 * drawn[:, 1] - 1)).exp()
+    area = least + (1 - least) * drawn[:, 0]
+    ratio = ((-area.log()).clamp(max=math.log(4 / 3)) * (2 * drawn[:, 1] - 1)).exp()  # neither side is longer than the image's
     width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)
     x, y = (1 - width) * (2 * drawn[:, 2] - 1), (1 - height) * (2 * drawn[:, 3] - 1)
     zero = torch.zeros_like(x)

@@ -138,31 +138,66 @@ def few_labels(labels: Tensor, classes: list[str], per_class: int | None, seed: 
 
 
 def metrics(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> dict[str, Any]:
-    """Accuracy, top-5 (above 5 classes), precision, recall and F1 (macro and per class), negative log-likelihood, calibration
-    error (ECE with equal-width bins, Guo et al. 2017) and the confusion matrix (rows: true class)."""
+    """Accuracy, top-5 (above 5 classes), precision, recall and F1 (macro, micro and per class), area under the ROC curve (each
+    class against the rest, and their mean), negative log-likelihood, calibration error (ECE with equal-width bins, Guo et al.
+    2017) and the confusion matrix (rows: true class). logits [N, classes], labels [N].
+
+    An image has one label, so the micro averages of precision, recall and F1 all equal the accuracy. The area of a class that
+    no test image has is null, and so is the mean over classes then.
+    """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
     truth, guess = labels.numpy(), logits.argmax(1).numpy()
     probabilities = logits.double().softmax(1)
     every = np.arange(len(classes))
     precision, recall, f1, support = precision_recall_fscore_support(truth, guess, labels=every, zero_division=0)
+    micro = precision_recall_fscore_support(truth, guess, labels=every, average="micro", zero_division=0)
+    areas = [roc_auc(truth == c, probabilities[:, c].numpy()) for c in every]
+    known = [area for area in areas if area is not None]
     top = logits.topk(min(5, len(classes)), 1).indices
     result = {
         "accuracy": float((guess == truth).mean()),
         "precision_macro": float(precision.mean()),
         "recall_macro": float(recall.mean()),
         "f1_macro": float(f1.mean()),
+        "precision_micro": float(micro[0]),
+        "recall_micro": float(micro[1]),
+        "f1_micro": float(micro[2]),
+        "roc_auc_macro": float(np.mean(known)) if len(known) == len(areas) else None,
         "nll": float(F.nll_loss(probabilities.clamp(min=1e-12).log(), labels)),
         "ece": calibration_error(probabilities.max(1).values.numpy(), guess == truth, bins),
         "per_class": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
-            for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "roc_auc": a, "n": int(n)}
+            for name, p, r, f, a, n in zip(classes, precision, recall, f1, areas, support, strict=True)
         },
         "confusion": confusion_matrix(truth, guess, labels=every).tolist(),
     }
     if len(classes) > 5:
         result["top5"] = float((top == labels[:, None]).any(1).float().mean())
     return result
+
+
+def by_group(logits: Tensor, labels: Tensor, groups: np.ndarray) -> dict[str, Any]:
+    """Images, accuracy and macro F1 of every group, and the group with the lowest accuracy. groups: names [N].
+
+    The F1 of a group is the mean over the classes that its images have or are taken for.
+    """
+    from sklearn.metrics import f1_score
+
+    truth, guess = labels.numpy(), logits.argmax(1).numpy()
+    found = {}
+    for name in np.unique(groups):
+        t, g = truth[groups == name], guess[groups == name]
+        f1 = f1_score(t, g, average="macro", zero_division=0)
+        found[str(name)] = {"n": len(t), "accuracy": float((t == g).mean()), "f1_macro": float(f1)}
+    return {"groups": found, "worst_group": min(found, key=lambda name: found[name]["accuracy"])}
+
+
+def roc_auc(positive: np.ndarray, score: np.ndarray) -> float | None:
+    """Area under the ROC curve of booleans [N] by their scores [N]; None where all or none are positive."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
 
 
 def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int) -> float:

@@ -11,8 +11,11 @@ An encoder knows nothing of the objective it serves. What objectives and stages 
     net, kind                        the library's network, and its name in the file's PUBLISHED
     save(folder), load(folder)       in the library's own format
     classifier(head, auxiliary, classes)    the library's own, with this encoder's weights; None where it has none
-    fitted(tensors)                  weights from other images as this encoder takes them, and notes on what was changed
-    those with patches: patch, grid, embed(images), positions, encode(tokens), attention(images)
+    adjusted(tensors)                weights from other images as this encoder takes them, and notes on what was changed
+    those that learn something from images before training: fit(images) -> buffers, fitted(folder) -> those of a saved encoder
+    those whose features come from a layer: layer, layer_features(images) -> [B, depth, width], choose(layers' scores), trim()
+    those with tokens: vocabulary, unit, tokens(images), logits(tokens), complete(tokens, noise), images(tokens)
+    those with patches: patch, grid, embed(images), positions, encode(tokens, last), attention(images)
     those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_width (D), map_side (h = w), above_map
                         (modules between map and features), cam_layer (the module that gives the map), resize (the side
                         images are scaled to)

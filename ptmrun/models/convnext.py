@@ -40,7 +40,6 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 class Encoder(encoder.Encoder):
     whole = ConvNextForImageClassification
     layout = torch.channels_last
-    processor = "ConvNextImageProcessor"
 
     def __init__(self, options: Any, channels: int, size: int):
         self.kind = f"convnext-{options.size}"

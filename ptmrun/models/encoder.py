@@ -22,8 +22,7 @@ class Encoder(nn.Module, abc.ABC):
 
     net: Any
     layout = torch.contiguous_format  # channels_last where it measures faster
-    kind: str  # torchvision's name of the network; family and size for transformers' ones
-    processor = "BitImageProcessor"
+    kind = ""  # torchvision's name of the network; family and size for transformers' ones
     whole: Any = None  # transformers' class with a linear layer on top
     last: str | None = None  # torchvision's name of its last linear layer,
     auxiliary_last = "AuxLogits.fc"  # and of the auxiliary one's
@@ -82,7 +81,7 @@ class Encoder(nn.Module, abc.ABC):
     def preprocessing(self, mean: list[float], std: list[float]) -> dict[str, Any]:
         """What becomes of an image before it is the network's input."""
         mean, std = ([x[0]] * 3 if self.channels == 1 else x for x in (mean, std))
-        return files.processor(self.processor, self.resize, mean, std)
+        return files.processor(self.resize, mean, std)
 
     def classifier(self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str]) -> tuple[nn.Module, dict] | None:
         """(the library's own classifier of these weights, a description for config.json where it is torchvision's); None where
@@ -125,7 +124,7 @@ class Encoder(nn.Module, abc.ABC):
     def load(self, folder: Path) -> None:
         files.load(self.net, folder, files.tensors_of(folder))
 
-    def fitted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights of an encoder of other images, as this one takes them: nothing to do, as images are what is changed here."""
         return tensors, []
 

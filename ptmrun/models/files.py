@@ -1,4 +1,7 @@
-"""Encoders on disk, in their library's own format: a transformers folder, or torchvision's names in a safetensors file."""
+"""Encoders on disk, in their library's own format: a transformers folder, or torchvision's names in a safetensors file.
+
+transformers takes seconds to import, so only what needs it does.
+"""
 
 import contextlib
 import copy
@@ -9,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.utils import logging
+from torch import Tensor, nn
 
 from ptmrun import checkpoint
 from ptmrun.errors import UserError
 from ptmrun.run import remove
 
+FITTED = "fitted.safetensors"  # what was learned from images before training, and has no place in the library's files
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' own progress bars and load reports: what matters is checked and said here."""
+    from transformers.utils import logging
+
     level = logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -31,10 +36,12 @@ def quiet() -> Iterator[None]:
         logging.enable_progress_bar()
 
 
-def processor(kind: str, side: int, mean: list[float], std: list[float]) -> dict[str, Any]:
-    """What transformers' AutoImageProcessor reads: how an image becomes the model's input."""
+def processor(side: int, mean: list[float], std: list[float], kind: str = "ViTImageProcessor") -> dict[str, Any]:
+    """What transformers' AutoImageProcessor reads: how an image becomes the model's input. ViT's for all families: it
+    resizes the whole image, where others cut its middle out."""
     return {
         "image_processor_type": kind,
+        "do_convert_rgb": len(mean) == 3,
         "do_resize": True,
         "size": {"height": side, "width": side},
         "do_rescale": True,
@@ -45,26 +52,30 @@ def processor(kind: str, side: int, mean: list[float], std: list[float]) -> dict
     }
 
 
-def save(net: nn.Module, folder: Path, about: dict[str, Any], preprocessing: dict[str, Any]) -> None:
+def save(
+    net: nn.Module, folder: Path, about: dict[str, Any], preprocessing: dict[str, Any], fitted: dict[str, Tensor] | None = None
+) -> None:
     """A folder with model.safetensors, config.json (`about`, where the library does not write its own) and
-    preprocessor_config.json; replaced as a whole."""
+    preprocessor_config.json, and FITTED where the encoder has buffers of its own; replaced as a whole."""
     part = folder.with_name(f".{folder.name}.part")
     remove(part)  # a left-over, or a link that leads elsewhere
-    if isinstance(net, PreTrainedModel):
+    if hasattr(net, "save_pretrained"):
         try:
             with quiet():
-                net.save_pretrained(part)
+                net.save_pretrained(part)  # type: ignore[operator]
         except SafetensorError as error:  # the disk is full
             raise UserError(f"{folder}: cannot be written: {error}") from None
     else:
         checkpoint.save(part / "model.safetensors", net.state_dict())
         (part / "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    if fitted:
+        checkpoint.save(part / FITTED, fitted)
     (part / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
     remove(folder)
     os.replace(part, folder)
 
 
-def with_head(net: PreTrainedModel, kind: Any, head: nn.Linear, classes: list[str], side: int) -> PreTrainedModel:
+def with_head(net: Any, kind: Any, head: nn.Linear, classes: list[str], side: int) -> Any:
     """transformers' classifier `kind` of this network and a linear layer, for images of `side` pixels."""
     config = copy.deepcopy(net.config)
     config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
@@ -88,12 +99,12 @@ def load(net: nn.Module, folder: Path, tensors: dict[str, Any], **options: Any) 
         k for k, v in net.state_dict().items() if k in tensors and v.is_floating_point() != tensors[k].is_floating_point()
     ]:
         raise UserError(f"{file}: does not fit the model: {wrong[0]} is {tensors[wrong[0]].dtype}")
-    if isinstance(net, PreTrainedModel):
+    if hasattr(net, "from_pretrained"):
         tensors = renamed(net, tensors, folder, options)
     checkpoint.into(net, tensors, file)
 
 
-def renamed(net: PreTrainedModel, tensors: dict[str, Any], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+def renamed(net: Any, tensors: dict[str, Any], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     """The tensors under the names that `net` has. Raises UserError for any that is missing, unexpected or of another shape."""
     if wrong := [name for name, value in tensors.items() if not value.is_floating_point() and name not in net.state_dict()]:
         raise UserError(f"{folder}: does not fit the model: {wrong[0]} is {tensors[wrong[0]].dtype}")
@@ -107,7 +118,7 @@ def renamed(net: PreTrainedModel, tensors: dict[str, Any], folder: Path, options
     return state
 
 
-def translated(net: PreTrainedModel, tensors: dict[str, Any], **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def translated(net: Any, tensors: dict[str, Any], **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """(state, what is missing, unexpected, mismatched): transformers writes some models with older names than it uses, and its
     own loader translates them. Our own config and these tensors go in; no other file is looked at."""
     with quiet():

@@ -8,9 +8,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from ptmrun import checkpoint
 from ptmrun.errors import UserError
@@ -27,7 +25,7 @@ IGNORED = {  # entries of a transformers config that do not change what the netw
 }  # fmt: skip
 
 
-def published(net: nn.Module, kind: str, names: Mapping[str, str]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+def published(net: Any, kind: str, names: Mapping[str, str]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """(source, tensors, the library's config) of the weights that `names` lists for a `kind`: torchvision's, whose hash is
     checked, or those of a model on the Hugging Face hub, from safetensors alone. Raises UserError when there are none or no way
     to get them."""
@@ -38,7 +36,9 @@ def published(net: nn.Module, kind: str, names: Mapping[str, str]) -> tuple[str,
         )
     name = names[kind]
     try:
-        if not isinstance(net, PreTrainedModel):
+        if not hasattr(net, "from_pretrained"):
+            import torchvision
+
             weights = torchvision.models.get_weight(name)
             return f"torchvision {name}", dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True)), {}
         with files.quiet():
@@ -86,7 +86,7 @@ def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
     """Loads what fits by name, the heads of classifiers left out; returns notes on what did and what did not. Raises UserError
     when that is less than LEAST of the encoder's parameters, or not finite."""
     net = encoder.net
-    tensors, notes = encoder.fitted({k.removeprefix("module."): v for k, v in tensors.items()})
+    tensors, notes = encoder.adjusted({k.removeprefix("module."): v for k, v in tensors.items()})
     found, missing, unexpected, mismatched = compared(net, tensors)
     heads = [k for k in unexpected if k.startswith(HEADS)]
     if bad := [k for k, v in found.items() if not checkpoint.finite(v)]:
@@ -112,10 +112,10 @@ def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
     return [*lines, *(f"  {line}" for line in problems), *notes, *unlike(net, config)]
 
 
-def compared(net: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str], list[str]]:
+def compared(net: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str], list[str]]:
     """(what fits, and the names of what is missing, unexpected and of another shape)"""
     wanted = net.state_dict()
-    if isinstance(net, PreTrainedModel):  # whose names may be older ones, or below those of a classifier
+    if hasattr(net, "from_pretrained"):  # whose names may be older ones, or below those of a classifier
         odd = [k for k, v in tensors.items() if not v.is_floating_point() and k not in wanted]
         state, info = files.translated(net, {k: v for k, v in tensors.items() if k not in odd})
         lacking, wrong = (
@@ -129,9 +129,9 @@ def compared(net: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, T
     return found, [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted], sorted(wrong)
 
 
-def unlike(net: nn.Module, config: Mapping[str, Any]) -> list[str]:
+def unlike(net: Any, config: Mapping[str, Any]) -> list[str]:
     """One line for what the file's own config says otherwise and shapes do not show (an epsilon, a kind of padding)."""
-    if not isinstance(net, PreTrainedModel):
+    if not hasattr(net, "from_pretrained"):
         return []
     ours = net.config.to_dict()
     names = [k for k in ours if k in config and k not in IGNORED and not k.startswith("_") and plain(ours[k]) != plain(config[k])]

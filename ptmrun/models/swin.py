@@ -47,7 +47,6 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 class Encoder(encoder.Encoder):
     whole = SwinForImageClassification
-    processor = "ViTImageProcessor"
 
     def __init__(self, options: Any, channels: int, size: int, attention: str):
         self.kind = f"swin-{options.size}"

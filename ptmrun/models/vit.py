@@ -13,6 +13,7 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from ptmrun.errors import UserError
 from ptmrun.models import files
+from ptmrun.models.block import tail
 from ptmrun.models.initial import xavier
 
 SIZES = {  # width, blocks, heads, wanted patches per side
@@ -103,14 +104,15 @@ class Encoder(nn.Module):
         """Patch embeddings without positions: [B, C, S, S] -> [B, N, D]."""
         return self.vit.embeddings.patch_embeddings(images)
 
-    def encode(self, tokens: Tensor) -> Tensor:
-        """Any number of patch tokens, [B, n, D] -> [B, 1 + n, D], the class token first."""
+    def encode(self, tokens: Tensor, last: int = 0) -> Tensor:
+        """Any number of patch tokens, [B, n, D] -> [B, 1 + n, D], the class token first; or only the `last` ones."""
         embeddings = self.vit.embeddings
         first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
         hidden = embeddings.dropout(torch.cat([first, tokens], 1))
-        for layer in self.vit.layers:
+        for layer in self.vit.layers[:-1]:
             hidden = layer(hidden)
-        return self.vit.layernorm(hidden)
+        layer = self.vit.layers[-1]
+        return self.vit.layernorm(tail(layer, hidden, last) if last else layer(hidden))
 
     def features(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> [B, D]: the mean of the patch tokens, or the class token."""
@@ -126,16 +128,21 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:
-        """How much of the attention of the last block each patch gets: [B, C, S, S] -> [B, grid, grid].
+        """How much each patch flows into the features, by attention rollout: [B, C, S, S] -> [B, grid, grid].
 
-        The mean of the heads, and of the tokens that `features` pools.
+        Of every block the mean of the heads, with half of each token's weight on itself for the residual connection; multiplied
+        over the blocks (Abnar & Zuidema 2020, arXiv:2005.00928); then the mean of the tokens that `features` pools.
         """
         used = self.vit.config._attn_implementation
         self.vit.set_attn_implementation("eager")
-        weights = self.vit(images, output_attentions=True).attentions[-1].mean(1)
+        blocks = self.vit(images, output_attentions=True).attentions
         self.vit.set_attn_implementation(used)
-        pooled = weights[:, 1:] if self.pool == "mean" else weights[:, :1]
-        return pooled[:, :, 1:].mean(1).unflatten(1, (self.grid, self.grid)).float()
+        same = torch.eye(blocks[0].shape[-1], device=images.device)
+        flow = same.expand(len(images), -1, -1)
+        for weights in blocks:
+            flow = (weights.float().mean(1) + same) / 2 @ flow
+        pooled = flow[:, 1:] if self.pool == "mean" else flow[:, :1]
+        return pooled[:, :, 1:].mean(1).unflatten(1, (self.grid, self.grid))
 
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
@@ -143,7 +150,7 @@ class Encoder(nn.Module):
 
     def preprocessing(self, mean: list[float], std: list[float]) -> dict[str, Any]:
         """What becomes of an image before it is the network's input."""
-        return files.processor("ViTImageProcessor", self.vit.config.image_size, mean, std)
+        return files.processor(self.vit.config.image_size, mean, std)
 
     alone = "transformers' ViT classifies by its class token, model.pool=cls"
 
@@ -158,10 +165,10 @@ class Encoder(nn.Module):
         return images
 
     def load(self, folder: Path) -> None:
-        """Also weights that were trained on images of another size or colour, see `fitted`."""
-        files.load(self.vit, folder, self.fitted(files.tensors_of(folder))[0], add_pooling_layer=False)
+        """Also weights that were trained on images of another size or colour, see `adjusted`."""
+        files.load(self.vit, folder, self.adjusted(files.tensors_of(folder))[0], add_pooling_layer=False)
 
-    def fitted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights that were trained on images of another size or colour, as this encoder takes them, and notes on what changed.
 
         Position embeddings are interpolated bicubically to this grid, the class token's kept (Dosovitskiy et al. 2021, section

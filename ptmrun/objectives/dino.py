@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ptmrun.loss import Loss
 from ptmrun.objectives.teacher import follow, mlp, momentum_at, teacher_of
 
-GLOBAL = 2  # views that the teacher sees; all others are small crops, for the student alone
+GLOBAL = 2  # views that the teacher sees; all others are for the student alone
 
 
 class Head(nn.Module):
@@ -31,7 +31,7 @@ class Head(nn.Module):
 
 class Objective(nn.Module):
     """`options`: prototypes, hidden, bottleneck, momentum, center_momentum, student_temperature, teacher_temperature (reached
-    after a share `warmup` of the steps, from `first_temperature`), local_views, local_crop, and those of the views."""
+    after a share `warmup` of the steps, from `first_temperature`), and those of the views."""
 
     remedies = "a lower task.teacher_temperature, a task.momentum nearer to 1, a lower pretrain.lr, a larger pretrain.batch_size"
 

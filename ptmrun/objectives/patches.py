@@ -21,6 +21,11 @@ def unpatchify(patches: Tensor, patch: int, channels: int) -> Tensor:
     return patches.reshape(b, g, g, patch, patch, channels).permute(0, 5, 1, 3, 2, 4).reshape(b, channels, g * patch, g * patch)
 
 
+def pick(tokens: Tensor, chosen: Tensor) -> Tensor:
+    """Each row's own choice of tokens: [B, N, D] and indices [B, n] -> [B, n, D]."""
+    return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
 def hidden_count(patches: int, ratio: float) -> int:
     """How many of the patches a mask ratio hides: at least one, and at least one stays visible."""
     return min(patches - 1, max(1, patches - int(patches * (1 - ratio))))

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
-from ptmrun.objectives.patches import hidden_count, patchify, unpatchify
+from ptmrun.models.initial import near_zero
+from ptmrun.objectives.patches import hidden_count, patchify, pick, unpatchify
 
 UNITS = 7  # hidden squares a side where the encoder has no patches (the paper: 32 pixels of 224)
 
@@ -31,7 +32,9 @@ class Objective(nn.Module):
         if self.tokens:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, encoder.width))
             nn.init.trunc_normal_(self.mask_token, std=0.02)
-            self.head: nn.Module = nn.Linear(encoder.width, encoder.patch**2 * encoder.channels)
+            head = nn.Linear(encoder.width, encoder.patch**2 * encoder.channels)
+            near_zero(head)
+            self.head: nn.Module = head
         else:
             self.mask_token = nn.Parameter(torch.zeros(1, encoder.channels, 1, 1))
             scale = -(-encoder.side // encoder.map_side)
@@ -44,7 +47,8 @@ class Objective(nn.Module):
         images = batch["images"]
         hidden = self.mask(batch)
         predicted = self.predict(images, hidden)
-        error = ((predicted.float() - patchify(images, self.patch)).abs().mean(-1) * hidden).sum()
+        wanted = patchify(images, self.patch)[hidden].view_as(predicted)
+        error = (predicted.float() - wanted).abs().mean(-1).sum()
         return Loss(error, len(images) * self.hidden), {}
 
     initial_within = 1.5  # random weights give 0.9 to 1.3 times the initial loss
@@ -60,17 +64,18 @@ class Objective(nn.Module):
         return noise.argsort(1).argsort(1) >= self.patches - self.hidden
 
     def predict(self, images: Tensor, hidden: Tensor) -> Tensor:
-        """Pixels of every patch, [B, N, patch * patch * C]."""
+        """Pixels of the hidden patches, [B, hidden, patch * patch * C]; with tokens the last block computes nothing else."""
         if self.tokens:
             tokens = torch.where(hidden[..., None], self.mask_token.to(images.dtype), self.encoder.embed(images))
-            return self.head(self.encoder.encode(tokens + self.encoder.positions)[:, 1:])
+            order = hidden.byte().argsort(dim=1, stable=True)  # the hidden ones last
+            return self.head(self.encoder.encode(pick(tokens + self.encoder.positions, order), last=self.hidden))
         side = images.shape[-1]
         squares = hidden.unflatten(1, (side // self.patch, -1)).repeat_interleave(self.patch, 1).repeat_interleave(self.patch, 2)
         maps = self.encoder.feature_map(torch.where(squares[:, None], self.mask_token.to(images.dtype), images))
         pixels = self.head(maps)
         if pixels.shape[-1] != side:
             pixels = F.interpolate(pixels.float(), (side, side), mode="bilinear", align_corners=False)
-        return patchify(pixels, self.patch)
+        return patchify(pixels, self.patch)[hidden].unflatten(0, (-1, self.hidden))
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -78,9 +83,9 @@ class Objective(nn.Module):
         images, patch = batch["images"], self.patch
         hidden = self.mask(batch)
         pixels = patchify(images, patch)
-        gray = pixels.mean((1, 2), keepdim=True)
-        back = [torch.where(hidden[..., None], filled, pixels) for filled in (gray, self.predict(images, hidden).float())]
-        masked, rebuilt = (unpatchify(x, patch, self.encoder.channels) for x in back)
+        gray = torch.where(hidden[..., None], pixels.mean((1, 2), keepdim=True), pixels)
+        filled = pixels.masked_scatter(hidden[..., None], self.predict(images, hidden).to(pixels.dtype))
+        masked, rebuilt = (unpatchify(x, patch, self.encoder.channels) for x in (gray, filled))
         return {"original": images, "masked": masked, "reconstructed": rebuilt}
 
 

@@ -23,10 +23,11 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """A split: uint8 [N, H, W] or [N, H, W, C] in memory, or pictures; labels [N] int64 or none."""
+    """A split: uint8 [N, H, W] or [N, H, W, C] in memory, or pictures; labels [N] int64 or none; groups [N] text or none."""
 
     images: np.ndarray | Pictures
     labels: np.ndarray | None
+    groups: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,27 @@ def read(options: Any) -> Source:
     for name, rows in loaded.items():
         split = {"validation": "val", "valid": "val"}.get(str(name), str(name))
         if split in ("train", "val", "test"):
-            parts[split] = Part(Column(rows, image, split), np.asarray(rows[label], dtype=np.int64) if label else None)
+            labels = np.asarray(rows[label], dtype=np.int64) if label else None
+            parts[split] = Part(Column(rows, image, split), labels, groups(rows, options.group, split) if options.group else None)
     if "train" not in parts:
         raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, loaded))}")
     fingerprint = "-".join(rows._fingerprint for rows in loaded.values())
     return Source(parts, list(features[label].names) if label else [], fingerprint, [])
+
+
+def groups(rows: Any, name: str, split: str) -> np.ndarray:
+    """The values of a column as text, [N]; a class label by its name."""
+    import datasets
+
+    feature = rows.features.get(name)
+    if not isinstance(feature, datasets.Value | datasets.ClassLabel):
+        fits = [c for c, f in rows.features.items() if isinstance(f, datasets.Value | datasets.ClassLabel)]
+        raise UserError(f"dataset.group={name}: no column of single values of that name; there is: {', '.join(fits) or 'none'}")
+    values = rows[name]
+    for index, value in enumerate(values):
+        if value is None:
+            raise UserError(f"dataset.group={name}: {split} row {index} has no value")
+    return np.array([feature.int2str(v) if isinstance(feature, datasets.ClassLabel) else str(v) for v in values])
 
 
 def column(features: Any, name: str, kind: Any, key: str, needed: bool = True) -> Any:

@@ -1,13 +1,14 @@
 """Any folder of images: with or without class folders, with or without train / val / test folders."""
 
+import csv
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ptmrun.config import Dataset
 from ptmrun.data.sources import Part, Source
 from ptmrun.errors import UserError
 
@@ -21,6 +22,8 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+
+METADATA = "metadata.csv"
 
 
 class Files:
@@ -39,7 +42,7 @@ class Files:
         return self.paths[index]
 
 
-def read(options: Dataset) -> Source:
+def read(options: Any) -> Source:
     if not options.root:
         raise UserError("dataset.root: the folder of images is needed, as in dataset.root=photos")
     root = Path(options.root).expanduser()
@@ -70,14 +73,45 @@ def read(options: Dataset) -> Source:
                     f"{splits[name]}/{strange[0]}: a class that the training split does not have; it has {', '.join(classes)}"
                 )
     digest = hashlib.sha256()
+    group_of = group_names(root, list(splits.values()), options.group) if options.group else {}
     result = {}
     for name, paths in found.items():
         for p in paths:
             digest.update(f"{name}/{p.relative_to(root)}/{p.stat().st_size}\n".encode())
         labels = np.array([classes.index(parts[0]) for parts in class_of[name]], dtype=np.int64) if classes else None
+        files = [str(p.relative_to(root)) for p in paths]
+        if options.group and (lacking := [f for f in files if f not in group_of]):
+            raise UserError(f"dataset.group={options.group}: {root / lacking[0]} has no row, or no value, in {METADATA}")
         if paths:
-            result[name] = Part(Files(root, [str(p.relative_to(root)) for p in paths]), labels)
+            groups = np.array([group_of[f] for f in files]) if options.group else None
+            result[name] = Part(Files(root, files), labels, groups)
     return Source(result, classes, digest.hexdigest(), notes)
+
+
+def group_names(root: Path, folders: list[Path], name: str) -> dict[str, str]:
+    """Image (relative to the root) -> its value in the column `name` of metadata.csv, in the root or the splits' folders.
+
+    As in Hugging Face's ImageFolder, `file_name` is a path relative to the folder of the table.
+    """
+    key = f"dataset.group={name}"
+    tables = [f / METADATA for f in dict.fromkeys([root, *folders]) if (f / METADATA).is_file()]
+    if not tables:
+        raise UserError(f"{key}: there is no {METADATA} with the columns file_name,{name} in {root} or its split folders")
+    found: dict[str, str] = {}
+    for table in tables:
+        try:
+            with open(table, encoding="utf-8-sig", newline="") as file:
+                rows = csv.DictReader(file)
+                columns = rows.fieldnames or []
+                if name not in columns or "file_name" not in columns:
+                    lacking = name if name not in columns else "file_name"
+                    raise UserError(f"{key}: {table} has no column {lacking}; it has: {', '.join(columns) or 'none'}")
+                pairs = [(row["file_name"] or "", row[name]) for row in rows]
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{key}: {table} cannot be read: {error}") from None
+        folder = table.parent.relative_to(root)
+        found |= {os.path.normpath(folder / file): value for file, value in pairs if value}
+    return found
 
 
 def listed(folder: Path) -> list[Path]:
