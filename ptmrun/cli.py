@@ -102,7 +102,7 @@ def help_text() -> str:
     lines += [
         "",
         "Keys (key=value; all of them with their defaults: ptmrun --cfg job)",
-        "  stage=all|pretrain|finetune|evaluate    init=random|RUN    seed=0    name=TEXT    budget=20m    outputs=FOLDER",
+        "  stage=all|pretrain|finetune|evaluate   init=random|pretrained|RUN|FILE  seed=0  name=TEXT  budget=20m  outputs=FOLDER",
         "  pretrain.epochs= .steps= .batch_size= .lr= ...       finetune.steps= .batch_size= .lr= .seeds= ...",
         "  dataset.root= .limit= .image_size=    downstream.labels_per_class=10|[10,100]|null",
         "  device.precision=auto|fp32|bf16  .workers=  .threads=  .compile=",

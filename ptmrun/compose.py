@@ -8,6 +8,7 @@ from typing import Any
 
 from ptmrun import config, secrets
 from ptmrun.errors import UserError, nearest
+from ptmrun.origin import origin
 
 OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
 
@@ -134,9 +135,9 @@ def unknown(key: str, raw: dict[str, Any]) -> str | None:
 
 
 def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
-    """The saved config of the run that `init` names."""
+    """The saved config of the run that `init` names; none when it names something else."""
     init = values.get("init", "random").strip("'\"")
-    if init == "random":
+    if origin(init) != "run":
         return None
     from ptmrun.run import Run
 
@@ -148,10 +149,19 @@ def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
 def inherit(
     raw: dict[str, Any], parent: dict[str, Any], own: tuple[str, ...], overrides: list[str], given: list[str]
 ) -> dict[str, Any]:
-    """A run that starts from another one keeps that one's settings, but for its own, chosen groups and the keys given."""
+    """A run that starts from another one keeps that one's settings, but for its own, chosen groups and the keys given.
+
+    What a choice sets in other groups comes and goes with it: the labels a class of a data set, the learning rate of a task.
+    """
     chosen = {o.lstrip("+").split("=")[0] for o in overrides} - {"init"}
     result = {k: raw[k] if k in own or k in chosen or k not in parent else parent[k] for k in raw}
-    for key in set(given) - {"init"}:
+    with_it = set()
+    for group in chosen & set(config.SECTIONS) - set(own):
+        before, after = parent[group]["name"], raw[group]["name"]
+        if before != after:
+            was, known = config.elsewhere(group, before), config.flat(parent)
+            with_it |= {k for k, v in was.items() if known.get(k) == v} | set(config.elsewhere(group, after))
+    for key in (set(given) | with_it) - {"init"}:
         *parents, last = key.split(".")
         source, target = raw, result
         for part in parents:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ptmrun import secrets
 from ptmrun.errors import Misfit, UserError, nearest
+from ptmrun.origin import origin
 from ptmrun.saved import plain_yaml
 
 PACKAGE = Path(__file__).parent
@@ -76,7 +77,7 @@ class Loop(Strict):
     weight_decay: NotNegative
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
-    schedule: Literal["cosine", "linear", "constant"]
+    schedule: Literal["cosine", "linear", "constant", "staircase"]
     warmup: Annotated[float, Field(ge=0, lt=1)]
     min_lr: NotNegative
     clip: Positive | None
@@ -98,6 +99,11 @@ class Finetune(Loop):
     name: str
     seeds: Count
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    mixup: NotNegative
+    cutmix: NotNegative
+    resolution: Count | None
+    freeze: list[Text] | None
+    unfreeze: list[Text] | None
     head: Literal["probe", "random"]
 
 
@@ -224,6 +230,12 @@ def summary(group: str, name: str) -> str:
     return next(x[2:].strip() for x in lines if x.startswith("# ") and "@package" not in x)
 
 
+def elsewhere(group: str, name: str) -> dict[str, Any]:
+    """What a choice sets outside of its own group, by dotted key."""
+    block = yaml.safe_load((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
+    return flat({k: v for k, v in block.items() if k not in (group, "defaults")})
+
+
 class Spec(NamedTuple):
     module: str | None
     needs: frozenset[str]
@@ -336,6 +348,12 @@ def shown(value: Any) -> str:
 def misfits(names: dict[str, str]) -> list[str]:
     """Combinations that cannot work, with the list of what can."""
     lines = []
+    if "model" in names and "finetune" in names and not fine_tunes(names["finetune"], names["model"]):
+        fits = [m for m in choices("model") if fine_tunes(names["finetune"], m)]
+        lines.append(
+            f"model={names['model']} finetune={names['finetune']}: the method sets the side at which the model works, which is "
+            f"fixed here; with finetune={names['finetune']} there is: model={', '.join(fits)}"
+        )
     if "model" in names and "task" in names:
         model = spec("model", names["model"])
         if lacking := spec("task", names["task"]).requires - model.provides:
@@ -356,6 +374,10 @@ def misfits(names: dict[str, str]) -> list[str]:
     return lines
 
 
+def fine_tunes(method: str, model: str) -> bool:
+    return spec("finetune", method).requires <= spec("model", model).provides
+
+
 def contradictions(config: Config) -> list[str]:
     """Keys that are right alone and wrong together."""
     lines = []
@@ -366,7 +388,13 @@ def contradictions(config: Config) -> list[str]:
             lines.append(f"{name}.accumulate={loop.accumulate}: expected at most {name}.batch_size={loop.batch_size}")
         if loop.min_lr > loop.lr:
             lines.append(f"{name}.min_lr={loop.min_lr:g}: expected at most {name}.lr={loop.lr:g}")
-    if config.stage == "evaluate" and config.init == "random":
+    if isinstance(config.finetune.resolution, int) and "maps" not in spec("model", config.model.name).provides:
+        fits = [m for m in choices("model") if "maps" in spec("model", m).provides]
+        lines.append(
+            f"finetune.resolution={config.finetune.resolution}: model={config.model.name} works at one side only; "
+            f"there is: model={', '.join(fits)}"
+        )
+    if config.stage == "evaluate" and origin(config.init) != "run":
         lines.append("stage=evaluate: needs init=<run folder> of a run that fine-tuned")
     if config.budget is not None and config.stage != "all":
         lines.append(f"budget={config.budget}: sizes the three stages together, so it goes with stage=all")
@@ -393,7 +421,8 @@ def dump(config: Config) -> str:
 
 def plain(config: Config) -> dict[str, Any]:
     """The config as nested plain values, with the keys of each choice."""
-    return {k: getattr(config, k).model_dump() if k in SECTIONS else v for k, v in config.model_dump().items()}
+    values = {k: getattr(config, k) for k in type(config).model_fields}
+    return {k: v.model_dump() if isinstance(v, Strict) else v for k, v in values.items()}
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

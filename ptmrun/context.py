@@ -15,6 +15,7 @@ from ptmrun.config import Config, Loop
 from ptmrun.data.batches import Batches, Normalise
 from ptmrun.data.splits import Data, Split
 from ptmrun.errors import Interrupted, UserError
+from ptmrun.origin import origin
 from ptmrun.progress import Bar
 from ptmrun.run import Run
 from ptmrun.signals import Stop
@@ -22,7 +23,7 @@ from ptmrun.signals import Stop
 ENCODER = "checkpoints/encoder"
 SAME_DATA = ("name", "root", "image_size", "limit", "test_limit", "val_fraction", "test_fraction", "split_seed", "group")
 FIT_IMAGES = 512  # for what an encoder learns from training images before it is trained
-START = "checkpoints/start.safetensors"  # encoder weights copied from a run whose pretraining was not complete
+START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
 
 
 @dataclass
@@ -66,12 +67,12 @@ class Context:
         return self.fitted
 
     def pretrained(self) -> Any:
-        """The encoder that fine-tuning starts from: this run's, the parent's, or a random one."""
+        """The encoder that fine-tuning starts from: this run's, the parent's, one from outside, or a random one."""
         encoder = self.encoder()
         if folder := source(self.run, self.cfg, ENCODER):
             encoder.load(folder)
-        elif (file := self.run.path(START)).exists():
-            checkpoint.into(encoder, checkpoint.load(file)[0], file)
+        elif file := source(self.run, self.cfg, START):
+            checkpoint.into(encoder, encoder.adjusted(checkpoint.load(file)[0])[0], file)
         return encoder
 
     def objective(self) -> Any:
@@ -90,7 +91,7 @@ def source(run: Run, cfg: Config, name: str) -> Path | None:
     for _ in range(20):
         if run.path(name).exists():
             return run.path(name)
-        if cfg.init == "random":
+        if origin(cfg.init) != "run":
             return None
         run = Run.open(Path(cfg.init))
         cfg = config.load(run.path("config.yaml"))
@@ -121,7 +122,9 @@ def parent_of(cfg: Config, start: Path | None = None) -> dict[str, Any]:
     folder = source(parent, saved, ENCODER)
     if folder is not None:
         weights: str | None = encoder_hash(folder)
-    elif tensors := checkpoint.load(start)[0] if start and start.exists() else unfinished(parent):
+    elif (file := start if start and start.exists() else source(parent, saved, START)) is not None:
+        weights = checkpoint.sha256(checkpoint.load(file)[0])
+    elif tensors := unfinished(parent):
         weights = checkpoint.sha256(tensors)
     elif cfg.stage == "evaluate":  # what was fine-tuned from random weights can still be evaluated
         weights = None

@@ -42,8 +42,12 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
         encoder.trim()
     rng.seed_everything(trial.seed, "head")
     module = context.part("downstream")
-    model = module.Classifier(encoder, len(context.data.classes), context.cfg.finetune.label_smoothing).to(context.device)
-    return model, adapt.adapt(model, context.cfg.finetune)
+    options = context.cfg.finetune
+    if options.resolution is not None:
+        encoder.resize = options.resolution
+    alphas = (options.mixup, options.cutmix)
+    model = module.Classifier(encoder, len(context.data.classes), options.label_smoothing, alphas).to(context.device)
+    return model, adapt.adapt(model, options)
 
 
 def tune(context: Context, trial: Trial) -> Any:
@@ -81,7 +85,10 @@ def tuned(context: Context, trial: Trial) -> Any:
     if path is None:
         raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
     model, _ = classifier(context, trial)
-    checkpoint.into(model, {**model.state_dict(), **checkpoint.load(path)[0]}, path)
+    tensors, classes = checkpoint.load(path)[0], len(context.data.classes)
+    if (bias := tensors.get("head.bias")) is not None and len(bias) != classes:
+        raise UserError(f"{path}: its classifier tells {len(bias)} classes apart, the data has {classes}: stage=finetune first")
+    checkpoint.into(model, {**model.state_dict(), **model.encoder.adjusted(tensors)[0]}, path)
     return model
 
 

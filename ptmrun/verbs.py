@@ -67,6 +67,14 @@ def report(names: list[str], settings: list[str], flags: list[str]) -> int:
     return 0
 
 
+def export(names: list[str], settings: list[str], flags: list[str]) -> int:
+    run = Run.open(Path(names[0]))
+    from ptmrun.export import export
+
+    export(run, Path(names[1]))
+    return 0
+
+
 def compare(names: list[str], settings: list[str], flags: list[str]) -> int:
     runs = [Run.open(Path(name)) for name in names]
     from ptmrun.compare import compare
@@ -140,6 +148,14 @@ VERBS = {
         "run the step at which training diverged again and say where it begins (exit code 0, or 1 if it does not here)",
     ),
     "report": Verb(report, "RUN", "report outputs/latest", "write report.html of a run again"),
+    "export": Verb(
+        export,
+        "RUN FOLDER",
+        "export outputs/latest my_model",
+        "write the fine-tuned model as transformers' or torchvision's own classifier, load it there and compare the logits",
+        least=2,
+        most=2,
+    ),
     "check": Verb(
         check,
         "KEY=VALUE...",

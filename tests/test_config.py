@@ -111,7 +111,7 @@ def test_help_lists_every_choice(ptmrun):
 def test_every_choice_composes(group):
     for name in config.choices(group):
         fits = []
-        if group == "task":
+        if group in ("task", "finetune"):
             needs = config.spec(group, name).requires
             fits = [f"model={m}" for m in config.choices("model") if needs <= config.spec("model", m).provides]
         parsed = compose([f"{group}={name}", *fits[-1:]])

@@ -80,11 +80,23 @@ class Data:
     unreadable: list[str] = field(default_factory=list)
 
 
-def load(read: Callable[[Any], Source], options: Dataset, workers: int, progress: Callable[[str, int, int], None]) -> Data:
-    """Reads the source, decodes it or not, and splits it. Raises UserError for data that cannot be used."""
+def load(
+    read: Callable[[Any], Source],
+    options: Dataset,
+    workers: int,
+    progress: Callable[[str, int, int], None],
+    fitting: Callable[[int], int] = int,
+) -> Data:
+    """Reads the source, decodes it or not, and splits it. Raises UserError for data that cannot be used.
+
+    With image_size=auto, `fitting` makes of the data's own side the one that is wanted.
+    """
     source = read(options)
     notes, unreadable = list(source.notes), []
     size, channels = shape(source, options)
+    if options.image_size == "auto" and (wanted := fitting(size)) != size:
+        notes.append(f"images are scaled from {size}x{size} to {wanted}x{wanted}, the nearest that the model's patches divide")
+        size = wanted
     sets: dict[str, Split] = {}
     names: dict[str, Callable[[int], str]] = {}
     for name, part in source.parts.items():

@@ -1,11 +1,17 @@
 """One file a model family: `resolve(options, size, channels)` fills in what is auto, `build(...)` makes the encoder.
 
+PUBLISHED names the weights that there are by `kind`, AS_PUBLISHED what is auto in models that take them; `fitting(options, size)`
+gives the side of images that a model of fixed options takes, where not every side will do.
+
 An encoder knows nothing of the objective it serves. What objectives and stages may ask of it:
 
     width, depth                     of its features and in blocks
     features(images)                 [B, C, S, S] -> [B, width]
     depth_of(name)                   a parameter's block: 0 embeddings, 1 ... depth, depth + 1 the rest
+    net, kind                        the library's network, and its name in the file's PUBLISHED
     save(folder), load(folder)       in the library's own format
+    classifier(head, auxiliary, classes)    the library's own, with this encoder's weights; None where it has none
+    adjusted(tensors)                weights from other images as this encoder takes them, and notes on what was changed
     those that learn something from images before training: fit(images) -> buffers, fitted(folder) -> those of a saved encoder
     those whose features come from a layer: layer, layer_features(images) -> [B, depth, width], choose(layers' scores), trim()
     those with tokens: vocabulary, unit, tokens(images), logits(tokens), complete(tokens, noise), images(tokens)

@@ -7,6 +7,8 @@ from torchvision import models
 
 from ptmrun.models import stacked
 
+PUBLISHED = {"alexnet": "AlexNet_Weights.IMAGENET1K_V1"}
+AS_PUBLISHED = {"hidden": stacked.PUBLISHED}
 LEAST = 63  # the side that leaves one position after its convolution of stride 4 and three poolings
 
 

@@ -4,7 +4,7 @@ weight standardisation."""
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import BitConfig, BitModel
+from transformers import BitConfig, BitForImageClassification, BitModel
 
 from ptmrun.models import encoder
 
@@ -14,6 +14,8 @@ SIZES = {  # blocks a stage, channels a stage, channels of the stem
     "r50x1": ((3, 4, 6, 3), (256, 512, 1024, 2048), 64),
     "r101x1": ((3, 4, 23, 3), (256, 512, 1024, 2048), 64),
 }
+PUBLISHED = {"bit-r50x1": "google/bit-50"}
+AS_PUBLISHED = {"size": "r50x1"}
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
@@ -30,7 +32,10 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 
 class Encoder(encoder.Encoder):
+    whole = BitForImageClassification
+
     def __init__(self, options: Any, channels: int, size: int):
+        self.kind = f"bit-{options.size}"
         depths, widths, stem = SIZES[options.size]
         net = BitModel(BitConfig(depths=depths, hidden_sizes=widths, embedding_size=stem))
         blocks = [f"encoder.stages.{stage}.layers.{i}" for stage, n in enumerate(depths) for i in range(n)]

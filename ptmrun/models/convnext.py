@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ConvNextConfig, ConvNextModel
+from transformers import ConvNextConfig, ConvNextForImageClassification, ConvNextModel
 
 from ptmrun.models import encoder
 
@@ -14,6 +14,12 @@ SIZES = {  # blocks a stage, channels a stage, initial layer scale (a small one 
     "small": ((3, 3, 27, 3), (96, 192, 384, 768), 1e-6),
     "base": ((3, 3, 27, 3), (128, 256, 512, 1024), 1e-6),
 }
+PUBLISHED = {
+    "convnext-tiny": "facebook/convnext-tiny-224",
+    "convnext-small": "facebook/convnext-small-224",
+    "convnext-base": "facebook/convnext-base-224",
+}
+AS_PUBLISHED = {"size": "tiny", "patch": 4}
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
@@ -32,9 +38,11 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 
 class Encoder(encoder.Encoder):
+    whole = ConvNextForImageClassification
     layout = torch.channels_last
 
     def __init__(self, options: Any, channels: int, size: int):
+        self.kind = f"convnext-{options.size}"
         depths, widths, scale = SIZES[options.size]
         net = ConvNextModel(
             ConvNextConfig(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision import models
 
 from ptmrun.models import files
 
@@ -21,7 +22,12 @@ class Encoder(nn.Module, abc.ABC):
 
     net: Any
     layout = torch.contiguous_format  # channels_last where it measures faster
-    kind = ""  # torchvision's class, for config.json; transformers writes its own
+    kind = ""  # torchvision's name of the network; family and size for transformers' ones
+    whole: Any = None  # transformers' class with a linear layer on top
+    last: str | None = None  # torchvision's name of its last linear layer,
+    auxiliary_last = "AuxLogits.fc"  # and of the auxiliary one's
+    adapted: tuple[str, ...] = ()  # how the network differs from the published one
+    alone = "it is no library's"  # why there is neither
 
     def __init__(
         self, net: nn.Module, width: int, blocks: Sequence[str | tuple[str, ...]], channels: int, side: int, resize: int
@@ -72,19 +78,55 @@ class Encoder(nn.Module, abc.ABC):
         """How deep a parameter of this module sits."""
         return self.depths[name[name.index("net.") + 4 :]]
 
+    def preprocessing(self, mean: list[float], std: list[float]) -> dict[str, Any]:
+        """What becomes of an image before it is the network's input."""
+        mean, std = ([x[0]] * 3 if self.channels == 1 else x for x in (mean, std))
+        return files.processor(self.resize, mean, std)
+
+    def classifier(self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str]) -> tuple[nn.Module, dict] | None:
+        """(the library's own classifier of these weights, a description for config.json where it is torchvision's); None where
+        there is none."""
+        if self.whole is not None:
+            return files.with_head(self.net, self.whole, head, classes, self.resize), {}
+        if self.last is None:
+            return None
+        net = self.empty(len(classes))
+        heads = {self.last: head, self.auxiliary_last: auxiliary}
+        states = {f"{name}.{k}": v for name, x in heads.items() if x for k, v in x.state_dict().items()}
+        net.load_state_dict({**self.net.state_dict(), **states})
+        lines = [
+            "import safetensors.torch, torch, torchvision",
+            *self.lines(len(classes)),
+            'net.load_state_dict(safetensors.torch.load_file("model.safetensors"))',
+        ]
+        size = [3, self.resize, self.resize]
+        about = {"library": "torchvision", "model": self.kind, "num_classes": len(classes), "classes": classes, "input": size}
+        return net, {**about, "adapted": self.adapted, "load": lines}
+
+    def empty(self, classes: int) -> nn.Module:
+        """torchvision's classifier, without these weights."""
+        return models.get_model(self.kind, weights=None, num_classes=classes)
+
+    def lines(self, classes: int) -> list[str]:
+        """Python that gives the same as `empty`."""
+        return [f"net = torchvision.models.{self.kind}(num_classes={classes})"]
+
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that the library reads; see `files.save`."""
-        mean, std = ([x[0]] * 3 if self.channels == 1 else x for x in (mean, std))
         about = {
             "library": "torchvision",
             "model": self.kind,
             "without": "its last layer",
             "input": [3, self.resize, self.resize],
         }
-        files.save(self.net, folder, about, files.processor(self.resize, mean, std))
+        files.save(self.net, folder, about, self.preprocessing(mean, std))
 
     def load(self, folder: Path) -> None:
-        files.load(self.net, folder)
+        files.load(self.net, folder, files.tensors_of(folder))
+
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights of an encoder of other images, as this one takes them: nothing to do, as images are what is changed here."""
+        return tensors, []
 
 
 def resized(options: Any, size: int, least: int, why: str) -> tuple[dict[str, Any], list[str]]:

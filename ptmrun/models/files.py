@@ -4,6 +4,7 @@ transformers takes seconds to import, so only what needs it does.
 """
 
 import contextlib
+import copy
 import json
 import os
 from collections.abc import Iterator
@@ -74,10 +75,26 @@ def save(
     os.replace(part, folder)
 
 
-def load(net: nn.Module, folder: Path, **options: Any) -> None:
-    """Weights that `save` wrote. Raises UserError when a tensor is missing, unexpected or of another shape."""
+def with_head(net: Any, kind: Any, head: nn.Linear, classes: list[str], side: int) -> Any:
+    """transformers' classifier `kind` of this network and a linear layer, for images of `side` pixels."""
+    config = copy.deepcopy(net.config)
+    config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
+    config.image_size = side
+    whole = kind(config)
+    getattr(whole, whole.base_model_prefix).load_state_dict(net.state_dict())
+    [last] = [m for m in whole.classifier.modules() if isinstance(m, nn.Linear)]
+    last.load_state_dict(head.state_dict())
+    return whole
+
+
+def tensors_of(folder: Path) -> dict[str, Any]:
+    """What stands in a folder that `save` wrote."""
+    return checkpoint.load(folder / "model.safetensors")[0]
+
+
+def load(net: nn.Module, folder: Path, tensors: dict[str, Any], **options: Any) -> None:
+    """The tensors of a folder that `save` wrote. Raises UserError when one is missing, unexpected or of another shape."""
     file = folder / "model.safetensors"
-    tensors, _ = checkpoint.load(file)
     if wrong := [
         k for k, v in net.state_dict().items() if k in tensors and v.is_floating_point() != tensors[k].is_floating_point()
     ]:
@@ -88,23 +105,29 @@ def load(net: nn.Module, folder: Path, **options: Any) -> None:
 
 
 def renamed(net: Any, tensors: dict[str, Any], folder: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """transformers writes some models with older names than it uses: its own loader translates them. Our own config and these
-    tensors go in; no other file of the folder is looked at."""
+    """The tensors under the names that `net` has. Raises UserError for any that is missing, unexpected or of another shape."""
     if wrong := [name for name, value in tensors.items() if not value.is_floating_point() and name not in net.state_dict()]:
         raise UserError(f"{folder}: does not fit the model: {wrong[0]} is {tensors[wrong[0]].dtype}")
     try:
-        with quiet():
-            loaded, info = type(net).from_pretrained(
-                None,
-                config=net.config,
-                state_dict=tensors,
-                ignore_mismatched_sizes=True,  # they are listed below
-                output_loading_info=True,
-                **options,
-            )
+        state, info = translated(net, tensors, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{folder}: does not fit the model: {str(error).strip().splitlines()[-1]}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if names := sorted(str(name[0] if isinstance(name, tuple) else name) for name in info[kind]):
             raise UserError(f"{folder}: does not fit the model: {kind.replace('_', ' ')} {', '.join(names[:3])}")
-    return loaded.state_dict()
+    return state
+
+
+def translated(net: Any, tensors: dict[str, Any], **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(state, what is missing, unexpected, mismatched): transformers writes some models with older names than it uses, and its
+    own loader translates them. Our own config and these tensors go in; no other file is looked at."""
+    with quiet():
+        loaded, info = type(net).from_pretrained(
+            None,
+            config=net.config,
+            state_dict=tensors,
+            ignore_mismatched_sizes=True,  # the caller lists them
+            output_loading_info=True,
+            **options,
+        )
+    return loaded.state_dict(), info

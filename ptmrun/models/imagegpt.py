@@ -211,6 +211,10 @@ class Encoder(nn.Module):
         about["clusters"] = self.clusters.repeat(1, rgb).tolist()
         files.save(self.gpt, folder, {}, about, dict(self.named_buffers(recurse=False)))
 
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights of an encoder of other images, as they are: images are made smaller instead, and must have as many channels."""
+        return tensors, []
+
     def load(self, folder: Path) -> None:
         """Weights, colours and layer that `save` wrote. Raises UserError when a tensor is missing, unexpected or misshapen."""
         file = folder / "model.safetensors"

@@ -9,6 +9,7 @@ from torchvision import models
 
 from ptmrun.models import encoder
 
+PUBLISHED = {"inception_v3": "Inception_V3_Weights.IMAGENET1K_V1"}
 LEAST = 75  # the smallest side that leaves one position
 BELOW = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2", "Mixed_5b",
          "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"]  # fmt: skip
@@ -29,6 +30,7 @@ class Encoder(encoder.Encoder):
     layout = torch.channels_last
     kind = "inception_v3"
     auxiliary_width = 768
+    last = "fc"
 
     def __init__(self, options: Any, channels: int, size: int):
         net = models.inception_v3(init_weights=False, dropout=options.dropout)
@@ -36,6 +38,12 @@ class Encoder(encoder.Encoder):
         net.AuxLogits.requires_grad_(False)
         blocks = [name for name in BELOW + ABOVE if "pool" not in name]
         super().__init__(net, 2048, blocks, channels, size, options.resize)
+
+    def empty(self, classes: int) -> nn.Module:
+        return models.inception_v3(num_classes=classes, init_weights=False)
+
+    def lines(self, classes: int) -> list[str]:
+        return [f"net = torchvision.models.inception_v3(num_classes={classes}, init_weights=False)"]
 
     def through(self, names: list[str], x: Tensor) -> Tensor:
         for name in names:

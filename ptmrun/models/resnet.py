@@ -15,6 +15,12 @@ SIZES = {
     34: (resnet.BasicBlock, [3, 4, 6, 3]),
     50: (resnet.Bottleneck, [3, 4, 6, 3]),
 }
+PUBLISHED = {
+    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
+    "resnet34": "ResNet34_Weights.IMAGENET1K_V1",
+    "resnet50": "ResNet50_Weights.IMAGENET1K_V2",
+}
+AS_PUBLISHED = {"size": 18}
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
@@ -32,14 +38,26 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 class Encoder(encoder.Encoder):
     layout = torch.channels_last
+    last = "fc"
 
     def __init__(self, options: Any, channels: int, size: int):
-        self.kind = f"resnet{options.size}"
+        self.kind, self.layers = f"resnet{options.size}", options.size
+        self.adapted = ("one block a stage",) if options.size == 10 else ()
         block, layers = SIZES[options.size]
         net = resnet.ResNet(block, layers)
         width, net.fc = net.fc.in_features, nn.Identity()
         blocks = [f"layer{stage + 1}.{i}" for stage, n in enumerate(layers) for i in range(n)]
         super().__init__(net, width, [("conv1", "bn1"), *blocks], channels, size, options.resize)
+
+    def empty(self, classes: int) -> nn.Module:
+        block, layers = SIZES[self.layers]
+        return resnet.ResNet(block, layers, num_classes=classes)
+
+    def lines(self, classes: int) -> list[str]:
+        block, layers = SIZES[self.layers]
+        return [
+            f"net = torchvision.models.resnet.ResNet(torchvision.models.resnet.{block.__name__}, {layers}, num_classes={classes})"
+        ]
 
     def maps(self, images: Tensor) -> Tensor:
         net = self.net

@@ -25,6 +25,8 @@ class Encoder(encoder.Encoder):
     """Features are what torchvision's last linear layer gets. With `hidden` as published the weights load there unchanged; with
     fewer units the linear layers also see no more positions than the map has."""
 
+    last = "classifier.6"
+
     def __init__(self, net: Any, linear: tuple[int, int], hidden: int, blocks: list, channels: int, side: int, resize: int):
         """`net` is on the meta device: large layers are never made. `linear`: the places of two of them."""
         maps = net.features(torch.zeros(1, 3, resize, resize, device="meta"))
@@ -33,10 +35,30 @@ class Encoder(encoder.Encoder):
             net.avgpool.output_size = (grid, grid)
             net.classifier[linear[0]] = nn.Linear(maps.shape[1] * grid**2, hidden)
             net.classifier[linear[1]] = nn.Linear(hidden, hidden)
+            self.adapted = (f"{hidden} hidden units, as published: {PUBLISHED}", f"{grid}x{grid} positions below them")
+        self.linear, self.hidden = linear, hidden
         net.classifier = net.classifier[:-1]  # the last linear layer is the classifier's
         net.to_empty(device="cpu")
         self.initialise(net)
         super().__init__(net, hidden, [*blocks, *(f"classifier.{i}" for i in linear)], channels, side, resize)
+
+    def empty(self, classes: int) -> nn.Module:
+        net: Any = super().empty(classes)
+        if self.hidden != PUBLISHED:
+            net.avgpool.output_size = self.net.avgpool.output_size
+            for place in self.linear:
+                net.classifier[place] = nn.Linear(self.net.classifier[place].in_features, self.hidden)
+            net.classifier[6] = nn.Linear(self.hidden, classes)
+        return net
+
+    def lines(self, classes: int) -> list[str]:
+        if self.hidden == PUBLISHED:
+            return super().lines(classes)
+        layers = [(i, self.net.classifier[i].in_features, self.hidden) for i in self.linear] + [(6, self.hidden, classes)]
+        places = ", ".join(f"net.classifier[{i}]" for i, _, _ in layers)
+        values = ", ".join(f"torch.nn.Linear({a}, {b})" for _, a, b in layers)
+        size = self.net.avgpool.output_size
+        return [*super().lines(classes), f"net.avgpool.output_size, {places} = {size}, {values}"]
 
     @staticmethod
     def initialise(net: nn.Module) -> None:

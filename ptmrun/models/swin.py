@@ -3,7 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import SwinConfig, SwinModel
+from transformers import SwinConfig, SwinForImageClassification, SwinModel
 
 from ptmrun.errors import UserError
 from ptmrun.models import encoder
@@ -14,6 +14,12 @@ SIZES = {  # blocks a stage, heads a stage, width of the first stage, window
     "small": ((2, 2, 18, 2), (3, 6, 12, 24), 96, 7),
     "base": ((2, 2, 18, 2), (4, 8, 16, 32), 128, 7),
 }
+PUBLISHED = {
+    "swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
+    "swin-small": "microsoft/swin-small-patch4-window7-224",
+    "swin-base": "microsoft/swin-base-patch4-window7-224",
+}
+AS_PUBLISHED = {"size": "tiny", "patch": 4}
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
@@ -40,7 +46,10 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 
 class Encoder(encoder.Encoder):
+    whole = SwinForImageClassification
+
     def __init__(self, options: Any, channels: int, size: int, attention: str):
+        self.kind = f"swin-{options.size}"
         depths, heads, width, window = SIZES[options.size]
         config = SwinConfig(
             image_size=options.resize,

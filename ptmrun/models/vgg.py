@@ -8,6 +8,13 @@ from torchvision import models
 
 from ptmrun.models import stacked
 
+PUBLISHED = {
+    "vgg11": "VGG11_Weights.IMAGENET1K_V1",
+    "vgg11_bn": "VGG11_BN_Weights.IMAGENET1K_V1",
+    "vgg16": "VGG16_Weights.IMAGENET1K_V1",
+    "vgg16_bn": "VGG16_BN_Weights.IMAGENET1K_V1",
+}
+AS_PUBLISHED = {"hidden": stacked.PUBLISHED}
 LEAST = 32  # five poolings
 
 

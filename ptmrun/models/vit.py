@@ -1,12 +1,14 @@
 """Vision Transformer (Dosovitskiy et al. 2021): transformers' ViTModel, sized for the data."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTModel
+from torch.nn import functional as F
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from ptmrun.errors import UserError
@@ -21,6 +23,12 @@ SIZES = {  # width, blocks, heads, wanted patches per side
     "small": (384, 12, 6, 14),
     "base": (768, 12, 12, 14),
 }
+PUBLISHED = {
+    "vit-tiny": "WinKawaks/vit-tiny-patch16-224",
+    "vit-small": "WinKawaks/vit-small-patch16-224",
+    "vit-base": "google/vit-base-patch16-224-in21k",
+}
+AS_PUBLISHED = {"size": "base", "patch": 16}
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
@@ -45,6 +53,11 @@ def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], lis
     return {"size": name, "patch": patch}, notes
 
 
+def fitting(options: Any, size: int) -> int:
+    """The side nearest to `size` that patches of a given size divide, at least two of them."""
+    return size if options.patch == "auto" else options.patch * max(2, round(size / options.patch))
+
+
 def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options."""
     width, depth, heads, _ = SIZES[options.size]
@@ -61,15 +74,16 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
             attn_implementation=attention,
         ),
         options.pool,
+        f"vit-{options.size}",
     )
 
 
 class Encoder(nn.Module):
     """ViTModel taken apart, so that an objective can leave patches out or replace them."""
 
-    def __init__(self, config: ViTConfig, pool: str):
+    def __init__(self, config: ViTConfig, pool: str, kind: str):
         super().__init__()
-        self.pool = pool
+        self.pool, self.kind = pool, kind
         self.width, self.depth = config.hidden_size, config.num_hidden_layers
         self.patch, self.channels = config.patch_size, config.num_channels
         self.grid = config.image_size // config.patch_size
@@ -132,7 +146,53 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
-        files.save(self.vit, folder, {}, files.processor(self.vit.config.image_size, mean, std))
+        files.save(self.vit, folder, {}, self.preprocessing(mean, std))
+
+    def preprocessing(self, mean: list[float], std: list[float]) -> dict[str, Any]:
+        """What becomes of an image before it is the network's input."""
+        return files.processor(self.vit.config.image_size, mean, std)
+
+    alone = "transformers' ViT classifies by its class token, model.pool=cls"
+
+    def classifier(self, head: nn.Linear, auxiliary: None, classes: list[str]) -> tuple[nn.Module, dict] | None:
+        """(transformers' own classifier of these weights, {}); None where the patches' mean is what is classified."""
+        if self.pool == "mean":
+            return None
+        return files.with_head(self.vit, ViTForImageClassification, head, classes, self.vit.config.image_size), {}
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """The network's input."""
+        return images
 
     def load(self, folder: Path) -> None:
-        files.load(self.vit, folder, add_pooling_layer=False)
+        """Also weights that were trained on images of another size or colour, see `adjusted`."""
+        files.load(self.vit, folder, self.adjusted(files.tensors_of(folder))[0], add_pooling_layer=False)
+
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights that were trained on images of another size or colour, as this encoder takes them, and notes on what changed.
+
+        Position embeddings are interpolated bicubically to this grid, the class token's kept (Dosovitskiy et al. 2021, section
+        3.2). Patch embeddings of gray become those of three equal channels and give the same; those of colour are summed.
+        """
+        changed, notes = dict(tensors), []
+        for name, value in tensors.items():
+            if name.endswith("embeddings.position_embeddings") and value.ndim == 3:
+                side = math.isqrt(max(0, value.shape[1] - 1))
+                if side not in (0, self.grid) and side**2 + 1 == value.shape[1]:
+                    old = value[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
+                    new = F.interpolate(old, (self.grid, self.grid), mode="bicubic", align_corners=False)
+                    changed[name] = torch.cat([value[:, :1], new.flatten(2).transpose(1, 2).to(value.dtype)], 1)
+                    notes.append(f"position embeddings: from {side}x{side} to {self.grid}x{self.grid} patches, bicubic")
+            elif name.endswith("patch_embeddings.projection.weight") and value.ndim == 4:
+                if (value.shape[1], self.channels) == (1, 3):
+                    changed[name] = value.expand(-1, 3, -1, -1) / 3
+                    notes.append("patch embeddings: from gray to colour, a third for each channel")
+                elif (value.shape[1], self.channels) == (3, 1):
+                    changed[name] = value.sum(1, keepdim=True)
+                    notes.append("patch embeddings: from colour to gray, the sum of the channels")
+        return changed, notes
+
+    @property
+    def net(self) -> ViTModel:
+        """The library's network."""
+        return self.vit

@@ -1,0 +1,149 @@
+"""Weights from outside: published ones, or a library's file or folder, for an encoder of the same architecture."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmrun import checkpoint
+from ptmrun.errors import UserError
+from ptmrun.models import files
+from ptmrun.saved import plain_json
+
+HEADS = ("fc.", "classifier.", "AuxLogits.fc.", "pooler.")  # of classifiers; an encoder of the same name keeps its own
+LEAST = 0.9  # of an encoder's parameters: with fewer it is not the same architecture
+IGNORED = {  # entries of a transformers config that do not change what the network computes, or show in its shapes
+    "architectures", "attention_probs_dropout_prob", "drop_path_rate", "dtype", "encoder_stride", "hidden_dropout_prob",
+    "id2label", "image_size", "initializer_range", "label2id", "layer_scale_init_value", "model_type", "num_channels",
+    "num_labels", "out_features", "out_indices", "pooler_act", "pooler_output_size", "stage_names", "torch_dtype",
+    "transformers_version",
+}  # fmt: skip
+
+
+def published(net: Any, kind: str, names: Mapping[str, str]) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """(source, tensors, the library's config) of the weights that `names` lists for a `kind`: torchvision's, whose hash is
+    checked, or those of a model on the Hugging Face hub, from safetensors alone. Raises UserError when there are none or no way
+    to get them."""
+    if kind not in names:
+        there = f"; published are: {', '.join(names)}" if names else ""
+        raise UserError(
+            f"init=pretrained: there are no published weights of {kind}{there}; a local file can be given as init=FILE"
+        )
+    name = names[kind]
+    try:
+        if not hasattr(net, "from_pretrained"):
+            import torchvision
+
+            weights = torchvision.models.get_weight(name)
+            return f"torchvision {name}", dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True)), {}
+        with files.quiet():
+            theirs = type(net).from_pretrained(name, use_safetensors=True)
+        return f"hub {name}", theirs.state_dict(), theirs.config.to_dict()
+    except (OSError, RuntimeError, ValueError, UnpicklingError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"init=pretrained: {name} cannot be fetched ({reason}); a local file or folder can be given as init=PATH"
+        ) from None
+
+
+def read(init: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """(source, tensors, the library's config) of a state dict (.pth, .pt, .safetensors) or of a folder with config.json and
+    model.safetensors. Nothing in them is run: a pickle may hold tensors and plain containers only."""
+    path = Path(init).resolve()
+    if not path.exists():
+        raise UserError(f"init={init}: no such file")
+    if path.is_dir():
+        if not (path / "model.safetensors").is_file():
+            raise UserError(f"init={init}: that folder holds no model.safetensors")
+        return init, checkpoint.load((path / "model.safetensors").resolve())[0], library_config(path / "config.json")
+    if path.suffix == ".safetensors":
+        return init, checkpoint.load(path)[0], {}
+    if not path.is_file() or path.stat().st_size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise UserError(f"init={init}: not a regular file, or larger than this machine's memory; refused")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, OSError) as error:
+        reason = "it holds more than tensors" if isinstance(error, UnpicklingError) else type(error).__name__
+        raise UserError(f"init={init}: not a plain state dict ({reason}); refused, and nothing in it was run") from None
+    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
+        raise UserError(
+            f"init={init}: not a plain state dict (expected names and tensors, as torch.save(model.state_dict(), ...))"
+        )
+    return init, dict(tensors), {}
+
+
+def library_config(file: Path) -> dict[str, Any]:
+    found = plain_json(file.resolve())
+    return found if isinstance(found, dict) else {}
+
+
+def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> list[str]:
+    """Loads what fits by name, the heads of classifiers left out; returns notes on what did and what did not. Raises UserError
+    when that is less than LEAST of the encoder's parameters, or not finite."""
+    net = encoder.net
+    tensors, notes = encoder.adjusted({k.removeprefix("module."): v for k, v in tensors.items()})
+    found, missing, unexpected, mismatched = compared(net, tensors)
+    heads = [k for k in unexpected if k.startswith(HEADS)]
+    if bad := [k for k, v in found.items() if not checkpoint.finite(v)]:
+        raise UserError(f"init={source}: {bad[0]} holds NaN or Infinity; refused")
+    sizes = {k: p.numel() for k, p in net.named_parameters()}
+    loaded, total = sum(n for k, n in sizes.items() if k in found), sum(sizes.values())
+    lines = [f"init={source}: {len(found)} tensors loaded, {loaded / total:.1%} of the encoder's {total:,} parameters"]
+    much = loaded >= LEAST * total
+    problems = [
+        f"{what}: {listed(names, 12 if much else 3)}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", [k for k in unexpected if k not in heads]),
+            ("of another shape", mismatched),
+        )
+        if names
+    ]
+    if not much:
+        wanted = f"expected at least {LEAST:.0%}: is it the same model and size?"
+        raise UserError(f"{lines[0]}, {wanted} ({'; '.join(problems)})")
+    net.load_state_dict({**net.state_dict(), **found})
+    lines += [f"  left out, as the classifier's: {listed(heads, 12)}"] if heads else []
+    return [*lines, *(f"  {line}" for line in problems), *notes, *unlike(net, config)]
+
+
+def compared(net: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str], list[str]]:
+    """(what fits, and the names of what is missing, unexpected and of another shape)"""
+    wanted = net.state_dict()
+    if hasattr(net, "from_pretrained"):  # whose names may be older ones, or below those of a classifier
+        odd = [k for k, v in tensors.items() if not v.is_floating_point() and k not in wanted]
+        state, info = files.translated(net, {k: v for k, v in tensors.items() if k not in odd})
+        lacking, wrong = (
+            {str(k[0] if isinstance(k, tuple) else k) for k in info[x]} for x in ("missing_keys", "mismatched_keys")
+        )
+        found = {k: v for k, v in state.items() if k not in lacking | wrong}
+        return found, sorted(lacking - wrong), sorted([*info["unexpected_keys"], *odd]), sorted(wrong)
+    wrong = {k for k, v in tensors.items() if k in wanted and v.shape != wanted[k].shape}
+    wrong |= {k for k, v in tensors.items() if k in wanted and v.is_floating_point() != wanted[k].is_floating_point()}
+    found = {k: v for k, v in tensors.items() if k in wanted and k not in wrong}
+    return found, [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted], sorted(wrong)
+
+
+def unlike(net: Any, config: Mapping[str, Any]) -> list[str]:
+    """One line for what the file's own config says otherwise and shapes do not show (an epsilon, a kind of padding)."""
+    if not hasattr(net, "from_pretrained"):
+        return []
+    ours = net.config.to_dict()
+    names = [k for k in ours if k in config and k not in IGNORED and not k.startswith("_") and plain(ours[k]) != plain(config[k])]
+    told = ", ".join(f"{k} is {config[k]} there and {ours[k]} here" for k in names)
+    return [f"  Warning: its config differs, so features may too: {told}"] if names else []
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: tuples are lists."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def listed(names: Iterable[str], most: int) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

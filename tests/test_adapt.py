@@ -1,0 +1,128 @@
+"""Fine-tuning methods: what is frozen, what stays as it was, and the rule of BiT."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY, latest
+
+from ptmrun import adapt, checkpoint, config, hyperrule, optim
+from ptmrun.compose import compose
+from ptmrun.downstream.classification import Classifier
+from ptmrun.errors import UserError
+from ptmrun.models import resnet
+
+
+def classifier() -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(resnet.build(SimpleNamespace(size=10, resize=32), 32, 3, "eager"), 3, 0.0)
+
+
+def method(name="full", **keys):
+    return SimpleNamespace(**{"name": name, "freeze": None, "unfreeze": None} | keys)
+
+
+def step(model: Classifier) -> tuple[dict, dict]:
+    """The state before and after a step of SGD."""
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    loss, _ = model({"images": torch.randn(6, 3, 32, 32), "labels": torch.arange(6) % 3})
+    loss.total.backward()
+    optimizer.step()
+    return before, dict(model.state_dict())
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    return {k for k in before if not torch.equal(before[k], after[k])}
+
+
+def test_linear_leaves_every_tensor_of_the_encoder_as_it_was():
+    model = classifier()
+    assert adapt.adapt(model, method("linear")) == (3 * 512 + 3, adapt.parameters(model))
+    assert changed(*step(model)) == {"head.weight", "head.bias"}
+
+
+def test_frozen_batch_normalisation_keeps_its_statistics_and_trained_ones_do_not():
+    model = classifier()
+    adapt.adapt(model, method(freeze=["encoder.net.*"], unfreeze=["encoder.net.layer4.*"]))
+    found = changed(*step(model))
+    assert {k.split(".")[2] for k in found if k.startswith("encoder.")} == {"layer4"}
+    statistics = {k for k in model.state_dict() if "running_" in k or "num_batches" in k}
+    assert {k for k in statistics if ".layer4." in k} == statistics & found
+    assert "encoder.net.layer4.0.bn1.running_mean" in found
+
+
+def test_patterns():
+    model = classifier()
+    adapt.adapt(model, method("linear", unfreeze=["encoder.net.conv1.weight", "encoder.net.*.bn1.bias"]))
+    trained = {k for k, p in model.named_parameters() if p.requires_grad}
+    blocks = {f"encoder.net.layer{i}.0.bn1.bias" for i in range(1, 5)}
+    assert trained == {"head.weight", "head.bias", "encoder.net.conv1.weight"} | blocks
+    with pytest.raises(UserError, match=r"finetune.freeze=encoder.net.conv1: matches no .*nearest are: encoder.net.conv1.weight"):
+        adapt.adapt(model, method(freeze=["encoder.net.conv1"]))
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        adapt.adapt(model, method(freeze=["*"]))
+
+
+@pytest.mark.parametrize(
+    ("images", "side", "expected"),
+    [
+        (1_000, 32, (500, 0.2, 0.0, 128)),
+        (19_999, 97, (500, 0.2, 0.0, 384)),
+        (20_000, 96, (10_000, 0.05, 0.1, 128)),
+        (499_999, 224, (10_000, 0.05, 0.1, 384)),
+        (500_000, 224, (20_000, 0.025, 0.1, 384)),
+    ],
+)
+def test_the_rule_of_the_paper(images, side, expected):
+    options = compose(["model=bit", "finetune=bit_hyperrule"]).finetune
+    changes, notes = hyperrule.decide(options, images, side)
+    assert tuple(changes[k] for k in ("steps", "warmup", "mixup", "resolution")) == expected
+    assert len(notes) == 4
+    assert (options.optimizer, options.lr, options.beta1, options.weight_decay, options.batch_size) == ("sgd", 0.003, 0.9, 0, 512)
+    given = ["finetune.steps=50", "finetune.resolution=64", "finetune.warmup=0", "finetune.mixup=0.3"]
+    assert hyperrule.decide(compose(["model=bit", "finetune=bit_hyperrule", *given]).finetune, images, side) == ({}, [])
+
+
+def test_staircase():
+    loop = compose(["finetune.schedule=staircase", "finetune.lr=0.003", "finetune.warmup=0.05"]).finetune
+    at = {step: optim.lr_at(step, 10_000, loop) for step in (0, 499, 500, 2999, 3000, 5999, 6000, 8999, 9000, 9999)}
+    falls = [0.003 / 500, 0.003, 0.003, 0.003, 3e-4, 3e-4, 3e-5, 3e-5, 3e-6, 3e-6]
+    assert list(at.values()) == pytest.approx(falls, rel=1e-9)
+
+
+def test_one_side_only():
+    with pytest.raises(UserError, match=r"model=vit finetune=bit_hyperrule: .* there is: model=alexnet, bit, cnn"):
+        compose(["finetune=bit_hyperrule"])
+    with pytest.raises(
+        UserError, match=r"finetune.resolution=64: model=vit works at one side only; there is: model=alexnet, bit"
+    ):
+        compose(["finetune.resolution=64"])
+
+
+def test_a_run_by_the_rule(ptmrun):
+    argv = [
+        *TINY[:2],
+        *TINY[9:],
+        "model=resnet",
+        "stage=finetune",
+        "finetune=bit_hyperrule",
+        "finetune.steps=3",
+        "finetune.seeds=1",
+    ]
+    code, out, err = ptmrun(
+        *argv, "finetune.resolution=40", "finetune.mixup=0.2", "finetune.cutmix=0.5", "finetune.freeze=['*bn1*']"
+    )
+    assert code == 0, err
+    assert "finetune.warmup=0.2: 500 steps, at most a fifth" in out
+    options = config.load(latest() / "config.yaml").finetune
+    assert (options.steps, options.warmup, options.resolution, options.mixup) == (3, 0.2, 40, 0.2)
+    tensors = checkpoint.load(latest() / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
+    assert "encoder.net.layer1.0.bn2.weight" in tensors
+    assert "encoder.net.layer1.0.bn1.weight" not in tensors
+    code, _, err = ptmrun("stage=evaluate", f"init={latest()}", *TINY[-4:], "evaluate.baselines=[chance]")
+    assert code == 0, err
+    code, _, err = ptmrun(*argv, "finetune.resolution=1", "model=alexnet")
+    assert code == 2
+    assert "finetune.resolution=1: model=alexnet cannot work at it" in err

@@ -1,0 +1,239 @@
+"""Weights from outside and from runs on other data."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+from conftest import TINY, draw, latest
+from transformers import BitConfig, BitForImageClassification
+
+from ptmrun import checkpoint, config
+from ptmrun.compose import compose
+from ptmrun.errors import UserError
+from ptmrun.models import bit, cnn, files, outside, resnet, vit
+from ptmrun.run import Run
+
+FAST = [*TINY[6:], "dataset=digits", "dataset.limit=100", "finetune.seeds=1", "evaluate.baselines=[chance]"]
+
+
+class Trap:
+    """A pickle of it makes a file when it is opened as pickles are."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("sprung"),)
+
+
+def resnet18(side: int = 64) -> resnet.Encoder:
+    return resnet.build(SimpleNamespace(size=18, resize=side), side, 3, "eager").eval()
+
+
+def test_a_state_dict_of_torchvision_gives_its_features():
+    theirs = torchvision.models.resnet18().eval()
+    torch.save(theirs.state_dict(), "r.pth")
+    encoder = resnet18()
+    source, tensors, config = outside.read("r.pth")
+    notes = outside.load(encoder, tensors, config, source)
+    assert notes[0] == "init=r.pth: 120 tensors loaded, 100.0% of the encoder's 11,176,512 parameters"
+    assert notes[1:] == ["  left out, as the classifier's: fc.weight, fc.bias"]
+    images = torch.randn(2, 3, 64, 64)
+    theirs.fc = torch.nn.Identity()
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.features(images), theirs(images))
+
+
+def test_a_folder_of_transformers_gives_its_features_and_its_config_is_compared():
+    depths, widths, stem = bit.SIZES["micro"]
+    config = BitConfig(depths=depths, hidden_sizes=widths, embedding_size=stem, global_padding="SAME")
+    theirs = BitForImageClassification(config).eval()
+    with files.quiet():
+        theirs.save_pretrained("folder")
+    encoder = bit.build(SimpleNamespace(size="micro", resize=64), 64, 3, "eager").eval()
+    source, tensors, said = outside.read("folder")
+    notes = outside.load(encoder, tensors, said, source)
+    assert "100.0%" in notes[0]
+    assert notes[1] == "  left out, as the classifier's: classifier.1.bias, classifier.1.weight"
+    assert notes[2].endswith("global_padding is SAME there and None here")
+    mine, his = encoder.net.state_dict(), theirs.bit.state_dict()
+    assert checkpoint.sha256(mine) == checkpoint.sha256(his)
+
+
+def test_what_does_not_fit_is_named():
+    tensors = dict(torchvision.models.resnet18().state_dict())
+    tensors["bn1.weight"], tensors["other"] = torch.ones(3), torch.ones(1)
+    del tensors["layer1.0.bn1.bias"]
+    first = resnet18()
+    before = first.net.bn1.weight.clone()
+    notes = outside.load(first, tensors, {}, "x")
+    assert "  missing: layer1.0.bn1.bias" in notes
+    assert "  unexpected: other" in notes
+    assert "  of another shape: bn1.weight" in notes
+    assert torch.equal(first.net.bn1.weight, before)
+    few = {k: v for k, v in tensors.items() if not k.startswith("layer4")}
+    with pytest.raises(UserError, match=r"24\.\d% of the encoder's 11,176,512 parameters, expected at least 90%"):
+        outside.load(first, few, {}, "x")
+    tensors["conv1.weight"] = torch.full((64, 3, 7, 7), float("nan"))
+    with pytest.raises(UserError, match=r"conv1\.weight holds NaN"):
+        outside.load(first, tensors, {}, "x")
+
+
+def test_a_pickle_of_more_than_tensors_is_refused():
+    torch.save({"conv1.weight": Trap()}, "trap.pth")
+    with pytest.raises(UserError, match="refused, and nothing in it was run"):
+        outside.read("trap.pth")
+    assert not Path("sprung").exists()
+    torch.save({"a": 1}, "numbers.pt")
+    Path("broken.pth").write_bytes(b"x")
+    for name in ("numbers.pt", "broken.pth"):
+        with pytest.raises(UserError, match="not a plain state dict"):
+            outside.read(name)
+    with pytest.raises(UserError, match=r"init=none\.pth: no such file"):
+        outside.read("none.pth")
+
+
+def test_published_weights(monkeypatch):
+    encoder = resnet18()
+    for name in resnet.PUBLISHED.values():
+        torchvision.models.get_weight(name)  # they exist
+    given = {}
+
+    def get_state_dict(self, **options):
+        given.update(options)
+        return {"fc.bias": torch.ones(2)}
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", get_state_dict)
+    source, tensors, _ = outside.published(encoder.net, encoder.kind, resnet.PUBLISHED)
+    assert source == "torchvision ResNet18_Weights.IMAGENET1K_V1"
+    assert given == {"progress": False, "check_hash": True, "weights_only": True}
+    assert list(tensors) == ["fc.bias"]
+
+    def unreachable(*args, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)
+    with pytest.raises(UserError, match=r"ResNet18_Weights.IMAGENET1K_V1 cannot be fetched \(no route\); a local file"):
+        outside.published(encoder.net, encoder.kind, resnet.PUBLISHED)
+    net = cnn.build(SimpleNamespace(width=4, hidden=8), 8, 1, "eager")
+    with pytest.raises(UserError, match="no published weights of cnn"):
+        outside.published(net.net, net.kind, getattr(cnn, "PUBLISHED", {}))
+
+
+def test_a_run_from_a_file(ptmrun):
+    theirs = resnet.build(SimpleNamespace(size=10, resize=56), 8, 1, "eager").net
+    torch.save(theirs.state_dict(), "r.pth")
+    argv = [*FAST, "model=resnet", "model.size=10", "stage=finetune", "init=r.pth", "finetune=linear"]
+    code, out, err = ptmrun(*argv)
+    assert code == 0, err
+    assert "100.0% of the encoder's" in out
+    run = Run.open(latest())
+    start = checkpoint.load(run.path("checkpoints/start.safetensors"))[0]
+    assert checkpoint.sha256(checkpoint.part(start, "net.")) == checkpoint.sha256(theirs.state_dict())
+    assert run.manifest["parents"] == [{"run": "r.pth", "weights_sha256": checkpoint.sha256(start), "data": None}]
+    code, out, err = ptmrun("reproduce", run.folder)
+    assert code == 0, err
+    assert "bit-exact" in out
+    torch.save({k: v + 1 for k, v in theirs.state_dict().items()}, "r.pth")
+    code, _, err = ptmrun("reproduce", run.folder)
+    assert code == 2
+    assert "init=r.pth: its weights are not those that the run began with; refused" in err
+    Path("r.pth").unlink()
+    code, _, err = ptmrun("stage=evaluate", f"init={run.folder}", "evaluate.baselines=[frozen]", *TINY[-4:])
+    assert code == 0, err
+    assert json.loads((latest() / "manifest.json").read_text())["parents"][0]["weights_sha256"] == checkpoint.sha256(start)
+    code, _, err = ptmrun("stage=evaluate", "init=r.pth")
+    assert "stage=evaluate: needs init=<run folder>" in err
+
+
+def small_vit(side: int, channels: int) -> vit.Encoder:
+    options = SimpleNamespace(size="micro", patch=4, pool="mean", dropout=0.0)
+    return vit.build(options, side, channels, "eager").eval()
+
+
+@torch.no_grad()
+def test_a_vit_for_other_images():
+    gray, colour, larger = small_vit(16, 1), small_vit(16, 3), small_vit(28, 3)
+    gray.save(Path("gray"), [0.5], [0.25])
+    images = torch.randn(3, 1, 16, 16)
+    colour.load(Path("gray"))
+    assert torch.equal(colour.positions, gray.positions)
+    torch.testing.assert_close(colour.features(images.expand(-1, 3, -1, -1)), gray.features(images))
+    again = small_vit(16, 1)
+    tensors, notes = gray.adjusted(gray.state_dict())
+    assert (checkpoint.sha256(tensors), notes) == (checkpoint.sha256(gray.state_dict()), [])
+    colour.save(Path("colour"), [0.5] * 3, [0.25] * 3)
+    again.load(Path("colour"))
+    torch.testing.assert_close(again.features(images), gray.features(images))
+
+    larger.load(Path("colour"))  # transformers' own interpolation is the reference
+    photos = torch.randn(2, 3, 28, 28)
+    expected = colour.vit(photos, interpolate_pos_encoding=True).last_hidden_state[:, 1:].mean(1)
+    torch.testing.assert_close(larger.features(photos), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(larger.vit.embeddings.position_embeddings[:, 0], colour.vit.embeddings.position_embeddings[:, 0])
+    notes = larger.adjusted(files.tensors_of(Path("gray")))[1]
+    assert notes == [
+        "patch embeddings: from gray to colour, a third for each channel",
+        "position embeddings: from 4x4 to 7x7 patches, bicubic",
+    ]
+
+
+@torch.no_grad()
+def test_a_convolutional_net_sees_gray_as_colour():
+    gray, colour = (resnet.build(SimpleNamespace(size=10, resize=56), side, c, "eager").eval() for side, c in ((8, 1), (40, 3)))
+    gray.save(Path("gray"), [0.5], [0.25])
+    colour.load(Path("gray"))
+    images = torch.randn(2, 1, 8, 8)
+    torch.testing.assert_close(colour.features(images.expand(-1, 3, -1, -1)), gray.features(images))
+
+
+@pytest.fixture
+def photos():
+    for name, shade in (("cat", 0), ("dog", 3)):
+        for i in range(20):
+            draw(Path(f"photos/{name}/{i}.png"), "RGB", (30 + i, 29), shade + i % 2)
+    return [*TINY[10:12], *TINY[-4:], "stage=finetune", "dataset=imagefolder", "dataset.root=photos", "finetune.seeds=1"]
+
+
+def test_a_run_on_other_data(done_run, photos, ptmrun):
+    code, out, err = ptmrun(*photos, f"init={done_run}", "finetune=linear")
+    assert code == 0, err
+    assert "position embeddings: from 4x4 to 16x16 patches, bicubic" in out
+    assert "patch embeddings: from gray to colour" in out
+    assert "32x32 colour, 2 classes" in out
+    child = latest()
+    assert config.load(child / "config.yaml").dataset.image_size == 32
+    code, _, err = ptmrun("stage=evaluate", f"init={done_run}", *photos[2:6], *photos[7:9], "evaluate.baselines=[chance]")
+    assert code == 2
+    assert "its classifier tells 10 classes apart, the data has 2: stage=finetune first" in err
+    code, _, err = ptmrun("stage=evaluate", f"init={child}", *TINY[-4:], "evaluate.baselines=[chance]")
+    assert code == 0, err
+
+
+def test_a_convolutional_run_on_other_data(photos, ptmrun):
+    first = [*TINY, "pretrain.steps=1", "pretrain.probes=0", "stage=pretrain", "task=supervised"]
+    assert ptmrun(*first, "model=cnn", "name=cnn")[0] == 0
+    code, _, err = ptmrun(*photos, f"init={latest()}")
+    assert code == 2
+    assert "its encoder does not fit images of 32" in err
+    assert "dataset.image_size=8 gives images the side that it was made for" in err
+    assert ptmrun(*first, "model=resnet", "name=resnet")[0] == 0
+    code, out, err = ptmrun(*photos, f"init={latest()}", "model.resize=28")
+    assert code == 0, err
+    assert "images are scaled down from 32 pixels a side to the model's 28" in out
+
+
+def test_what_a_data_set_brings_goes_with_it(done_run):
+    inherited = compose([f"init={done_run}", "dataset=imagefolder"])
+    assert config.load(done_run / "config.yaml").pretrain.augment == 0.5  # of dataset=digits
+    assert inherited.pretrain.augment == 1.0
+    assert inherited.dataset.image_size == "auto"
+    assert inherited.dataset.limit is None
+    assert inherited.downstream.labels_per_class == 5  # typed, and no data set's
+    assert inherited.pretrain.lr == 4e-3
+    assert compose([f"init={done_run}", "dataset=digits"]).downstream.labels_per_class == 5
+
+
+@pytest.mark.parametrize(("side", "patch", "wanted"), [(48, 2, 48), (50, 7, 49), (10, 16, 32), (48, "auto", 48)])
+def test_images_fit_a_given_patch(side, patch, wanted):
+    assert vit.fitting(SimpleNamespace(patch=patch), side) == wanted
