@@ -22,8 +22,8 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 
 def momentum_at(base: float | Literal["auto"], done: int, steps: int) -> float:
     """From `base` to 1 along a cosine (Grill et al. 2020, section 3.3). auto: 0.996 as published, and less in short trainings, in
-    which so slow a teacher would not get away from its random weights: it remembers a tenth of the steps."""
-    first = min(0.996, max(0.0, 1 - 10 / steps)) if base == "auto" else base
+    which so slow a teacher would not get away from its random weights: it remembers a quarter of the steps."""
+    first = min(0.996, max(0.0, 1 - 4 / steps)) if base == "auto" else base
     return 1 - (1 - first) * (math.cos(math.pi * done / steps) + 1) / 2
 
 
