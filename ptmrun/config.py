@@ -31,6 +31,7 @@ GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "logge
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Several = Annotated[int, Field(ge=2, le=2**31)]
+Side = Annotated[int, Field(ge=4, le=1024)]
 Natural = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -39,6 +40,7 @@ Ratio = Annotated[float, Field(gt=0, lt=1)]
 TYPES: dict[str, Any] = {
     "count": Count,
     "several": Several,
+    "side": Side,
     "natural": Natural,
     "positive": Positive,
     "notneg": NotNegative,
@@ -101,7 +103,7 @@ class Finetune(Loop):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     mixup: NotNegative
     cutmix: NotNegative
-    resolution: Count | None
+    resolution: Side | None
     freeze: list[Text] | None
     unfreeze: list[Text] | None
     head: Literal["probe", "random"]
@@ -138,7 +140,7 @@ class Dataset(Strict):
     section = "dataset"
     name: str
     root: Text | None
-    image_size: Literal["auto"] | Annotated[int, Field(ge=4, le=1024)]
+    image_size: Literal["auto"] | Side
     limit: Count | None
     test_limit: Count | None
     val_fraction: Ratio

@@ -89,6 +89,7 @@ ODD += [
     "range(1,5)",
     "choice(1,2)",
 ]
+MOST = 64  # of any number of a model or a task; above it the choice's own
 LIMITS = {  # of what a run may cost here: (key, how to tell that it is too much, what to take instead)
     "pretrain.steps": (lambda c: c.pretrain.steps is None or c.pretrain.steps > 2, "2"),
     "pretrain.batch_size": (lambda c: c.pretrain.batch_size > 16, "16"),
@@ -97,7 +98,6 @@ LIMITS = {  # of what a run may cost here: (key, how to tell that it is too much
     "pretrain.checkpoint_every": (lambda c: c.pretrain.checkpoint_every < 30, "30"),
     "dataset.limit": (lambda c: c.dataset.limit is None or c.dataset.limit > 64, "64"),
     "dataset.image_size": (lambda c: c.dataset.image_size != "auto" and c.dataset.image_size > 32, "16"),
-    "model.size": (lambda c: c.model.size not in ("auto", "micro"), "micro"),
     "task.decoder_depth": (lambda c: getattr(c.task, "decoder_depth", 1) > 2, "1"),
     "task.decoder_width": (lambda c: getattr(c.task, "decoder_width", 1) > 2, "0.5"),
     "device.threads": (lambda c: c.device.threads != 1, "1"),
@@ -168,7 +168,13 @@ def refused(argv: list[str], code: int, out: str, err: str) -> None:
 def limited(argv: list[str], parsed: config.Config) -> list[str]:
     """The overrides, and after them what keeps the run small."""
     more = ["stage=pretrain", "init=random", "outputs=outputs", "dataset=digits", "device=cpu"]
-    return [*argv, *more, *(f"{key}={value}" for key, (much, value) in LIMITS.items() if much(parsed))]
+    more += [f"{key}={value}" for key, (much, value) in LIMITS.items() if much(parsed)]
+    usual = config.flat(config.plain(compose([f"model={parsed.model.name}", f"task={parsed.task.name}"])))
+    for key, value in config.flat(config.plain(parsed)).items():
+        if key.startswith(("model.", "task.")) and value != usual.get(key, value):
+            large = isinstance(value, int | float) and not isinstance(value, bool) and value > MOST
+            more += [f"{key}={typed(usual[key])}"] if large or key == "model.size" else []
+    return [*argv, *more]
 
 
 def test_a_mutated_config_is_refused_or_runs(ptmrun, tmp_path_factory):
