@@ -115,10 +115,8 @@ def test_teachers_follow_with_a_momentum_that_grows_to_one():
         expected = [tau * t + (1 - tau) * s.detach().numpy() for t, s in zip(expected, students, strict=True)]
         for found, wanted in zip(objective.teacher.parameters(), expected, strict=True):
             np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-10)
-    assert teacher.momentum_at(0.8, 0, 4) == pytest.approx(0.8)
-    assert teacher.momentum_at(0.8, 4, 4) == 1.0
-    assert teacher.momentum_at("auto", 0, 200) == pytest.approx(0.98)  # a quarter of the steps
-    assert teacher.momentum_at("auto", 0, 100_000) == pytest.approx(0.996)  # as published
+    assert teacher.momentum_at(0.8, 0.0) == pytest.approx(0.8)
+    assert teacher.momentum_at(0.8, 1.0) == 1.0
 
 
 DINO = {"prototypes": 10, "hidden": 16, "bottleneck": 8, "momentum": 0.9, "center_momentum": 0.7, "student_temperature": 0.1,

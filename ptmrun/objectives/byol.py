@@ -32,7 +32,7 @@ class Objective(nn.Module):
         return Loss(loss.sum(), len(views) // 2), {}
 
     def after_step(self, done: int, steps: int) -> None:
-        momentum = momentum_at(self.momentum, done, steps)
+        momentum = momentum_at(self.momentum, done / steps)
         follow(self.teacher[0], self.encoder, momentum)
         follow(self.teacher[1], self.projector, momentum)
 

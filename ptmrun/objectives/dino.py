@@ -71,7 +71,7 @@ class Objective(nn.Module):
         self.center.lerp_(self.seen[:-1] / self.seen[-1], 1 - self.options.center_momentum)
         self.seen.zero_()
         self.progress.fill_(done / steps)
-        momentum = momentum_at(self.options.momentum, done, steps)
+        momentum = momentum_at(self.options.momentum, done / steps)
         follow(self.teacher[0], self.encoder, momentum)
         follow(self.teacher[1], self.head, momentum)
 

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-from typing import Literal
 
 import torch
 from torch import nn
@@ -20,11 +19,9 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
 
-def momentum_at(base: float | Literal["auto"], done: int, steps: int) -> float:
-    """From `base` to 1 along a cosine (Grill et al. 2020, section 3.3). auto: 0.996 as published, and less in short trainings, in
-    which so slow a teacher would not get away from its random weights: it remembers a quarter of the steps."""
-    first = min(0.996, max(0.0, 1 - 4 / steps)) if base == "auto" else base
-    return 1 - (1 - first) * (math.cos(math.pi * done / steps) + 1) / 2
+def momentum_at(base: float, progress: float) -> float:
+    """From `base` to 1 along a cosine (Grill et al. 2020, section 3.3); progress from 0 to 1."""
+    return 1 - (1 - base) * (math.cos(math.pi * progress) + 1) / 2
 
 
 def mlp(*widths: int, norm: bool) -> nn.Sequential:
