@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -75,15 +76,9 @@ def look(
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
     with watched(model) as found:
+        autocast = partial(device.autocast, context.device, precision)
         sums = train.gradients(
-            model,
-            model,
-            list(parameters.values()),
-            micros,
-            lambda: device.autocast(context.device, precision),
-            step["seed"],
-            step["purpose"],
-            step["first"],
+            model, model, micros, partial(train.settings, autocast, step["seed"], step["purpose"], step["first"])
         )
     value = train.average_of(*sums["loss"])
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}

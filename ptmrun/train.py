@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,8 +81,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
 
         kept = {name: b.clone() for name, b in buffers.items()}
         autocast = plan.autocast if state.precision == plan.precision else contextlib.nullcontext
-        first = step * loop.accumulate
-        sums = gradients(model, plan.forward or model, parameters, micros, autocast, plan.seed, plan.purpose, first)
+        inside = partial(settings, autocast, plan.seed, plan.purpose, step * loop.accumulate)
+        sums = gradients(model, plan.forward or model, micros, inside)
         norm = float(nn.utils.clip_grad_norm_(parameters, loop.clip or math.inf))
         value = average_of(*sums["loss"])
         seen += sum(len(m["ids"]) for m in micros)
@@ -156,40 +157,31 @@ def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tens
     return state
 
 
-def gradients(
-    model: Any,
-    forward: Callable,
-    parameters: list[nn.Parameter],
-    micros: list[dict[str, Any]],
-    autocast: Callable[[], contextlib.AbstractContextManager],
-    seed: int,
-    purpose: str,
-    first: int,
-) -> dict[str, list[float]]:
-    """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of the loss and what is shown.
-
-    The random numbers of dropout are those of the micro-batches first, first + 1, ...
-    """
-    if len(micros) > 1 and hasattr(model, "embed"):
-        return backward_together(model, micros, autocast, seed, purpose, first)
-    return backward(forward, parameters, micros, autocast, seed, purpose, first)
+@contextlib.contextmanager
+def settings(
+    autocast: Callable[[], contextlib.AbstractContextManager], seed: int, purpose: str, first: int, index: int
+) -> Iterator[None]:
+    """What a forward pass of the index-th micro-batch of a step runs in: its own dropout, and autocast."""
+    rng.seed_everything(seed, f"{purpose}/dropout", first + index)
+    with autocast():
+        yield
 
 
-def backward(
-    forward: Callable,
-    parameters: list[nn.Parameter],
-    micros: list[dict[str, Any]],
-    autocast: Callable[[], contextlib.AbstractContextManager],
-    seed: int,
-    purpose: str,
-    first: int,
-) -> dict[str, list[float]]:
+Inside = Callable[[int], contextlib.AbstractContextManager]
+
+
+def gradients(model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
+    """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of what is logged."""
+    together = len(micros) > 1 and hasattr(model, "embed")
+    return backward_together(model, micros, inside) if together else backward(model, forward, micros, inside)
+
+
+def backward(model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
     """`gradients` of a loss that is a sum over samples."""
     sums: dict[str, list[float]] = {}
     count: Tensor | int = 0
     for i, micro in enumerate(micros):
-        rng.seed_everything(seed, f"{purpose}/dropout", first + i)
-        with autocast():
+        with inside(i):
             loss, shown = forward(micro)
         # a single micro-batch is divided before backward; several are summed first and divided once all counts are known
         (loss.total / loss.n if len(micros) == 1 else loss.total).backward()
@@ -198,25 +190,17 @@ def backward(
             before = sums.get(name, [0.0, 0.0])
             sums[name] = [before[0] + float(total.detach()), before[1] + float(n)]
     if len(micros) > 1:
-        torch._foreach_div_([p.grad for p in parameters if p.grad is not None], float(count))
+        torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], float(count))
     return sums
 
 
-def backward_together(
-    model: Any,
-    micros: list[dict[str, Any]],
-    autocast: Callable[[], contextlib.AbstractContextManager],
-    seed: int,
-    purpose: str,
-    first: int,
-) -> dict[str, list[float]]:
+def backward_together(model: Any, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
     """`gradients` of a loss that compares all samples of a batch, `compare(embed(batch))`: the micro-batches are embedded without
     gradients, the whole batch is compared, and each micro-batch is embedded again to pass its part of the gradient on
     (GradCache: Gao et al. 2021, arXiv:2101.06983)."""
 
     def embed(i: int) -> Tensor:
-        rng.seed_everything(seed, f"{purpose}/dropout", first + i)
-        with autocast():
+        with inside(i):
             return model.embed(micros[i])
 
     buffers = list(model.buffers())

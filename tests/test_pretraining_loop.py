@@ -91,14 +91,14 @@ def test_gradients_of_a_whole_batch_from_micro_batches():
     loss, _ = whole(batch)
     (loss.total / loss.n).backward()
     micros = next(batches_for(parts, 3).iterate(0, 1))
-    sums = train.gradients(parts, parts, list(parts.parameters()), micros, contextlib.nullcontext, 0, "test", 0)
+    sums = train.gradients(parts, parts, micros, contextlib.nullcontext)
     assert sums["loss"] == pytest.approx([float(loss.total.detach()), 32], rel=1e-5)
     for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-6, msg=name)
 
     model = objective("simclr", "resnet").train()
     before = copy.deepcopy(model.state_dict())
-    train.backward_together(model, micros, contextlib.nullcontext, 0, "test", 0)
+    train.backward_together(model, micros, contextlib.nullcontext)
     once = objective("simclr", "resnet").train()
     for micro in micros:
         once.embed(micro)
