@@ -22,9 +22,9 @@ from ptmrun import adapt, checkpoint, config, estimate, optim, rng
 from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, depth_of, fit
 from ptmrun.data.decode import cache_folder
 from ptmrun.data.splits import Split
+from ptmrun.prepare import prepare
 from ptmrun.run import Run, console
 from ptmrun.signals import Stop
-from ptmrun.stages import prepare
 from ptmrun.trials import chosen_labels, classifier, label_counts, trained_tensors, trials
 
 OK, WARNING, FAILED = "ok", "warning", "failed"

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from ptmrun import checkpoint, config, stages
+from ptmrun import checkpoint, config
 from ptmrun.context import ENCODER, START, Context, source
 from ptmrun.errors import UserError
 from ptmrun.models import files
+from ptmrun.prepare import prepare
 from ptmrun.run import Run
 from ptmrun.signals import Stop
 from ptmrun.trials import label_counts, trials, tuned, weights_file
@@ -31,7 +32,7 @@ def export(run: Run, folder: Path) -> float:
     if fine_tuned is None and source(run, cfg, ENCODER) is None and source(run, cfg, START) is None:
         raise UserError(f"{run.folder}: has trained nothing yet that could be exported")
     with run.lock():
-        context = stages.prepare(run, cfg, Stop())
+        context = prepare(run, cfg, Stop())
         images = context.normalise(context.data.test.some(IMAGES))
         what, ours, theirs = write(context, tuned(context, trial) if fine_tuned else None, folder, images)
         worst = float((ours - theirs).abs().max())

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ptmrun import checkpoint, config, device, recovery, stages, train
+from ptmrun import checkpoint, config, device, recovery, train
 from ptmrun.context import Context
 from ptmrun.errors import UserError
+from ptmrun.prepare import prepare
 from ptmrun.run import Run
 from ptmrun.signals import Stop
 from ptmrun.trials import classifier, label_counts, trials
@@ -38,7 +39,7 @@ def replay(run: Run) -> bool:
     file = run.path("checkpoints", "nan", files[-1].name)
     weights, micros, step = recovery.load_batch(file)
     with run.lock():
-        context = stages.prepare(run, config.load(run.path("config.yaml")), Stop())
+        context = prepare(run, config.load(run.path("config.yaml")), Stop())
         model = model_of(context, step["purpose"])
         checkpoint.into(model, weights, file, sound=False)
         micros = [{k: v.to(context.device) if isinstance(v, Tensor) else v for k, v in micro.items()} for micro in micros]

@@ -1,0 +1,188 @@
+"""What comes before the stages: device, data, sizes, and the weights that a run starts from."""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ptmrun import adapt, budget, checkpoint, config, device, figures
+from ptmrun.config import Config
+from ptmrun.context import ENCODER, START, Context, check_stop, labelled, parent_of, source, unfinished
+from ptmrun.data import splits
+from ptmrun.data.batches import Normalise
+from ptmrun.errors import UserError
+from ptmrun.models import files, outside
+from ptmrun.origin import origin
+from ptmrun.progress import Bar
+from ptmrun.run import Run
+from ptmrun.signals import Stop
+from ptmrun.trials import label_counts
+
+
+def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
+    """Device, data and model sizes; everything `auto` becomes a value, and the saved config complete."""
+    cfg, where, notes = device.resolve(cfg)
+    cfg, chosen = as_published(cfg)
+    source_module = importlib.import_module(f"ptmrun.data.sources.{config.spec('dataset', cfg.dataset.name).module}")
+    with Bar(run, "decoding", 1, quiet=True) as bar:
+
+        def decoding(title: str, done: int, total: int) -> None:
+            check_stop(stop)
+            if bar.live:
+                bar.live.update(bar.task, total=total, completed=done)
+
+        data = splits.load(source_module.read, cfg.dataset, int(cfg.device.workers), decoding, fitting(cfg))
+    cfg = config.replace(cfg, dataset__image_size=data.size)
+    context = Context(run, cfg, data, where, Normalise(data.mean, data.std, where), stop)
+    changes, why = context.part("model").resolve(cfg.model, data.size, data.channels)
+    context.cfg = cfg = config.replace(cfg, **{f"model__{k}": v for k, v in changes.items()})
+    check_labels(context)
+    context.cfg, decided = by_rule(context)
+    cfg = context.cfg
+    sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
+    channels = {1: "gray", 3: "colour"}.get(data.channels, f"{data.channels} channels")
+    run.say(f"Data: {cfg.dataset.name}, {sizes}, {data.size}x{data.size} {channels}, {len(data.classes)} classes")
+    for line in [*data.notes, *notes, *chosen, *why, *decided]:
+        run.say(f"  {line}")
+    if data.made:
+        run.write_json("splits.json", data.made)
+    if data.unreadable:
+        run.write("unreadable.txt", "\n".join(data.unreadable) + "\n")
+    fingerprint = run.manifest.get("data", {}).get("fingerprint", data.fingerprint)
+    if fingerprint != data.fingerprint:
+        raise UserError(
+            f"dataset={cfg.dataset.name}: the data has changed since the run was made (was {str(fingerprint)[:12]}); refused"
+        )
+    if origin(cfg.init) == "run":
+        take_parent(context)
+    elif cfg.init != "random":
+        take_outside(context)
+    if cfg.budget:
+        cfg, why = budget.size_steps(context)
+        context.cfg = cfg
+        for line in why:
+            run.say(f"  {line}")
+    run.update(data={"fingerprint": data.fingerprint, "mean": data.mean.tolist(), "std": data.std.tolist()})
+    run.write("config.yaml", config.dump(cfg))
+    if not run.path("figures/augmented.png").exists():
+        strength = cfg.pretrain.augment if cfg.stage in ("all", "pretrain") else cfg.finetune.augment
+        figures.contact_sheet(run, data, context.normalise, cfg.dataset.augment, strength, cfg.seed)
+    return context
+
+
+def as_published(cfg: Config) -> tuple[Config, list[str]]:
+    """What is auto in a model that weights from outside are for, is as published instead of sized for the data; and notes."""
+    if origin(cfg.init) not in ("pretrained", "file"):
+        return cfg, []
+    module = importlib.import_module(f"ptmrun.models.{config.spec('model', cfg.model.name).module}")
+    chosen = {k: v for k, v in getattr(module, "AS_PUBLISHED", {}).items() if getattr(cfg.model, k) == "auto"}
+    notes = [
+        f"model.{k}={v}: as published, for init={cfg.init} (if its weights have another, type it)" for k, v in chosen.items()
+    ]
+    return config.replace(cfg, **{f"model__{k}": v for k, v in chosen.items()}), notes
+
+
+def fitting(cfg: Config) -> Callable[[int], int]:
+    """The side of images that a model takes whose weights are there already, where not every side will do."""
+    module = importlib.import_module(f"ptmrun.models.{config.spec('model', cfg.model.name).module}")
+    return partial(module.fitting, cfg.model) if cfg.init != "random" and hasattr(module, "fitting") else int
+
+
+def take_outside(context: Context) -> None:
+    """Copies the published weights or the file that `init` names into the run, which needs them no more then, and notes where
+    they are from. Raises UserError when they do not fit, or are not those that the run began with."""
+    run, cfg, start = context.run, context.cfg, context.run.path(START)
+    if not start.exists():
+        encoder, module = context.encoder(), context.part("model")
+        if not hasattr(encoder, "net"):
+            raise UserError(f"init={cfg.init}: model={cfg.model.name} takes the weights of runs only (init=RUN)")
+        if cfg.init == "pretrained":
+            name, tensors, theirs = outside.published(encoder.net, encoder.kind, getattr(module, "PUBLISHED", {}))
+        else:
+            name, tensors, theirs = outside.read(cfg.init)
+        for line in outside.load(encoder, tensors, theirs, name):
+            run.say(f"  {line}")
+        state = encoder.state_dict()
+        parent = {"run": name, "weights_sha256": checkpoint.sha256(state), "data": None}
+        if (before := run.manifest["parents"]) and before != [parent]:
+            raise UserError(f"init={cfg.init}: its weights are not those that the run began with; refused")
+        checkpoint.save(start, state)
+        run.update(parents=[parent])
+    elif [checkpoint.sha256(checkpoint.load(start)[0])] != [p["weights_sha256"] for p in run.manifest["parents"]]:
+        raise UserError(f"{start}: its weights have changed since the run began; refused")
+
+
+def take_parent(context: Context) -> None:
+    """Notes the run that `init` names, and says what of its encoder is adapted to other images. Raises UserError when its
+    weights or data are not what they were, or do not fit."""
+    run, cfg, fingerprint, start = context.run, context.cfg, context.data.fingerprint, context.run.path(START)
+    parent = parent_of(cfg, start)
+    if (before := run.manifest["parents"]) and before != [parent]:
+        raise UserError(f"init={cfg.init}: its weights have changed since the run began; refused")
+    if parent["data"] not in (None, fingerprint):
+        raise UserError(f"dataset={cfg.dataset.name}: the data has changed since {cfg.init} was made; refused")
+    if not start.exists() and (tensors := unfinished(Run.open(Path(cfg.init)))):
+        checkpoint.save(start, tensors)
+    run.update(parents=[parent])
+    if parent["data"] is None:
+        for line in transferred(context):
+            run.say(f"  {line}")
+
+
+def transferred(context: Context) -> list[str]:
+    """What is adapted in the encoder of a run on other data. Raises UserError when it does not fit these."""
+    run, cfg = context.run, context.cfg
+    encoder, notes = context.encoder(), []
+    if folder := source(run, cfg, ENCODER):
+        notes = encoder.adjusted(files.tensors_of(folder))[1]
+    elif file := source(run, cfg, START):
+        notes = encoder.adjusted(checkpoint.load(file)[0])[1]
+    try:
+        context.pretrained()
+    except UserError as error:
+        side = config.load(Run.open(Path(cfg.init)).path("config.yaml")).dataset.image_size
+        hint = f"; dataset.image_size={side} gives images the side that it was made for" if side != cfg.dataset.image_size else ""
+        raise UserError(f"init={cfg.init}: its encoder does not fit images of {cfg.dataset.image_size}: {error}{hint}") from None
+    if (side := getattr(encoder, "resize", context.data.size)) < context.data.size:
+        notes.append(f"images are scaled down from {context.data.size} pixels a side to the model's {side} (model.resize)")
+    return notes
+
+
+def by_rule(context: Context) -> tuple[Config, list[str]]:
+    """What is auto in the fine-tuning method, settled by the data; and notes. Raises UserError for a resolution too low."""
+    cfg, data = context.cfg, context.data
+    notes: list[str] = []
+    if cfg.finetune.name in adapt.RULES and data.train.labels is not None:
+        most = max(len(data.train) if n is None else min(n * len(data.classes), len(data.train)) for n in label_counts(cfg))
+        changes, notes = adapt.RULES[cfg.finetune.name](cfg.finetune, most, data.size)
+        cfg = config.replace(cfg, **{f"finetune__{k}": v for k, v in changes.items()})
+    if isinstance(side := cfg.finetune.resolution, int):
+        encoder = context.encoder().eval()
+        encoder.resize = side
+        try:
+            with torch.no_grad():
+                encoder.features(torch.zeros(1, data.channels, data.size, data.size, device=context.device))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"finetune.resolution={side}: model={cfg.model.name} cannot work at it ({reason})") from None
+    return cfg, notes
+
+
+def check_labels(context: Context) -> None:
+    """Raises UserError, before any training, for labels that the stages to come need and the data lacks."""
+    cfg, data = context.cfg, context.data
+    task = config.spec("task", cfg.task.name)
+    if "labels" in task.needs and cfg.stage in ("all", "pretrain") and not labelled(context):
+        provided, there = config.spec("model", cfg.model.name).provides, config.choices("task")
+        fits = [t for t in there if "labels" not in config.spec("task", t).needs and config.spec("task", t).requires <= provided]
+        raise UserError(f"task={cfg.task.name}: needs classes, the data has none; without them there is: task={', '.join(fits)}")
+    if cfg.stage == "pretrain" or (cfg.stage == "all" and not labelled(context)):
+        return
+    if not labelled(context):
+        raise UserError(
+            f"stage={cfg.stage}: needs at least two classes; the data has {len(data.classes)} (class folders give classes)"
+        )
+    for count in label_counts(cfg):
+        context.part("downstream").few_labels(data.train.labels, data.classes, count, cfg.seed)
