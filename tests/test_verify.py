@@ -141,4 +141,4 @@ def test_quick_certificates_hold(ptmrun, name):
     assert code == 0, out + err
     assert f"{name}: within tolerance" in out
     scores = json.loads(Path("outputs/latest/results.json").read_text())["by_labels"][0]["scores"]
-    assert scores["tuned"]["mean"] > max(scores["scratch"]["mean"], scores["random_frozen"]["mean"]) + 0.03  # it learns
+    assert scores["tuned"]["mean"] > max(scores["scratch"]["mean"], scores["random_frozen"]["mean"]) + 0.02  # it learns
