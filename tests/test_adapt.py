@@ -123,6 +123,6 @@ def test_a_run_by_the_rule(ptmrun):
     assert "encoder.net.layer1.0.bn1.weight" not in tensors
     code, _, err = ptmrun("stage=evaluate", f"init={latest()}", *TINY[-4:], "evaluate.baselines=[chance]")
     assert code == 0, err
-    code, _, err = ptmrun(*argv, "finetune.resolution=1", "model=alexnet")
+    code, _, err = ptmrun(*argv, "finetune.resolution=8", "model=alexnet")
     assert code == 2
-    assert "finetune.resolution=1: model=alexnet cannot work at it" in err
+    assert "finetune.resolution=8: model=alexnet cannot work at it" in err
