@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import TINY, latest
+from torch import nn
 
 from ptmrun import adapt, checkpoint, config, hyperrule, optim
 from ptmrun.compose import compose
@@ -126,3 +127,17 @@ def test_a_run_by_the_rule(ptmrun):
     code, _, err = ptmrun(*argv, "finetune.resolution=8", "model=alexnet")
     assert code == 2
     assert "finetune.resolution=8: model=alexnet cannot work at it" in err
+
+
+def test_the_head_keeps_its_digits_under_autocast():
+    """Features that vary by a thousandth of their mean are told apart in bf16 as in fp32."""
+    encoder = nn.Identity()
+    encoder.width, encoder.features = 8, lambda x: x
+    model = Classifier(encoder, 2, 0.0)
+    x = 100 + 0.1 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    model.start_from_probe(x, (x[:, 0] > 100).long())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.logits(x)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, model.head(x))
+    assert ((found.argmax(1) == 1) == (x[:, 0] > 100)).float().mean() > 0.9

@@ -48,8 +48,8 @@ class Classifier(nn.Module):
             loss = self.cross_entropy(logits, batch)
         else:
             features, branch = self.encoder.both(images)
-            logits = self.head(features).float()
-            loss = self.cross_entropy(logits, batch) + AUXILIARY * self.cross_entropy(self.auxiliary_head(branch).float(), batch)
+            logits = exactly(self.head, features)
+            loss = self.cross_entropy(logits, batch) + AUXILIARY * self.cross_entropy(exactly(self.auxiliary_head, branch), batch)
         right = Loss((logits.detach().argmax(1) == labels).sum(), len(labels))
         return Loss(loss, len(labels)), {} if "share" in batch else {"accuracy": right}
 
@@ -74,7 +74,7 @@ class Classifier(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> float32 [B, classes]"""
-        return self.head(self.encoder.features(images)).float()
+        return exactly(self.head, self.encoder.features(images))
 
     def start_from_probe(self, features: Tensor, labels: Tensor) -> None:
         """Sets the head to a linear probe of frozen features [N, D] (L2-regularised), so that training does not begin by
@@ -104,6 +104,12 @@ class Classifier(nn.Module):
         logits = torch.cat([self.logits(images).cpu() for images in batches])
         self.train()
         return logits
+
+
+def exactly(head: nn.Linear, features: Tensor) -> Tensor:
+    """In the head's own precision whatever autocast says: features that vary little around a large mean need the digits."""
+    with torch.autocast(features.device.type, enabled=False):
+        return head(features.to(head.weight.dtype))
 
 
 def linear(width: int, classes: int) -> nn.Linear:
