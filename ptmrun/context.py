@@ -82,8 +82,8 @@ class Context:
         known = {"classes": len(self.data.classes)} if "labels" in config.spec("task", self.cfg.task.name).needs else {}
         return self.part("task").Objective(encoder, self.cfg.task, **known).to(self.device)
 
-    def features(self, encoder: Any, split: Split) -> Any:
-        return probe.features(encoder, split, self.normalise, self.autocast)
+    def features(self, encoder: Any, split: Split, dropout: bool = False) -> Any:
+        return probe.features(encoder, split, self.normalise, self.autocast, dropout=dropout)
 
 
 def source(run: Run, cfg: Config, name: str) -> Path | None:

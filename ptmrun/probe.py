@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from ptmrun.data.splits import Split
 
@@ -17,10 +18,18 @@ MOST_VALUE = 1e6  # of a feature: what a training that diverges gives can be pro
 
 @torch.no_grad()
 def features(
-    encoder: Any, split: Split, normalise: Callable[[Tensor], Tensor], autocast: Callable[[], Any], of: str = "features"
+    encoder: Any,
+    split: Split,
+    normalise: Callable[[Tensor], Tensor],
+    autocast: Callable[[], Any],
+    of: str = "features",
+    dropout: bool = False,
 ) -> np.ndarray:
-    """Frozen features of a split, float32 [N, D], by the encoder's method `of`."""
+    """Frozen features of a split, float32 [N, D], by the encoder's method `of`; with `dropout` some units are left out."""
     encoder.eval()
+    for module in encoder.modules() if dropout else ():
+        if isinstance(module, _DropoutNd):
+            module.train()
     with autocast():
         found = [getattr(encoder, of)(normalise(images)).float().cpu() for images in split.all()]
     encoder.train()

@@ -5,11 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from ptmrun import adapt, checkpoint, rng
 from ptmrun.context import Context, check_stop, fit, source, steps_of
 from ptmrun.data.splits import Split
 from ptmrun.errors import UserError
+
+
+DROPPED = 8
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,19 @@ def tune(context: Context, trial: Trial) -> Any:
     steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
     if loop.head == "probe" and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
-        model.start_from_probe(torch.from_numpy(context.features(model.encoder, split)), split.labels)
+        features = dropped_features(context, model.encoder, split, trial.seed)
+        model.start_from_probe(features, split.labels.repeat(len(features) // len(split)))
     fit(context, model, split, loop, steps, trial.seed, tags)
     return model
+
+
+def dropped_features(context: Context, encoder: Any, split: Split, seed: int) -> Tensor:
+    """Features as training will see them, [N, D], or where the encoder drops units several times over, [DROPPED * N, D]: a probe
+    that had not seen dropout would rest on differences much smaller than it makes."""
+    if not any(isinstance(m, _DropoutNd) and m.p > 0 for m in encoder.modules()):
+        return torch.from_numpy(context.features(encoder, split))
+    rng.seed_everything(seed, "probe/dropout")
+    return torch.cat([torch.from_numpy(context.features(encoder, split, dropout=True)) for _ in range(DROPPED)])
 
 
 def weights_file(trial: Trial) -> str:
