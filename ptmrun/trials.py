@@ -12,7 +12,6 @@ from ptmrun.context import Context, check_stop, fit, source, steps_of
 from ptmrun.data.splits import Split
 from ptmrun.errors import UserError
 
-
 DROPPED = 8
 
 
@@ -63,6 +62,7 @@ def tune(context: Context, trial: Trial) -> Any:
     steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
     if loop.head == "probe" and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
+        assert split.labels is not None
         features = dropped_features(context, model.encoder, split, trial.seed)
         model.start_from_probe(features, split.labels.repeat(len(features) // len(split)))
     fit(context, model, split, loop, steps, trial.seed, tags)

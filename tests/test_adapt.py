@@ -12,6 +12,7 @@ from ptmrun.compose import compose
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
 from ptmrun.models import resnet
+from ptmrun.run import Run
 
 
 def classifier() -> Classifier:
@@ -141,3 +142,20 @@ def test_the_head_keeps_its_digits_under_autocast():
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, model.head(x))
     assert ((found.argmax(1) == 1) == (x[:, 0] > 100)).float().mean() > 0.9
+
+
+def test_a_probe_that_has_seen_dropout_survives_it(ptmrun):
+    """AlexNet's features vary little around a large mean; its dropout moves them by as much as the mean."""
+    argv = [
+        *TINY,
+        "model=alexnet",
+        "task=supervised",
+        "pretrain.steps=2",
+        "finetune.seeds=1",
+        "finetune.steps=1",
+        "finetune.log_every=1",
+    ]
+    code, _, err = ptmrun(*argv, "evaluate.baselines=[chance]", "stage=all")
+    assert code == 0, err
+    first = next(x for x in Run.open(latest()).metrics() if x["stage"] == "finetune")
+    assert first["loss"] < 4  # without it 100 and more
