@@ -39,9 +39,7 @@ class Context:
     fitted: dict[str, torch.Tensor] = field(default_factory=dict)  # what encoders learned from training images, once a run
 
     def part(self, group: str) -> Any:
-        """The module that the choice of a group names (the installed YAML says which, not the saved config)."""
-        folder = {"model": "models", "task": "objectives", "downstream": "downstream"}[group]
-        return importlib.import_module(f"ptmrun.{folder}.{config.spec(group, getattr(self.cfg, group).name).module}")
+        return part_of(self.cfg, group)
 
     def autocast(self) -> Any:
         return device.autocast(self.device, self.cfg.device.precision)
@@ -84,6 +82,12 @@ class Context:
 
     def features(self, encoder: Any, split: Split, dropout: bool = False) -> Any:
         return probe.features(encoder, split, self.normalise, self.autocast, dropout=dropout)
+
+
+def part_of(cfg: Config, group: str) -> Any:
+    """The module that the choice of a group names (the installed YAML says which, not the saved config)."""
+    folder = {"model": "models", "task": "objectives", "downstream": "downstream", "dataset": "data.sources"}[group]
+    return importlib.import_module(f"ptmrun.{folder}.{config.spec(group, getattr(cfg, group).name).module}")
 
 
 def source(run: Run, cfg: Config, name: str) -> Path | None:

@@ -1,6 +1,5 @@
 """What comes before the stages: device, data, sizes, and the weights that a run starts from."""
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ import torch
 
 from ptmrun import adapt, budget, checkpoint, config, device, figures
 from ptmrun.config import Config
-from ptmrun.context import ENCODER, START, Context, check_stop, labelled, parent_of, source, unfinished
+from ptmrun.context import ENCODER, START, Context, check_stop, labelled, parent_of, part_of, source, unfinished
 from ptmrun.data import splits
 from ptmrun.data.batches import Normalise
 from ptmrun.errors import UserError
@@ -25,7 +24,6 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     """Device, data and model sizes; everything `auto` becomes a value, and the saved config complete."""
     cfg, where, notes = device.resolve(cfg)
     cfg, chosen = as_published(cfg)
-    source_module = importlib.import_module(f"ptmrun.data.sources.{config.spec('dataset', cfg.dataset.name).module}")
     with Bar(run, "decoding", 1, quiet=True) as bar:
 
         def decoding(title: str, done: int, total: int) -> None:
@@ -33,7 +31,7 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
             if bar.live:
                 bar.live.update(bar.task, total=total, completed=done)
 
-        data = splits.load(source_module.read, cfg.dataset, int(cfg.device.workers), decoding, fitting(cfg))
+        data = splits.load(part_of(cfg, "dataset").read, cfg.dataset, int(cfg.device.workers), decoding, fitting(cfg))
     cfg = config.replace(cfg, dataset__image_size=data.size)
     context = Context(run, cfg, data, where, Normalise(data.mean, data.std, where), stop)
     changes, why = context.part("model").resolve(cfg.model, data.size, data.channels)
@@ -76,7 +74,7 @@ def as_published(cfg: Config) -> tuple[Config, list[str]]:
     """What is auto in a model that weights from outside are for, is as published instead of sized for the data; and notes."""
     if origin(cfg.init) not in ("pretrained", "file"):
         return cfg, []
-    module = importlib.import_module(f"ptmrun.models.{config.spec('model', cfg.model.name).module}")
+    module = part_of(cfg, "model")
     chosen = {k: v for k, v in getattr(module, "AS_PUBLISHED", {}).items() if getattr(cfg.model, k) == "auto"}
     notes = [
         f"model.{k}={v}: as published, for init={cfg.init} (if its weights have another, type it)" for k, v in chosen.items()
@@ -86,7 +84,7 @@ def as_published(cfg: Config) -> tuple[Config, list[str]]:
 
 def fitting(cfg: Config) -> Callable[[int], int]:
     """The side of images that a model takes whose weights are there already, where not every side will do."""
-    module = importlib.import_module(f"ptmrun.models.{config.spec('model', cfg.model.name).module}")
+    module = part_of(cfg, "model")
     return partial(module.fitting, cfg.model) if cfg.init != "random" and hasattr(module, "fitting") else int
 
 
