@@ -56,7 +56,7 @@ def scratch_lengths(cfg: config.Config) -> int:
 def seconds_per_step(context: Context, model: torch.nn.Module, batches: Any, loop: Any, steps: int = 6) -> float:
     """The median time of real steps of a model that is thrown away, data included; the first ones warm up. Three slow ones do.
 
-    On a CPU it is the time that this thread computes: what else the machine does just now makes a run longer, but does not change its steps.
+    On a CPU it is the time that this thread computes: what else the machine does now makes a run longer, but does not change it.
     """
     here = context.device.type == "cpu" and context.cfg.device.workers == 0
     clock = time.thread_time if here else time.perf_counter
