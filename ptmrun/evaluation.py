@@ -11,14 +11,13 @@ from rich.text import Text
 
 from ptmrun import attribution, embedding, figures, noise, probe
 from ptmrun.context import Context, check_stop
-from ptmrun.data.splits import Split
 from ptmrun.errors import printable
 from ptmrun.run import console
 from ptmrun.trials import chosen_labels, label_counts, predict, trials, tuned
 
 WORDS = {
     "chance": "always the most frequent class",
-    "raw": "logistic regression on the pixels",
+    "raw": "logistic regression on the raw input (pixels, TF-IDF)",
     "random_frozen": "logistic regression on features of the untrained model",
     "frozen": "logistic regression on features of the pretrained model",
     "scratch": "the same model and fine-tuning from random weights",
@@ -26,8 +25,7 @@ WORDS = {
     "tuned": "pretrained, then fine-tuned",
 }
 PROBES = (("probe_linear", "linear probe"), ("probe_knn", "k-NN"))
-MOST_RAW = 10_000  # training images, and MOST_COLUMNS of each, for the classical baseline
-MOST_COLUMNS = 3072
+MOST_RAW = 10_000  # training samples for the classical baseline
 GROUP_TITLES = ["group", "images", "accuracy", "macro F1"]
 MOST_GROUPS = 20  # in the summary; results.json and the report have all of them
 SHOWN, MAPPED = 8, 2000  # test images, evenly spaced, under Grad-CAM and in the map of the features
@@ -98,17 +96,15 @@ def weights_hash(run: Any) -> str | None:
 
 
 class Inputs:
-    """What methods without a training loop see: pixels, or the features of an encoder. Those of the test split are made once."""
+    """The features that methods without a training loop see. Those of the test split are made once."""
 
     def __init__(self, context: Context):
         self.context = context
         self.encoders: dict[str, Any] = {}
         self.tests: dict[str, np.ndarray] = {}
 
-    def of(self, kind: str, split: Split) -> np.ndarray:
-        """[N, D]; kind: raw, random_frozen or frozen."""
-        if kind == "raw":
-            return pixels(split)
+    def of(self, kind: str, split: Any) -> np.ndarray:
+        """[N, D]; kind: random_frozen or frozen."""
         if kind not in self.encoders:
             self.encoders[kind] = self.context.pretrained() if kind == "frozen" else self.context.encoder("scratch")
         return self.context.features(self.encoders[kind], split)
@@ -132,24 +128,15 @@ def simple_baseline(context: Context, kind: str, labels: int | None, inputs: Inp
         split = chosen_labels(context, trial).spaced(MOST_RAW)
         assert split.labels is not None
         y = split.labels.numpy()
-        # pixels keep their scale (0..1), features are standardised
-        c = 1.0 if kind == "raw" else 0.1
-        scores = probe.logistic(inputs.of(kind, split), y, inputs.test(kind), c=c, standardise=kind != "raw")
+        if kind == "raw":
+            x, test, c = data.raw(split)  # which keep their scale
+            scores = probe.logistic(x, y, test, c, standardise=False)
+        else:
+            scores = probe.logistic(inputs.of(kind, split), y, inputs.test(kind))
         guess = np.unique(y)[scores.argmax(1)]
         found.append(guess == truth)
         check_stop(context.stop)
     return found
-
-
-def pixels(split: Split) -> np.ndarray:
-    """Images as float32 rows in [0, 1]; large ones are averaged down to at most MOST_COLUMNS values."""
-    rows = []
-    for images in split.all():
-        x = images.float() / 255
-        while x[0].numel() > MOST_COLUMNS:
-            x = torch.nn.functional.avg_pool2d(x, 2)
-        rows.append(x.flatten(1))
-    return torch.cat(rows).numpy()
 
 
 def pretraining(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -220,7 +207,7 @@ def draw_attribution(context: Context) -> None:
     if not hasattr(model.encoder, "cam_layer"):
         return
     assert split.labels is not None
-    images = context.normalise(split.some(SHOWN))
+    images = context.inputs(split.some(SHOWN))
     guess = model.predict([images]).argmax(1)
     try:
         maps = attribution.grad_cam(model, images, guess.to(images.device))
@@ -229,7 +216,7 @@ def draw_attribution(context: Context) -> None:
         return
     pairs = zip(guess.tolist(), split.labels.tolist(), strict=True)
     tops = [classes[g] if g == t else f"{classes[g]}\n(is {classes[t]})" for g, t in pairs]
-    figures.overlays(context.run, "grad_cam", context.normalise.back(images), maps, "Grad-CAM", tops)
+    figures.overlays(context.run, "grad_cam", context.inputs.back(images), maps, "Grad-CAM", tops)
 
 
 def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, Any] | None) -> None:

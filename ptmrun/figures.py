@@ -68,6 +68,21 @@ def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: f
     rows(run, "augmented", sheet)
 
 
+def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
+    """How many tokens texts have, a histogram for each title of `counts`; those above `most` are cut there."""
+    figure = Figure(figsize=(5.2, 2.7))
+    axis = figure.subplots()
+    edges = np.linspace(0, max(most, 1), 41)
+    for (title, values), color in zip(counts.items(), (BLUE, ORANGE, GREEN), strict=False):
+        cut = float((values >= most).mean())
+        label = f"{title}: median {np.median(values):.0f}, {cut:.0%} at the limit of {most}"
+        axis.hist(values.clip(max=most), edges, histtype="step", color=color, label=label, weights=np.full(len(values), 1 / len(values)))
+    axis.set(xlabel="tokens", ylabel="share of the texts")
+    axis.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    save(run, "lengths", figure)
+
+
 def layers(run: Run, name: str) -> None:
     """The linear probe of each layer before and after pretraining, where there are any. `name`: its key but the number."""
     looks = [x for x in run.metrics() if f"{name}1" in x]

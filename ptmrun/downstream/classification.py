@@ -40,9 +40,9 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: images [B, C, S, S], labels [B]; where images are mixed, partners and share [B]. The loss is the cross-entropy
+        """batch: inputs [B, C, S, S], labels [B]; where images are mixed, partners and share [B]. The loss is the cross-entropy
         with smoothed labels."""
-        images, labels = batch["images"], batch["labels"]
+        images, labels = batch["inputs"], batch["labels"]
         if self.auxiliary_head is None:
             logits = self.logits(images)
             loss = self.cross_entropy(logits, batch)

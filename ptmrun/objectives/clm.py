@@ -21,8 +21,8 @@ class Objective(nn.Module):
         self.encoder = encoder
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: images [B, C, S, S]. The loss is the cross-entropy in nats a token; beside it, in bits."""
-        tokens = self.encoder.tokens(batch["images"])
+        """batch: inputs [B, C, S, S]. The loss is the cross-entropy in nats a token; beside it, in bits."""
+        tokens = self.encoder.tokens(batch["inputs"])
         total = F.cross_entropy(self.encoder.logits(tokens).flatten(0, 1), tokens.flatten(), reduction="sum")
         bits = Loss(total.detach() / math.log(2), tokens.numel())
         return Loss(total, tokens.numel()), {f"bits_per_{self.encoder.unit}": bits}
@@ -34,7 +34,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Images as their tokens show them, the half that is given, and two samples of the other half."""
-        tokens = self.encoder.tokens(batch["images"])
+        tokens = self.encoder.tokens(batch["inputs"])
         given = tokens.shape[1] // 2
         original = self.encoder.images(tokens)
         half = original.clone()
