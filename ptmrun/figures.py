@@ -76,7 +76,9 @@ def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
     for (title, values), color in zip(counts.items(), (BLUE, ORANGE, GREEN), strict=False):
         cut = float((values >= most).mean())
         label = f"{title}: median {np.median(values):.0f}, {cut:.0%} at the limit of {most}"
-        axis.hist(values.clip(max=most), edges, histtype="step", color=color, label=label, weights=np.full(len(values), 1 / len(values)))
+        axis.hist(
+            values.clip(max=most), edges, histtype="step", color=color, label=label, weights=np.full(len(values), 1 / len(values))
+        )
     axis.set(xlabel="tokens", ylabel="share of the texts")
     axis.legend(frameon=False, fontsize=7)
     figure.tight_layout()
@@ -213,8 +215,8 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
     save(run, "confusion", figure)
 
 
-def scores(run: Run, sets: list[dict[str, Any]]) -> None:
-    """Every method's accuracy, a panel for each number of labels; the bars are the mean, the lines the standard deviation."""
+def scores(run: Run, sets: list[dict[str, Any]], metric: str) -> None:
+    """Every method's score, a panel for each number of labels; the bars are the mean, the lines the standard deviation."""
     titles = {"chance": "chance", "raw": "pixels + LR", "random_frozen": "random + LR", "frozen": "pretrained + LR"}
     titles |= {"scratch": "scratch", "scratch_long": "scratch, longer", "tuned": "pretrained, tuned"}
     figure = Figure(figsize=(3.7 * len(sets) + 0.6, 2.6))
@@ -236,6 +238,10 @@ def scores(run: Run, sets: list[dict[str, Any]]) -> None:
         for place, mean in enumerate(means):
             axis.text(mean + errors[place] + 0.02, place, f"{mean:.3f}", va="center", fontsize=8)
         labels = entry["labels_per_class"]
-        axis.set(xlim=(0, 1.15), xlabel="test accuracy", title="all labels" if labels is None else f"{labels} labels a class")
+        axis.set(
+            xlim=(0, 1.15),
+            xlabel=f"test {metric.replace('_', ' ')}",
+            title="all labels" if labels is None else f"{labels} labels a class",
+        )
     figure.tight_layout()
     save(run, "scores", figure)

@@ -199,4 +199,4 @@ def check_labels(context: Context) -> None:
             f"stage={cfg.stage}: needs at least two classes; the data has {len(data.classes)} (class folders give classes)"
         )
     for count in label_counts(cfg):
-        context.part("downstream").few_labels(data.train.labels, data.classes, count, cfg.seed)
+        context.part("downstream").few(data.train, data.classes, count, cfg.seed)

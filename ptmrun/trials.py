@@ -34,7 +34,7 @@ def trials(cfg: Any, kind: str, labels: int | None) -> list[Trial]:
 
 def chosen_labels(context: Context, trial: Trial) -> Any:
     train_split = context.data.train
-    indices = context.part("downstream").few_labels(train_split.labels, context.data.classes, trial.labels, trial.seed)
+    indices = context.part("downstream").few(train_split, context.data.classes, trial.labels, trial.seed)
     return train_split.subset(indices)
 
 
@@ -44,12 +44,10 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     if hasattr(encoder, "trim"):
         encoder.trim()
     rng.seed_everything(trial.seed, "head")
-    module = context.part("downstream")
     options = context.cfg.finetune
     if options.resolution is not None:
         encoder.resize = options.resolution
-    alphas = (options.mixup, options.cutmix)
-    model = module.Classifier(encoder, len(context.data.classes), options.label_smoothing, alphas).to(context.device)
+    model = context.part("downstream").build(encoder, context.data, options).to(context.device)
     return model, adapt.adapt(model, options)
 
 
@@ -61,8 +59,8 @@ def tune(context: Context, trial: Trial) -> Any:
     model, _ = classifier(context, trial)
     steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
-    if loop.head == "probe" and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
-        assert split.labels is not None
+    probed = loop.head == "probe" and hasattr(model, "start_from_probe")
+    if probed and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
         features = dropped_features(context, model.encoder, split, trial.seed)
         model.start_from_probe(features, split.labels.repeat(len(features) // len(split)))
     fit(context, model, split, loop, steps, trial.seed, tags)
@@ -90,6 +88,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def label_counts(cfg: Any) -> list[int | None]:
+    """How many labels to fine-tune with, one setting after the other."""
     counts = cfg.downstream.labels_per_class
     return counts if isinstance(counts, list) else [counts]
 
@@ -107,17 +106,17 @@ def tuned(context: Context, trial: Trial) -> Any:
     return model
 
 
-def predict(context: Context, trial: Trial, split: str = "test") -> Tensor:
-    """Logits of the images of the test or val split, [N, classes]; kept in checkpoints/logits/."""
+def predict(context: Context, trial: Trial, split: str = "test") -> dict[str, Tensor]:
+    """What the trial's model says of the test or val split, as its problem has it; kept in checkpoints/logits/."""
     file = context.run.path(f"checkpoints/logits/{trial.name}{'' if split == 'test' else '-' + split}.safetensors")
     samples = getattr(context.data, split)
     if not file.exists():
         model = tuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
         with context.autocast():
-            logits = model.predict(context.inputs(batch) for batch in samples.all())
-        checkpoint.save(file, {"logits": logits})
-    logits = checkpoint.load(file)[0].get("logits", torch.empty(0))
-    shape = (len(samples), len(context.data.classes))
-    if logits.shape != shape or not logits.is_floating_point() or not checkpoint.finite(logits):
-        raise UserError(f"{file}: expected finite logits of {shape[0]} images and {shape[1]} classes; refused")
-    return logits
+            found = model.predict(context.inputs(batch) for batch in samples.all())
+        checkpoint.save(file, found)
+    found = checkpoint.load(file)[0]
+    known = context.part("downstream").fits(found, samples, context.data.classes)
+    if not known or not all(map(checkpoint.finite, found.values())):
+        raise UserError(f"{file}: not finite predictions for these {len(samples)} samples and their classes; refused")
+    return found
