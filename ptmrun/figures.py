@@ -74,11 +74,9 @@ def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
     axis = figure.subplots()
     edges = np.linspace(0, max(most, 1), 41)
     for (title, values), color in zip(counts.items(), (BLUE, ORANGE, GREEN), strict=False):
-        cut = float((values >= most).mean())
-        label = f"{title}: median {np.median(values):.0f}, {cut:.0%} at the limit of {most}"
-        axis.hist(
-            values.clip(max=most), edges, histtype="step", color=color, label=label, weights=np.full(len(values), 1 / len(values))
-        )
+        shares = np.histogram(values.clip(max=most), edges)[0] / len(values)
+        label = f"{title}: median {np.median(values):.0f}, {(values >= most).mean():.0%} at the limit of {most}"
+        axis.stairs(shares, edges, color=color, label=label)
     axis.set(xlabel="tokens", ylabel="share of the texts")
     axis.legend(frameon=False, fontsize=7)
     figure.tight_layout()
