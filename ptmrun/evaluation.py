@@ -185,9 +185,9 @@ def draw_features(context: Context, inputs: Inputs) -> None:
 def draw_attribution(context: Context) -> None:
     """Grad-CAM of the first fine-tuned classifier for most labels, for encoders that have a `cam_layer`."""
     classes, split = context.data.classes, context.data.test.spaced(SHOWN)
-    model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
-    if not hasattr(model.encoder, "cam_layer"):
+    if not hasattr(context.encoder(), "cam_layer"):
         return
+    model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
     assert split.labels is not None
     images = context.inputs(split.some(SHOWN))
     guess = model.predict([images])["logits"].argmax(1)

@@ -194,7 +194,7 @@ class Maps(nn.Module):
 
     def __init__(self, side, channels):
         super().__init__()
-        self.side, self.channels, self.map_side, self.map_width, self.width = side, channels, side // 2, 5, 5
+        self.side, self.channels, self.map_shape, self.width = side, channels, (5, side // 2), 5
         self.convolution = nn.Conv2d(channels, 5, 4, 2, 1)
         self.above_map = []
 

@@ -16,7 +16,7 @@ An encoder knows nothing of the objective it serves. What objectives and stages 
     those whose features come from a layer: layer, layer_features(images) -> [B, depth, width], choose(layers' scores), trim()
     those with tokens: vocabulary, unit, tokens(images), logits(tokens), complete(tokens, noise), images(tokens)
     those with patches: patch, grid, embed(images), positions, encode(tokens, last), attention(images)
-    those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_width (D), map_side (h = w), above_map
+    those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_shape (D, h = w), above_map
                         (modules between map and features), cam_layer (the module that gives the map), resize (the side
                         images are scaled to)
     those with an auxiliary branch: auxiliary() switches it on; then both(images) -> (features, auxiliary features)

@@ -18,7 +18,9 @@ def resolve(options: Any, size: int, least: int) -> tuple[dict[str, Any], list[s
     if hidden == "auto":
         hidden = PUBLISHED if size >= LARGE else NARROW
         if hidden == NARROW:
-            notes.append(f"model.hidden={NARROW}: units of the linear layers, for small images (published: {PUBLISHED}, with dropout)")
+            notes.append(
+                f"model.hidden={NARROW}: units of the linear layers, for small images (published: {PUBLISHED}, with dropout)"
+            )
     dropout = options.dropout
     if dropout == "auto":
         dropout = PUBLISHED_DROPOUT if hidden == PUBLISHED else 0.0

@@ -37,8 +37,9 @@ class Objective(nn.Module):
             self.head: nn.Module = head
         else:
             self.mask_token = nn.Parameter(torch.zeros(1, encoder.channels, 1, 1))
-            scale = -(-encoder.side // encoder.map_side)
-            self.head = nn.Sequential(nn.Conv2d(encoder.map_width, scale**2 * encoder.channels, 1), nn.PixelShuffle(scale))
+            width, side = encoder.map_shape
+            scale = -(-encoder.side // side)
+            self.head = nn.Sequential(nn.Conv2d(width, scale**2 * encoder.channels, 1), nn.PixelShuffle(scale))
             for module in encoder.above_map:  # nothing here trains it
                 module.requires_grad_(False)
 
