@@ -82,7 +82,7 @@ def judge(context: Context, objective: Any, split: Any) -> dict[str, float]:
     found = {name: total / max(n, 1.0) for name, (total, n) in sums.items()}
     if "bits_per_token" in found:
         found["perplexity"] = 2 ** min(found["bits_per_token"], 1000.0)
-        found["bits_per_byte"] = found["bits_per_token"] / split.corpus.bytes_per_token
+        found["bits_per_byte"] = found["bits_per_token"] / split.bytes_per_token
     return found
 
 

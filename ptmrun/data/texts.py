@@ -1,6 +1,7 @@
 """Texts as the data of a run: a tokenized corpus to pretrain on, and labelled texts, from raw files. Splits never depend on the
 run's seed."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -84,11 +85,10 @@ def padded(ids: list[np.ndarray], types: list[np.ndarray], pad: int) -> Tokens:
 
 
 @dataclass
-class Blocks:
+class Sequences:
     """Full-length sequences of a tokenized corpus, documents packed one after the other; rows [N]: which of them these are."""
 
-    corpus: Any  # corpus.Corpus
-    length: int
+    blocks: Any  # corpus.Blocks
     rows: Tensor
     labels = None
     groups = None
@@ -96,14 +96,23 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @functools.cached_property
+    def pairs(self) -> Any:
+        """Pairs of texts from the same corpus."""
+        return self.blocks.corpus.sentence_pairs(self.blocks.length)
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.blocks.corpus.bytes / self.blocks.total
+
     def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tokens]:
         for indices in index_lists:
-            yield self.corpus.batch(self.rows[indices], self.length)
+            yield self.blocks.batch(self.rows[indices])
 
-    def subset(self, indices: Tensor) -> "Blocks":
-        return Blocks(self.corpus, self.length, self.rows[indices])
+    def subset(self, indices: Tensor) -> "Sequences":
+        return Sequences(self.blocks, self.rows[indices])
 
-    def spaced(self, count: int) -> "Blocks":
+    def spaced(self, count: int) -> "Sequences":
         return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
 
     def all(self, size: int = 64) -> Iterator[Tokens]:
@@ -134,8 +143,9 @@ class TextBatches(Epochs):
         place = slice(rows.start, rows.stop)
         batch: dict[str, Any] = {"ids": ids[place], "rows": rows}
         if self.pairs:
-            tokens, follows = self.split.corpus.pairs(rows, self.split.length)
-            return {"inputs": self.inputs(tokens), "next": follows, **batch}
+            tokens, follows = self.split.pairs.batch(rows.uniform("pairs", self.split.pairs.draws))
+            tokens = self.inputs(tokens)
+            return {"inputs": tokens, "next": follows.to(tokens.ids.device), **batch}
         tokens = self.inputs(Tokens(*(x[place] for x in samples)))
         if self.split.labels is not None:
             batch["labels"] = self.split.labels[ids[place]].to(tokens.ids.device)
@@ -151,9 +161,9 @@ class Texts:
     train: Any
     val: Any
     test: Any
-    corpus: Blocks
-    held: Blocks
-    unseen: Blocks | None  # the corpus's test split, where it came with one
+    corpus: Sequences
+    held: Sequences
+    unseen: Sequences | None  # the corpus's test split, where it came with one
     classes: list[str]
     tokenizer: Any  # tokenizer.Tokenizer
     length: int
@@ -176,11 +186,11 @@ class Texts:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.fingerprint, "tokens": self.corpus.corpus.tokens}
+        return {"tokenizer": self.tokenizer.fingerprint, "tokens": self.corpus.blocks.corpus.tokens}
 
     def __str__(self) -> str:
         vocabulary = f"a vocabulary of {self.tokenizer.vocabulary.size:,}"
-        corpus = f"{self.corpus.corpus.tokens:,} tokens, {vocabulary}, {len(self.corpus):,} sequences of {self.length}"
+        corpus = f"{self.corpus.blocks.corpus.tokens:,} tokens, {vocabulary}, {len(self.corpus):,} sequences of {self.length}"
         return f"{corpus}, {len(self.classes)} classes" if self.classes else corpus
 
     def inputs(self, device: torch.device) -> Callable[[Tokens], Tokens]:
@@ -215,61 +225,55 @@ def load(
     options, source = cfg.dataset, read(cfg.dataset)
     notes = list(source.notes)
     length = LENGTH if cfg.model.length == "auto" else cfg.model.length
-    tokenizer = tokenizer_for(cfg, source, family, folder, progress)
-    corpora = {
-        name: corpus.tokenized(part.documents, f"{source.fingerprint}/{name}", tokenizer, progress)
-        for name, part in source.parts.items()
-    }
-    train, held = corpora["train"], corpora.get("val")
+    train = source.parts["train"]
+    if folder:
+        own = tokenizer.load(str(folder), family.FRAMING)
+    else:
+        own = tokenizer.choose(cfg.model.tokenizer, cfg.model.vocabulary, family.TOKENIZER, family.FRAMING, train, progress=progress)
+    corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
+    held = corpora.pop("val", None)
     if held is None:
-        train, held = train.split(options.val_fraction, options.split_seed)
-        notes.append(f"{held.documents:,} of {train.documents + held.documents:,} documents are held out to judge by")
-    blocks, judged = whole(train, length), whole(held, length)
-    if options.limit and options.limit < len(blocks):
-        blocks = blocks.subset(rng.permutation(options.split_seed, "split/limit", len(blocks))[: options.limit].sort().values)
-    unseen = whole(corpora["test"], length) if "test" in corpora else None
-    marks = [source.fingerprint, tokenizer.fingerprint, length, len(blocks), options.split_seed]
+        corpora["train"], held = corpus.hold_out(corpora["train"], options.val_fraction, options.split_seed, "val")
+        notes.append(f"{len(held):,} of {len(held) + len(corpora['train']):,} documents are held out to judge by")
+    sequences, judged = packed(corpora["train"], length, family), packed(held, length, family)
+    if options.limit and options.limit < len(sequences):
+        order = rng.permutation(options.split_seed, "split/limit", len(sequences))
+        sequences = sequences.subset(order[: options.limit].sort().values)
+    unseen = packed(corpora["test"], length, family) if "test" in corpora else None
+    marks = [source.fingerprint, own.fingerprint, length, len(sequences), options.val_fraction, options.split_seed]
     sets, classes = {}, []
     if hasattr(problem, "sets") and cfg.downstream.root:  # a problem that reads files of its own kind
-        sets, classes, mark = problem.sets(cfg.downstream, tokenizer, length, notes)
+        sets, classes, mark = problem.sets(cfg.downstream, own, length, notes)
         marks.append(mark)
     elif cfg.downstream.root:
         other = text.read(cfg.downstream)
-        sets, classes = framed(other, tokenizer, length), other.classes
+        sets, classes = framed(other, own, length), other.classes
         notes += other.notes
         marks.append(other.fingerprint)
     elif source.classes:
-        sets, classes = framed(source, tokenizer, length), source.classes
+        sets, classes = framed(source, own, length), source.classes
     made: dict[str, Any] = {}
     if sets:
-        train, val, test, made = divide(sets, options, "texts", notes)
-        marks += [hashlib.sha256(x.rows.numpy().tobytes()).hexdigest() for x in (train, val, test)]
+        first, val, test, made = divide(sets, options, "texts", notes)
+        marks += [hashlib.sha256(x.rows.numpy().tobytes()).hexdigest() for x in (first, val, test)]
     else:
-        train, val, test = blocks, judged, unseen or judged
+        first, val, test = sequences, judged, unseen or judged
     fingerprint = hashlib.sha256("/".join(map(str, marks)).encode()).hexdigest()
     listed = {name: [f"row {r}" for r in split.rows.tolist()] for name, split in made.items()}
-    return Texts(train, val, test, blocks, judged, unseen, classes, tokenizer, length, fingerprint, notes, listed)
+    return Texts(first, val, test, sequences, judged, unseen, classes, own, length, fingerprint, notes, listed)
 
 
-def tokenizer_for(cfg: Config, source: Any, family: Any, folder: Path | None, progress: Callable[[str, int, int], None]) -> Any:
-    """The tokenizer that the weights belong to, or one as the config asks for."""
-    if folder:
-        return tokenizer.load(folder, family.FRAMING)
-    kind = family.TOKENIZER if cfg.model.tokenizer == "auto" else cfg.model.tokenizer
-    part = source.parts["train"]
-    return tokenizer.obtain(kind, cfg.model.vocabulary, family.FRAMING, part.documents, source.fingerprint, progress)
-
-
-def whole(tokenized: Any, length: int) -> Blocks:
-    return Blocks(tokenized, length, torch.arange(tokenized.count(length)))
+def packed(tokenized: Any, length: int, family: Any) -> Sequences:
+    """All blocks of a corpus; those of causal models are text and marks alone."""
+    blocks = tokenized.blocks(length, framed=getattr(family, "FRAMED", True))
+    return Sequences(blocks, torch.arange(len(blocks)))
 
 
 def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
     """The labelled splits of a source, every text with its special tokens and at most `length` tokens."""
     found = {}
     for name, part in source.parts.items():
-        firsts = list(part.documents())
-        seconds = list(part.seconds()) if part.seconds else None
+        firsts, seconds = list(part.documents()), part.seconds
         ids = tokenizer.encode(firsts)
         others = tokenizer.encode(seconds) if seconds else [None] * len(ids)
         pairs = [tokenizer.frame(a, b, length) for a, b in zip(ids, others, strict=True)]
