@@ -71,10 +71,10 @@ def in_numpy(model, tokens):
 def test_loss_against_the_paper():
     """Mean negative log-likelihood of each pixel given those before it; in bits, divided by ln 2."""
     model = encoder()
-    data = {"images": images()}
+    data = {"inputs": images()}
     loss, shown = clm.Objective(model, None)(data)
     expected = []
-    for row in model.tokens(data["images"]).numpy():
+    for row in model.tokens(data["inputs"]).numpy():
         logits = in_numpy(model, row)
         expected += [np.log(np.exp(z).sum()) - z[token] for z, token in zip(logits, row, strict=True)]
     assert len(expected) == loss.n == BATCH * TOKENS
@@ -86,8 +86,8 @@ def test_loss_against_the_paper():
 def test_loss_against_transformers():
     """Theirs shifts its labels by one, so with the start token in front its loss is over all pixels but the last."""
     model = encoder()
-    data = {"images": images()}
-    tokens = model.tokens(data["images"])
+    data = {"inputs": images()}
+    tokens = model.tokens(data["inputs"])
     with torch.no_grad():
         loss, _ = clm.Objective(model, None)(data)
         logits = model.gpt(model.started(tokens)[:, :-1]).logits
@@ -153,7 +153,7 @@ def test_samples_follow_the_model():
 
 def test_pictures():
     objective = clm.Objective(encoder(), None)
-    shown = objective.pictures({"images": images(), "rows": rng.Rows(0, 0, 0, BATCH, BATCH)})
+    shown = objective.pictures({"inputs": images(), "rows": rng.Rows(0, 0, 0, BATCH, BATCH)})
     assert list(shown) == ["original", "given", "completed 1", "completed 2"]
     for title in ("given", "completed 1", "completed 2"):
         assert torch.equal(shown[title][:, :, : SIDE // 2], shown["original"][:, :, : SIDE // 2])
@@ -175,7 +175,7 @@ def test_initial_weights_say_nothing():
     torch.manual_seed(0)
     objective = clm.Objective(imagegpt.build(options(), SIZE, 1, "sdpa"), None)
     with torch.no_grad():
-        loss, _ = objective({"images": images()})
+        loss, _ = objective({"inputs": images()})
     assert objective.initial_loss({}) == math.log(COLOURS)
     assert float(loss.total / loss.n) == pytest.approx(math.log(COLOURS), rel=0.1)
 
