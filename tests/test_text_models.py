@@ -29,12 +29,12 @@ def options(**changes):
     return SimpleNamespace(**{"size": "tiny", "length": LENGTH, "pool": "mean", "dropout": 0.0, "bidirectional": False} | changes)
 
 
-def encoder(kind, seed=0, size=SIZE, length=LENGTH, attention="sdpa", **changes):
+def encoder(kind, seed=0, size=SIZE, length=LENGTH, attention="sdpa", initial=False, **changes):
     torch.manual_seed(seed)
     changes |= {"bidirectional": True} if kind == "elmo" else {}
     made = FAMILIES.get(kind, lstm).build(options(**changes), vocabulary(size), length, attention)
     for name, parameter in made.named_parameters():  # larger than at the start, so that mistakes show
-        if parameter.ndim > 1 or name.endswith(".bias"):
+        if not initial and (parameter.ndim > 1 or name.endswith(".bias")):
             nn.init.normal_(parameter, std=0.2)
     return made.eval()
 
@@ -262,7 +262,9 @@ def test_weights_for_longer_texts(tmp_path, kind):
         long.load(tmp_path / "encoder")
 
 
-@pytest.mark.parametrize(("kind", "pool"), [("bert", "mean"), ("bert", "cls"), ("gpt", "last"), ("lstm", "mean"), ("elmo", "last")])
+@pytest.mark.parametrize(
+    ("kind", "pool"), [("bert", "mean"), ("bert", "cls"), ("gpt", "last"), ("lstm", "mean"), ("elmo", "last")]
+)
 def test_trimming_keeps_the_features(kind, pool):
     model, tokens = encoder(kind, pool=pool), texts()
     before, everything = model.features(tokens), count(model)
@@ -297,7 +299,7 @@ def test_initial_weights_of_the_lstm():
     torch.manual_seed(0)
     model = lstm.build(options(bidirectional=True), vocabulary(), LENGTH, "sdpa")
     assert model.width == 256
-    for name, parameter in model.named_parameters():
+    for parameter in model.parameters():
         if parameter.ndim > 1:
             assert parameter.abs().max() <= 1 / math.sqrt(128)
             assert parameter.std().item() == pytest.approx(1 / math.sqrt(3 * 128), rel=0.05)

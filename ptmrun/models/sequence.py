@@ -10,11 +10,12 @@ from ptmrun.errors import UserError
 
 def settled(options: Any, length: int, sizes: dict[str, tuple[int, int]]) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why): the smallest size, and the length that the caller has chosen."""
-    changes, notes = {}, []
+    changes: dict[str, Any] = {}
+    notes = []
     if options.size == "auto":
-        changes["size"] = next(iter(sizes))
-        width, depth = sizes[changes["size"]]
-        notes.append(f"model.size={changes['size']}: width {width}, {depth} layers, which learns something in minutes on two cores")
+        name, (width, depth) = next(iter(sizes.items()))
+        changes["size"] = name
+        notes.append(f"model.size={name}: width {width}, {depth} layers, which learns something in minutes on two cores")
     if options.length == "auto":
         changes["length"] = length
         notes.append(f"model.length={length}: tokens of a text at most; longer ones are cut")

@@ -1,4 +1,4 @@
-"""Which tokens masked language modelling hides, and what stands in their place (Devlin et al. 2019, arXiv:1810.04805, section 3.1).
+"""Which tokens masked language modelling hides, and what stands in their place (Devlin et al. 2019, arXiv:1810.04805).
 
 With `whole_word` the pieces of a word are hidden together; with `spans`, runs of words (or tokens) are, as in SpanBERT (Joshi et
 al. 2020, arXiv:1907.10529, section 3.1).
@@ -76,8 +76,8 @@ class Masking(nn.Module):
         kind = self.noise("kind", tokens, rows)
         if self.options.spans:
             kind = kind.gather(1, unit)
-        drawn = (self.noise("replaced", tokens, rows) * len(self.ordinary)).long().clamp(max=len(self.ordinary) - 1)
-        shown = torch.where(kind < self.options.replaced, self.ordinary[drawn], self.mask)
+        other = (self.noise("replaced", tokens, rows) * len(self.ordinary)).long().clamp(max=len(self.ordinary) - 1)
+        shown = torch.where(kind < self.options.replaced, self.ordinary[other], self.mask)
         shown = torch.where(kind >= 1 - self.options.kept, ids, shown)
         return Masked(tokens._replace(ids=torch.where(hidden, shown, ids)), hidden)
 

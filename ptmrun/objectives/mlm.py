@@ -1,4 +1,4 @@
-"""Masked language modelling (Devlin et al. 2019, arXiv:1810.04805): tokens that are hidden anew each time, from those around them.
+"""Masked language modelling (Devlin et al. 2019, arXiv:1810.04805): tokens that are hidden anew each time, from the others.
 
 It asks the encoder for `hidden(tokens)`, `logits(hidden)`, `vocabulary` and `length`.
 """
