@@ -23,7 +23,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | N
     part = path.with_name(f".{path.name}.part")
     remove(part)  # a left-over, or a link that leads elsewhere
     try:
-        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        plain = unshared({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         save_file(plain, part, metadata={"format": "pt", "state": json.dumps(state or {})})
         with open(part, "rb") as file:
             os.fsync(file.fileno())
@@ -32,6 +32,18 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | N
         part.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{path}: cannot be written: {reason}; what was there before is intact") from None
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """With copies of those that share memory with one before them (weights of two layers that are the same): safetensors
+    takes each only once."""
+    seen: set[int] = set()
+    found = {}
+    for name, value in tensors.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in seen else value
+        seen.add(place)
+    return found
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

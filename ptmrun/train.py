@@ -56,8 +56,9 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     """Trains `model` in place for plan.steps steps, going on from plan.file when it is there; returns the last averages.
 
     `model(batch) -> (Loss, {name: Loss})`; what the second holds is averaged and logged. It may have `after_step(done, steps)`,
-    called after each optimizer step, and `embed` with `compare`, see `backward_together`. A step whose loss or gradient is not
-    finite, or whose loss has exploded, is skipped. When `max_skipped` in a row were, the fit goes back and on more gently (see
+    called after each optimizer step; `count(micro-batches)`, called before the first of several, for a loss that is normalised by
+    more than one number of the whole batch; and `embed` with `compare`, see `backward_together`. A step whose loss or gradient is
+    not finite, or whose loss has exploded, is skipped. When `max_skipped` in a row were, the fit goes back and on more gently (see
     recovery.py). Raises UserError when it may not or no longer do that, Interrupted after saving when a signal is pending.
     """
     loop = plan.loop
@@ -172,6 +173,8 @@ Inside = Callable[[int], contextlib.AbstractContextManager]
 
 def gradients(model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
     """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of what is logged."""
+    if len(micros) > 1 and hasattr(model, "count"):
+        model.count(micros)
     together = len(micros) > 1 and hasattr(model, "embed")
     return backward_together(model, micros, inside) if together else backward(model, forward, micros, inside)
 

@@ -14,10 +14,24 @@ An encoder knows nothing of the objective it serves. What objectives and stages 
     adjusted(tensors)                weights from other images as this encoder takes them, and notes on what was changed
     those that learn something from images before training: fit(images) -> buffers, fitted(folder) -> those of a saved encoder
     those whose features come from a layer: layer, layer_features(images) -> [B, depth, width], choose(layers' scores), trim()
-    those with tokens: vocabulary, unit, tokens(images), logits(tokens), complete(tokens, noise), images(tokens)
+    those with tokens: vocabulary, unit, tokens(images), next_tokens(images) as below, logits(tokens), complete(tokens, noise),
+                        images(tokens)
     those with patches: patch, grid, embed(images), positions, encode(tokens, last), attention(images)
     those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_shape (D, h = w), above_map
                         (modules between map and features), cam_layer (the module that gives the map), resize (the side
                         images are scaled to)
     those with an auxiliary branch: auxiliary() switches it on; then both(images) -> (features, auxiliary features)
+
+Families of text have SIZES, FRAMING (special tokens) and TOKENIZER (its kind), resolve(options, vocabulary, length) and
+build(options, vocabulary, length, attention). Their encoders take Tokens instead of images, and beside width, depth, kind,
+depth_of, load and adjusted they have:
+
+    vocabulary, length, unit         what tokens there are, and how many of them a text has at most
+    hidden(tokens)                   [B, T] -> [B, T, D]; no padding influences what is no padding
+    logits(hidden)                   of chosen positions, [n, D] -> float32 [n, vocabulary]
+    features(tokens)                 [B, T] -> [B, width]
+    save(folder, tokenizer), trim()
+    those of masked tokens and pairs: next_sentence(hidden) -> [B, 2]
+    those that read in one direction: next_tokens(tokens) -> (logits [n, vocabulary], the tokens themselves [n]),
+                                      generate(tokens, noise, temperature, top_k, top_p)
 """

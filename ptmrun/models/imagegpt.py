@@ -162,6 +162,11 @@ class Encoder(nn.Module):
         """Of each token from those before it: [B, T] -> float32 [B, T, vocabulary]."""
         return self.gpt.lm_head(self.gpt.transformer.ln_f(self.layers(tokens, self.depth)[-1])).float()
 
+    def next_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits [B * T, vocabulary], the tokens themselves [B * T]) of each pixel from those before it: [B, C, S, S]."""
+        tokens = self.tokens(images)
+        return self.logits(tokens).flatten(0, 1), tokens.flatten()
+
     def pooled(self, hidden: Tensor, layer: int) -> Tensor:
         """As in the paper: through the norm that follows the layer, then the mean of the positions."""
         body = self.gpt.transformer

@@ -1,6 +1,7 @@
-"""Causal modelling of tokens (GPT; for pixels Chen et al. 2020, "Generative Pretraining from Pixels"): each from those before it.
+"""Causal modelling of tokens: each from those before it (GPT: Radford et al. 2018; for pixels Chen et al. 2020, "Generative
+Pretraining from Pixels"), or with a second stack also from those after it (ELMo: Peters et al. 2018, arXiv:1802.05365).
 
-It asks the encoder for `tokens(images)`, `logits(tokens)`, `vocabulary` and `unit`; for pictures for `complete` and `images`.
+It asks the encoder for `next_tokens(inputs)`, `vocabulary` and `unit`; for pictures for `tokens`, `complete` and `images`.
 """
 
 import math
@@ -21,15 +22,17 @@ class Objective(nn.Module):
         self.encoder = encoder
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: inputs [B, C, S, S]. The loss is the cross-entropy in nats a token; beside it, in bits."""
-        tokens = self.encoder.tokens(batch["inputs"])
-        total = F.cross_entropy(self.encoder.logits(tokens).flatten(0, 1), tokens.flatten(), reduction="sum")
-        bits = Loss(total.detach() / math.log(2), tokens.numel())
-        return Loss(total, tokens.numel()), {f"bits_per_{self.encoder.unit}": bits}
+        """batch: inputs (Tokens or images). The loss is the cross-entropy in nats a token; beside it, in bits."""
+        logits, wanted = self.encoder.next_tokens(batch["inputs"])
+        total, count = F.cross_entropy(logits, wanted, reduction="sum"), len(wanted)
+        bits = Loss(total.detach() / math.log(2), count)
+        right = (logits.argmax(-1) == wanted).sum()
+        return Loss(total, count), {f"bits_per_{self.encoder.unit}": bits, "accuracy": Loss(right, count)}
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities: ln(vocabulary)."""
-        return math.log(self.encoder.vocabulary)
+        known = self.encoder.vocabulary
+        return math.log(known if isinstance(known, int) else known.size)
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,0 +1,103 @@
+"""BERT (Devlin et al. 2019, arXiv:1810.04805): transformers' BertForPreTraining, with both of its heads."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import BertConfig, BertForPreTraining
+
+from ptmrun.models import files, sequence
+from ptmrun.tokens import Framing, Tokens, Vocabulary
+
+SIZES = {  # width, blocks; heads of 64. Google's miniatures (Turc et al. 2019, arXiv:1908.08962) and BERT-base
+    "tiny": (128, 2),
+    "mini": (256, 4),
+    "small": (512, 4),
+    "medium": (512, 8),
+    "base": (768, 12),
+}
+FRAMING = Framing(
+    {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
+    "[CLS] $A [SEP]",
+    "[CLS] $A [SEP] $B:1 [SEP]:1",
+)
+TOKENIZER = "wordpiece"
+
+
+def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
+    """({key: value} for what is auto, notes on why)."""
+    return sequence.settled(options, length, SIZES)
+
+
+def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
+    """An encoder of texts of at most `length` tokens with the library's initial weights, from resolved options."""
+    width, depth = SIZES[options.size]
+    config = BertConfig(
+        vocab_size=vocabulary.size,
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=width // 64,
+        intermediate_size=4 * width,
+        hidden_dropout_prob=options.dropout,
+        attention_probs_dropout_prob=options.dropout,
+        max_position_embeddings=length,
+        pad_token_id=vocabulary.pad,
+        attn_implementation=attention,
+    )
+    return Encoder(config, vocabulary, options.pool, f"bert-{options.size}")
+
+
+class Encoder(nn.Module):
+    """`net` is the library's network, its parameter names kept."""
+
+    unit = "token"
+
+    def __init__(self, config: BertConfig, vocabulary: Vocabulary, pool: str, kind: str):
+        super().__init__()
+        self.width, self.depth, self.length = config.hidden_size, config.num_hidden_layers, config.max_position_embeddings
+        self.vocabulary, self.pool, self.kind = vocabulary, pool, kind
+        self.net = BertForPreTraining(config)
+
+    def hidden(self, tokens: Tokens) -> Tensor:
+        """What the last block gives at every token: [B, T] -> [B, T, D]."""
+        ids, mask, types = tokens
+        return self.net.bert(ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+
+    def features(self, tokens: Tokens) -> Tensor:
+        """[B, T] -> [B, D]: the mean of the tokens, or what the library's pooler makes of the first one, as published."""
+        hidden = self.hidden(tokens)
+        return sequence.mean(hidden, tokens.mask) if self.pool == "mean" else self.net.bert.pooler(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of the token at each of the chosen positions: [n, D] -> float32 [n, V]."""
+        return self.net.cls.predictions(hidden).float()
+
+    def next_sentence(self, hidden: Tensor) -> Tensor:
+        """[B, T, D] -> float32 [B, 2]: the second text follows the first, or it does not."""
+        return self.net.cls.seq_relationship(self.net.bert.pooler(hidden)).float()
+
+    def trim(self) -> None:
+        """Leaves out for good what `features` does not need: the heads, and the pooler when tokens are averaged."""
+        self.net.cls = nn.Identity()
+        if self.pool == "mean":
+            self.net.bert.pooler = None
+
+    def depth_of(self, name: str) -> int:
+        """How deep a parameter of this module sits."""
+        if ".embeddings." in name:
+            return 0
+        layer = re.search(r"\.layer\.(\d+)\.", name)
+        return int(layer[1]) + 1 if layer else self.depth + 1
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """A folder that transformers' BERT classes and `AutoTokenizer` read; replaced as a whole. `tokenizer` may be None."""
+        files.save(self.net, folder, {}, None, tokenizer=tokenizer)
+
+    def load(self, folder: Path) -> None:
+        """Also weights for longer texts, see `adjusted`. Raises UserError when a tensor does not fit."""
+        files.load(self.net, folder, self.adjusted(files.tensors_of(folder))[0])
+
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights of an encoder for longer texts as this one takes them, and notes on what was changed."""
+        return sequence.cut(tensors, "position_embeddings.weight", self.length)

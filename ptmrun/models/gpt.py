@@ -1,0 +1,124 @@
+"""GPT-2 (Radford et al. 2019): transformers' GPT2LMHeadModel, which reads from left to right."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from ptmrun.models import files, sequence
+from ptmrun.tokens import Framing, Tokens, Vocabulary
+
+SIZES = {  # width, blocks; heads of 64. small and medium: GPT-2's
+    "tiny": (128, 2),
+    "mini": (256, 4),
+    "small": (768, 12),
+    "medium": (1024, 24),
+}
+END = "<|endoftext|>"  # before a text, so that its first token is predicted too, and after it
+FRAMING = Framing(
+    {"bos_token": END, "eos_token": END, "unk_token": END, "pad_token": "<|pad|>"},
+    f"{END} $A {END}",
+    f"{END} $A {END} $B:1 {END}:1",
+)
+TOKENIZER = "bpe"
+
+
+def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
+    """({key: value} for what is auto, notes on why)."""
+    return sequence.settled(options, length, SIZES)
+
+
+def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
+    """An encoder of texts of at most `length` tokens with the library's initial weights, from resolved options."""
+    width, depth = SIZES[options.size]
+    config = GPT2Config(
+        vocab_size=vocabulary.size,
+        n_positions=length,
+        n_embd=width,
+        n_layer=depth,
+        n_head=width // 64,
+        resid_pdrop=options.dropout,
+        embd_pdrop=options.dropout,
+        attn_pdrop=options.dropout,
+        bos_token_id=vocabulary.end if vocabulary.start is None else vocabulary.start,
+        eos_token_id=vocabulary.end,
+        pad_token_id=vocabulary.pad,
+        attn_implementation=attention,
+    )
+    return Encoder(config, vocabulary, options.pool, f"gpt-{options.size}")
+
+
+class Encoder(nn.Module):
+    """`net` is the library's network, its parameter names kept."""
+
+    unit = "token"
+
+    def __init__(self, config: GPT2Config, vocabulary: Vocabulary, pool: str, kind: str):
+        super().__init__()
+        self.width, self.depth, self.length = config.n_embd, config.n_layer, config.n_positions
+        self.vocabulary, self.pool, self.kind = vocabulary, pool, kind
+        self.net = GPT2LMHeadModel(config)
+
+    def hidden(self, tokens: Tokens) -> Tensor:
+        """What the last block gives at every token, normalised: [B, T] -> [B, T, D].
+
+        Without a mask, which lets attention use its faster causal kernel: padding is at the end, where nothing looks back to it.
+        Embeddings go in because the library warns of padding without a mask when it sees token numbers.
+        """
+        body = self.net.transformer
+        return body(inputs_embeds=body.wte(tokens.ids), use_cache=False).last_hidden_state
+
+    def features(self, tokens: Tokens) -> Tensor:
+        """[B, T] -> [B, D]: the mean of the tokens, or the last one, which has seen all others."""
+        return (sequence.mean if self.pool == "mean" else sequence.last)(self.hidden(tokens), tokens.mask)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of the token after each of the chosen positions: [n, D] -> float32 [n, V]."""
+        return self.net.lm_head(hidden).float()
+
+    def next_tokens(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """(logits [n, V], the tokens themselves [n]) of every token but the first from those before it; without padding."""
+        there = tokens.mask[:, 1:]
+        return self.logits(self.hidden(tokens)[:, :-1][there]), tokens.ids[:, 1:][there]
+
+    @torch.no_grad()
+    def generate(
+        self, tokens: Tensor, noise: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
+    ) -> Tensor:
+        """Samples what follows: [B, n] and uniform noise [B, m] -> [B, n + m]. Raises UserError when that is too long."""
+        sequence.fits(self.length, tokens.shape[1] + noise.shape[1])
+        new, cache = tokens, None
+        for column in noise.T:
+            output = self.net(
+                inputs_embeds=self.net.transformer.wte(new), past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            cache = output.past_key_values
+            new = sequence.sample(output.logits[:, -1], column, temperature, top_k, top_p)[:, None]
+            tokens = torch.cat([tokens, new], 1)
+        return tokens
+
+    def trim(self) -> None:
+        """Leaves out for good what `features` does not need: the head, whose weights are the token embeddings."""
+        self.net.lm_head = nn.Identity()
+
+    def depth_of(self, name: str) -> int:
+        """How deep a parameter of this module sits."""
+        if ".wte." in name or ".wpe." in name:
+            return 0
+        block = re.search(r"\.h\.(\d+)\.", name)
+        return int(block[1]) + 1 if block else self.depth + 1
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """A folder that transformers' GPT-2 classes and `AutoTokenizer` read; replaced as a whole. `tokenizer` may be None."""
+        files.save(self.net, folder, {}, None, tokenizer=tokenizer)
+
+    def load(self, folder: Path) -> None:
+        """Also weights for longer texts, see `adjusted`. Raises UserError when a tensor does not fit."""
+        files.load(self.net, folder, self.adjusted(files.tensors_of(folder))[0])
+
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights of an encoder for longer texts as this one takes them, and notes on what was changed."""
+        return sequence.cut(tensors, "wpe.weight", self.length)

@@ -1,0 +1,140 @@
+"""LSTM language model (Zaremba et al. 2014, arXiv:1409.2329) whose softmax shares the embeddings (Press & Wolf 2017,
+arXiv:1608.05859); with a second stack from right to left it is ELMo's (Peters et al. 2018, arXiv:1802.05365) on whole tokens."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptmrun.models import files, sequence
+from ptmrun.tokens import Framing, Tokens, Vocabulary
+
+SIZES = {"tiny": (128, 2), "small": (256, 2), "base": (650, 2)}  # width, layers; base: Zaremba et al.'s medium
+FRAMING = Framing(
+    {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+    "<s> $A </s>",
+    "<s> $A </s> $B:1 </s>:1",
+)
+TOKENIZER = "wordpiece"
+
+
+def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
+    """({key: value} for what is auto, notes on why)."""
+    return sequence.settled(options, length, SIZES)
+
+
+def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
+    """An encoder with initial weights, from resolved options. It has no attention, and texts may be of any length."""
+    width, depth = SIZES[options.size]
+    return Encoder(vocabulary, length, width, depth, options.bidirectional, options.dropout, options.pool, f"lstm-{options.size}")
+
+
+class Encoder(nn.Module):
+    """Two stacks that share embeddings and softmax, or the first alone. Dropout is between layers, never over time."""
+
+    unit = "token"
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        length: int,
+        width: int,
+        depth: int,
+        bidirectional: bool,
+        dropout: float,
+        pool: str,
+        kind: str,
+    ):
+        super().__init__()
+        self.width, self.depth, self.length = width * (1 + bidirectional), depth, length
+        self.vocabulary, self.pool, self.kind, self.dropout = vocabulary, pool, kind, dropout
+        self.embedding = nn.Embedding(vocabulary.size, width)
+        self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(vocabulary.size))  # of the softmax
+        self.right = nn.LSTM(width, width, depth, batch_first=True, dropout=dropout)
+        self.left = nn.LSTM(width, width, depth, batch_first=True, dropout=dropout) if bidirectional else None
+        nn.init.uniform_(self.embedding.weight, -1 / math.sqrt(width), 1 / math.sqrt(width))  # as PyTorch does for the LSTM
+        with torch.no_grad():  # it remembers at first (Jozefowicz et al. 2015); of the four gates, forget is the second
+            for name, parameter in self.named_parameters():
+                if ".bias_" in name:
+                    parameter[width : 2 * width] = float(".bias_ih_" in name)
+
+    def inputs(self, ids: Tensor) -> Tensor:
+        return F.dropout(self.embedding(ids), self.dropout, self.training)
+
+    def stacks(self, tokens: Tokens) -> list[Tensor]:
+        """What each stack gives at every token, [B, T, d] each: from the left up to it and, where there is one, from the right.
+
+        Padding is at the end: the first stack meets it last, and the second reads each text reversed, its padding left in place.
+        """
+        ids, mask, _ = tokens
+        found = [self.right(self.inputs(ids))[0]]
+        if self.left is not None:
+            place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            back = torch.where(mask, mask.sum(1, keepdim=True) - 1 - place, place)
+            read = self.left(self.inputs(ids.gather(1, back)))[0]
+            found.append(read.gather(1, back[..., None].expand_as(read)))
+        return [F.dropout(y, self.dropout, self.training) for y in found]
+
+    def hidden(self, tokens: Tokens) -> Tensor:
+        """What the last layer gives at every token, both stacks side by side: [B, T] -> [B, T, D]."""
+        return torch.cat(self.stacks(tokens), -1)
+
+    def features(self, tokens: Tokens) -> Tensor:
+        """[B, T] -> [B, D]: the mean of the tokens, or what each stack ends with."""
+        if self.pool == "mean":
+            return sequence.mean(self.hidden(tokens), tokens.mask)
+        right, *left = self.stacks(tokens)
+        return torch.cat([sequence.last(right, tokens.mask), *(y[:, 0] for y in left)], -1)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of the token that comes next at each of the chosen positions of one stack: [n, d] -> float32 [n, V]."""
+        return F.linear(hidden, self.embedding.weight, self.bias).float()
+
+    def next_tokens(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """(logits [n, V], the tokens themselves [n]) of every token but the first from those before it; then, where there is a
+        second stack, of every token but the last from those after it. Without padding."""
+        there = tokens.mask[:, 1:]
+        right, *left = self.stacks(tokens)
+        hidden = torch.cat([right[:, :-1][there], *(y[:, 1:][there] for y in left)])
+        wanted = torch.cat([tokens.ids[:, 1:][there], *(tokens.ids[:, :-1][there] for _ in left)])
+        return self.logits(hidden), wanted
+
+    @torch.no_grad()
+    def generate(
+        self, tokens: Tensor, noise: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
+    ) -> Tensor:
+        """Samples what follows: [B, n] and uniform noise [B, m] -> [B, n + m]."""
+        new, state = tokens, None
+        for column in noise.T:
+            hidden, state = self.right(self.inputs(new), state)
+            new = sequence.sample(self.logits(hidden[:, -1]), column, temperature, top_k, top_p)[:, None]
+            tokens = torch.cat([tokens, new], 1)
+        return tokens
+
+    def trim(self) -> None:
+        """Leaves out for good what `features` does not need: the softmax's bias."""
+        self.bias = None
+
+    def depth_of(self, name: str) -> int:
+        """How deep a parameter of this module sits."""
+        if "embedding." in name:
+            return 0
+        layer = re.search(r"_l(\d+)$", name)
+        return int(layer[1]) + 1 if layer else self.depth + 1
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """A folder with the weights, what they are of, and the tokenizer, which may be None; replaced as a whole."""
+        about = {"library": "ptmrun", "model": self.kind, "vocabulary": self.vocabulary.size}
+        files.save(self, folder, {**about, "bidirectional": self.left is not None}, None, tokenizer=tokenizer)
+
+    def load(self, folder: Path) -> None:
+        """Raises UserError when a tensor does not fit."""
+        files.load(self, folder, files.tensors_of(folder))
+
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights of an encoder of other texts, as they are: there are no positions."""
+        return tensors, []

@@ -1,0 +1,60 @@
+"""What models of token sequences share: one vector of a whole text, sampling, and positions cut to length."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmrun.errors import UserError
+
+
+def settled(options: Any, length: int, sizes: dict[str, tuple[int, int]]) -> tuple[dict[str, Any], list[str]]:
+    """({key: value} for what is auto, notes on why): the smallest size, and the length that the caller has chosen."""
+    changes: dict[str, Any] = {}
+    notes = []
+    if options.size == "auto":
+        name, (width, depth) = next(iter(sizes.items()))
+        changes["size"] = name
+        notes.append(f"model.size={name}: width {width}, {depth} layers, which learns something in minutes on two cores")
+    if options.length == "auto":
+        changes["length"] = length
+        notes.append(f"model.length={length}: tokens of a text at most; longer ones are cut")
+    return changes, notes
+
+
+def mean(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Over the tokens that are no padding: [B, T, D], [B, T] -> [B, D]."""
+    kept = torch.where(mask[..., None], hidden, 0)
+    return kept.sum(1) / mask.sum(1, keepdim=True)
+
+
+def last(hidden: Tensor, mask: Tensor) -> Tensor:
+    """At the last token that is no padding: [B, T, D], [B, T] -> [B, D]."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+
+
+def sample(logits: Tensor, noise: Tensor, temperature: float, top_k: int | None, top_p: float) -> Tensor:
+    """Token numbers from uniform noise in [0, 1): [B, V], [B] -> [B] int64.
+
+    From the `top_k` likeliest (None: all), and of these from as few as reach the probability `top_p` together (nucleus sampling:
+    Holtzman et al. 2020, arXiv:1904.09751). Likely tokens come first, so that each is where the cumulative probability passes
+    the noise.
+    """
+    values, order = (logits.float() / temperature).sort(dim=-1, descending=True, stable=True)
+    chances = values[:, :top_k].softmax(-1)
+    chances = chances * (chances.cumsum(-1) - chances < top_p)
+    below = chances.cumsum(-1)
+    place = (below <= noise[:, None] * below[:, -1:]).sum(-1, keepdim=True)
+    return order.gather(1, place.clamp(max=(chances > 0).sum(-1, keepdim=True) - 1)).squeeze(1)
+
+
+def fits(length: int, wanted: int) -> None:
+    """Raises UserError when a text is to become longer than positions were learned."""
+    if wanted > length:
+        raise UserError(f"model.length={length}: {wanted} tokens were asked for; give a shorter text or generate fewer")
+
+
+def cut(tensors: dict[str, Tensor], suffix: str, length: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights of a model for longer texts as one for `length` tokens takes them: the first positions. And notes on it."""
+    found = {k: v[:length] for k, v in tensors.items() if k.endswith(suffix) and len(v) > length}
+    return {**tensors, **found}, [f"positions: the first {length} of {len(tensors[k])}" for k in found]

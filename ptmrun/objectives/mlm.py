@@ -1,0 +1,35 @@
+"""Masked language modelling (Devlin et al. 2019, arXiv:1810.04805): tokens that are hidden anew each time, from the others.
+
+It asks the encoder for `hidden(tokens)`, `logits(hidden)`, `vocabulary` and `length`.
+"""
+
+import math
+from typing import Any
+
+from torch import nn
+from torch.nn import functional as F
+
+from ptmrun.loss import Loss
+from ptmrun.objectives.masking import Masking
+
+
+class Objective(nn.Module):
+    """It has no heads of its own: the logits belong to the library's model. `options`: those of `Masking`."""
+
+    def __init__(self, encoder: Any, options: Any):
+        super().__init__()
+        self.encoder = encoder
+        self.masking = Masking(encoder.vocabulary, encoder.length, options)
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
+        """batch: inputs (Tokens), rows. The loss is the cross-entropy in nats a hidden token; no others are projected."""
+        tokens = batch["inputs"]
+        shown, hidden = self.masking(tokens, batch["rows"])
+        logits, wanted = self.encoder.logits(self.encoder.hidden(shown)[hidden]), tokens.ids[hidden]
+        right = (logits.argmax(-1) == wanted).sum()
+        total = F.cross_entropy(logits, wanted, reduction="sum")
+        return Loss(total, len(wanted)), {"masked_accuracy": Loss(right, len(wanted))}
+
+    def initial_loss(self, batch: dict[str, Any]) -> float:
+        """Of equal probabilities: ln(vocabulary)."""
+        return math.log(self.encoder.vocabulary.size)
