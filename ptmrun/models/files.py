@@ -53,10 +53,16 @@ def processor(side: int, mean: list[float], std: list[float], kind: str = "ViTIm
 
 
 def save(
-    net: nn.Module, folder: Path, about: dict[str, Any], preprocessing: dict[str, Any], fitted: dict[str, Tensor] | None = None
+    net: nn.Module,
+    folder: Path,
+    about: dict[str, Any],
+    preprocessing: dict[str, Any] | None,
+    fitted: dict[str, Tensor] | None = None,
+    tokenizer: Any = None,
 ) -> None:
-    """A folder with model.safetensors, config.json (`about`, where the library does not write its own) and
-    preprocessor_config.json, and FITTED where the encoder has buffers of its own; replaced as a whole."""
+    """A folder with model.safetensors, config.json (`about`, where the library does not write its own), for images
+    preprocessor_config.json, for text what the tokenizer's own `save` writes, and FITTED where the encoder has buffers of its
+    own; replaced as a whole."""
     part = folder.with_name(f".{folder.name}.part")
     remove(part)  # a left-over, or a link that leads elsewhere
     if hasattr(net, "save_pretrained"):
@@ -70,7 +76,10 @@ def save(
         (part / "config.json").write_text(json.dumps(about, indent=2) + "\n")
     if fitted:
         checkpoint.save(part / FITTED, fitted)
-    (part / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+    if preprocessing:
+        (part / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
+    if tokenizer:
+        tokenizer.save(part)
     remove(folder)
     os.replace(part, folder)
 
