@@ -1,0 +1,154 @@
+"""Transformer with an encoder and a decoder (Vaswani et al. 2017), as BART has it (Lewis et al. 2020, arXiv:1910.13461):
+transformers' BartForConditionalGeneration."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BartConfig, BartForConditionalGeneration
+from transformers.models.bart.modeling_bart import shift_tokens_right
+
+from ptmrun.errors import UserError
+from ptmrun.models import files
+from ptmrun.tokens import Framing, Tokens, Vocabulary
+
+SIZES = {"tiny": (128, 2), "mini": (256, 3), "small": (512, 6), "base": (768, 6)}  # width, layers of encoder and of decoder each
+HEAD = 64  # width of an attention head
+TOKENIZER = "bpe"
+LENGTH = 128  # tokens, where model.length is auto
+FRAMING = Framing(
+    special={
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "cls_token": "<s>",
+        "sep_token": "</s>",
+        "mask_token": "<mask>",
+    },
+    single="<s> $A </s>",
+    pair="<s> $A </s> </s> $B </s>",
+)
+
+
+def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
+    """({key: value} for what is auto, notes on why)."""
+    if options.size != "auto":
+        return {}, []
+    width, depth = SIZES["tiny"]
+    return {"size": "tiny"}, [f"model.size=tiny: width {width}, {depth} + {depth} layers, which a laptop trains in minutes"]
+
+
+def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
+    """An encoder with initial weights, from resolved options."""
+    width, depth = SIZES[options.size]
+    config = BartConfig(
+        vocab_size=vocabulary.size,
+        max_position_embeddings=length,
+        d_model=width,
+        encoder_layers=depth,
+        decoder_layers=depth,
+        encoder_attention_heads=width // HEAD,
+        decoder_attention_heads=width // HEAD,
+        encoder_ffn_dim=4 * width,
+        decoder_ffn_dim=4 * width,
+        dropout=options.dropout,
+        pad_token_id=vocabulary.pad,
+        bos_token_id=vocabulary.start,
+        eos_token_id=vocabulary.end,
+        decoder_start_token_id=vocabulary.end,
+        forced_eos_token_id=vocabulary.end,
+        attn_implementation=attention,
+    )
+    return Encoder(config, vocabulary, length, f"transformer-{options.size}")
+
+
+class Encoder(nn.Module):
+    """Features are the encoder's; the decoder serves objectives that write text, and goes with `trim`."""
+
+    def __init__(self, config: BartConfig, vocabulary: Vocabulary, length: int, kind: str):
+        super().__init__()
+        self.width, self.depth = config.d_model, config.encoder_layers + config.decoder_layers
+        self.vocabulary, self.length, self.kind = vocabulary, length, kind
+        self.bart = BartForConditionalGeneration(config)
+
+    @property
+    def net(self) -> BartForConditionalGeneration:
+        """The library's network."""
+        return self.bart
+
+    def hidden(self, tokens: Tokens) -> Tensor:
+        """The encoder's last layer: -> [B, T, D]."""
+        return self.bart.model.encoder(tokens.ids, attention_mask=tokens.mask).last_hidden_state
+
+    def features(self, tokens: Tokens) -> Tensor:
+        """-> [B, D]: the mean of the tokens."""
+        total = self.hidden(tokens).masked_fill(~tokens.mask[..., None], 0.0).sum(1)
+        return total / tokens.mask.sum(1, keepdim=True)
+
+    def decoded(self, source: Tokens, target: Tokens) -> Tensor:
+        """The decoder's last layer, where each place stands before the target token that it predicts: -> [B, T, D].
+
+        Its input is the target, moved right by one behind an end token, as in the library.
+        """
+        before = shift_tokens_right(target.ids, self.vocabulary.pad, self.vocabulary.end)
+        return self.bart.model.decoder(
+            before, encoder_hidden_states=self.hidden(source), encoder_attention_mask=source.mask, use_cache=False
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """By the library's head: [n, D] -> float32 [n, V]."""
+        return (self.bart.lm_head(hidden) + self.bart.final_logits_bias).float()
+
+    @torch.no_grad()
+    def translate(self, source: Tokens, beams: int, length: int) -> Tensor:
+        """What the decoder writes by beam search, at most `length` tokens: -> [B, n] int64, padded at the end."""
+        written = self.bart.generate(
+            source.ids,
+            attention_mask=source.mask.long(),
+            num_beams=beams,
+            do_sample=False,
+            early_stopping=beams > 1,
+            max_new_tokens=min(length, self.length),
+        )
+        return written[:, 1:]  # without the token that starts the decoder
+
+    def trim(self) -> None:
+        """Leaves out for good what `features` does not need: the decoder and the head."""
+        self.bart.model.decoder, self.bart.lm_head = nn.Identity(), nn.Identity()
+        self.depth = len(self.bart.model.encoder.layers)
+
+    def depth_of(self, name: str) -> int:
+        """How deep a parameter of this module sits; the decoder's layers are above the encoder's."""
+        if "embed" in name or ".shared." in name:
+            return 0
+        layer = re.search(r"\.(encoder|decoder)\.layers\.(\d+)\.", name)
+        if not layer:
+            return self.depth + 1
+        return int(layer[2]) + 1 + (layer[1] == "decoder") * len(self.bart.model.encoder.layers)
+
+    def save(self, folder: Path, tokenizer: Any) -> None:
+        """A folder that transformers' BartForConditionalGeneration and AutoTokenizer read; replaced as a whole."""
+        files.save(self.bart, folder, {}, None, tokenizer=tokenizer)
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote, also for longer texts, see `adjusted`. Raises UserError when a tensor is missing or misshapen."""
+        files.load(self.bart, folder, self.adjusted(files.tensors_of(folder))[0])
+
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights for longer texts as this encoder takes them, without the positions behind its own; notes on that.
+
+        Raises UserError when they are for shorter ones: of places that were never trained there is nothing to go by.
+        """
+        changed, notes = dict(tensors), []
+        wanted = self.bart.model.encoder.embed_positions
+        for name, value in tensors.items():
+            if name.endswith("embed_positions.weight") and value.ndim == 2 and len(value) != len(wanted.weight):
+                there = len(value) - wanted.offset
+                if there < self.length:
+                    raise UserError(f"model.length={self.length}: the weights are for {there} tokens; choose at most that")
+                changed[name] = value[: len(wanted.weight)]
+                notes.append(f"positions ({name.split('.')[-3]}): the first {self.length} of {there}")
+        return changed, notes
