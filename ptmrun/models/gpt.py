@@ -24,6 +24,7 @@ FRAMING = Framing(
     f"{END} $A {END} $B:1 {END}:1",
 )
 TOKENIZER = "bpe"
+FRAMED = False  # a text goes on in the next block
 
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:

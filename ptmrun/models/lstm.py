@@ -20,6 +20,7 @@ FRAMING = Framing(
     "<s> $A </s> $B:1 </s>:1",
 )
 TOKENIZER = "wordpiece"
+FRAMED = False  # a text goes on in the next block
 
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
