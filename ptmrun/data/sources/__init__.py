@@ -1,5 +1,7 @@
-"""One file a kind of source; each has `read(options) -> Source`. A dataset's YAML names its file in `spec.module`."""
+"""One file a kind of source; each has `read(options)` -> Source, or TextSource for text. A dataset's YAML names its file in
+`spec.module`."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,4 +39,31 @@ class Source:
     parts: dict[str, Part]
     classes: list[str]
     fingerprint: str
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A split of texts. `documents()` streams them from the start, any number of times; none is empty.
+
+    A document is its sentences, one a line, where it comes that way, or prose. labels: int64 [N], of several classes a text
+    bool [N, classes], or none; seconds: the second texts of pairs, N, or none; groups: [N] text or none.
+    """
+
+    documents: Callable[[], Iterator[str]]
+    count: int  # N
+    size: int  # of all documents, bytes in UTF-8
+    fingerprint: str  # sha256 of the documents
+    labels: np.ndarray | None = None
+    seconds: list[str] | None = None
+    groups: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Splits named train, val, test (train is always there) and the class names in the order of the labels."""
+
+    parts: dict[str, TextPart]
+    classes: list[str]
+    fingerprint: str  # sha256 of documents, labels, second texts and groups of all splits
     notes: list[str]
