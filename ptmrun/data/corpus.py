@@ -225,18 +225,17 @@ def tokenised(part: TextPart, tokenizer: Tokenizer, progress: Callable[[str, int
     """All documents as token numbers, in files in the cache folder: made once for each text and tokenizer."""
     key = hashlib.sha256(f"{VERSION}/{part.fingerprint}/{tokenizer.fingerprint}".encode()).hexdigest()[:32]
     folder = cache_folder() / f"{key}.corpus"
-    if (folder / "ids").exists():
-        return opened(folder, tokenizer)
+    if found := opened(folder, tokenizer):
+        return found
     new = folder.with_name(f".{key}-{os.getpid()}.corpus")
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         write(new, part, tokenizer, progress)
-        try:
+        if folder.exists() and not opened(folder, tokenizer):  # another process may have been faster
+            shutil.rmtree(folder)
+        if not folder.exists():
             os.replace(new, folder)
-        except OSError:  # another process was faster
-            if not (folder / "ids").exists():
-                raise
     except OSError as error:
         raise UserError(
             f"{cache_folder()}: token numbers of {part.size / 1e6:.0f} MB of text cannot be kept there: {error.strerror}; "
@@ -244,15 +243,24 @@ def tokenised(part: TextPart, tokenizer: Tokenizer, progress: Callable[[str, int
         ) from None
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    return opened(folder, tokenizer)
+    made = opened(folder, tokenizer)
+    assert made
+    return made
 
 
-def opened(folder: Path, tokenizer: Tokenizer) -> Corpus:
+def opened(folder: Path, tokenizer: Tokenizer) -> Corpus | None:
+    """The corpus of a folder; none where a file is missing or has not its full length."""
+
     def mapped(name: str, kind: Any) -> np.ndarray:
         file = folder / name
         return np.memmap(file, kind, mode="r") if file.stat().st_size else np.zeros(0, kind)
 
-    ids, starts, sizes, documents = (mapped(name, kind or number_type(tokenizer)) for name, kind in FILES.items())
+    try:
+        ids, starts, sizes, documents = (mapped(name, kind or number_type(tokenizer)) for name, kind in FILES.items())
+        if not (starts[-1] == len(ids) and len(starts) == len(sizes) + 1 and documents[-1] == len(sizes)):
+            return None
+    except (OSError, ValueError, IndexError):
+        return None
     return Corpus(tokenizer, ids, starts, sizes, documents, np.stack([documents[:-1], documents[1:]], axis=1))
 
 

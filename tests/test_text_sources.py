@@ -1,0 +1,304 @@
+"""Texts as people have them, and what is said when they are not what they should be."""
+
+import json
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import draw
+from texts import options
+
+from ptmrun.data.sources import pydoc, text, texthub
+from ptmrun.data.sources.text import sentences
+from ptmrun.errors import UserError
+
+
+def read(root, *more):
+    return text.read(options("dataset=text", f"dataset.root={root}", *more))
+
+
+def documents(source, split="train"):
+    return list(source.parts[split].documents())
+
+
+def fails(root, *more) -> str:
+    with pytest.raises(UserError) as caught:
+        read(root, *more)
+    assert len(caught.value.args) == 1
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_sentences():
+    assert sentences("One line.\n\n  Two lines. Still two.\n") == ["One line.", "Two lines. Still two."]
+    assert sentences('He said "Go." Then 3.5 kg fell! Über alles? yes. no') == [
+        'He said "Go."',
+        "Then 3.5 kg fell!",
+        "Über alles? yes. no",
+    ]
+    assert sentences("alone") == ["alone"]
+    assert sentences(" \n ") == []
+
+
+def test_what_a_document_is(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("\n\nOne.\nTwo.\n \n\nThree.\n\n")
+    source = read(file)
+    assert documents(source) == ["One.\nTwo.", "Three."]
+    assert source.notes == ["what stands between empty lines is a document (dataset.documents=blank_lines)"]
+    assert (source.parts["train"].count, source.parts["train"].size) == (2, 15)
+    assert documents(source) == documents(source)  # any number of times
+    assert documents(read(file, "dataset.documents=lines")) == ["One.", "Two.", "Three."]
+    assert documents(read(file, "dataset.documents=file")) == ["One.\nTwo.\n \n\nThree."]
+    file.write_text("One.\nTwo.\n\n")
+    assert documents(read(file)) == ["One.", "Two."]
+    (tmp_path / "b.TXT").write_text("Other\n\ntext")
+    assert documents(read(tmp_path)) == ["One.\nTwo.", "Other\n\ntext"]  # several files: each is one
+
+
+def test_line_ends_and_byte_order_marks_do_not_matter(tmp_path):
+    plain = "One ü.\nTwo.\n\nThree.\n"
+    prints = set()
+    for i, data in enumerate(
+        [
+            plain.encode(),
+            b"\xef\xbb\xbf" + plain.encode(),
+            plain.replace("\n", "\r\n").encode(),
+            plain.replace("\n", "\r").encode(),
+        ]
+    ):
+        (tmp_path / f"{i}.txt").write_bytes(data)
+        source = read(tmp_path / f"{i}.txt")
+        assert documents(source) == ["One ü.\nTwo.", "Three."]
+        prints.add(source.fingerprint)
+    assert len(prints) == 1
+    for encoding in ("latin-1", "utf-16"):
+        (tmp_path / "x.txt").write_bytes(plain.encode(encoding))
+        assert read(tmp_path / "x.txt", f"dataset.encoding={encoding}").fingerprint in prints
+
+
+def test_splits(tmp_path):
+    for name in ("train", "valid", "test"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        (tmp_path / "folders" / name / "x.txt").write_text(name)
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": name}))
+    (tmp_path / "folders" / "README.txt").write_text("about")
+    for root in (tmp_path / "folders", tmp_path):
+        if root == tmp_path:
+            (tmp_path / "folders").rename(tmp_path.parent / "folders")
+        source = read(root)
+        assert {k: documents(source, k) for k in source.parts} == {"train": ["train"], "val": ["valid"], "test": ["test"]}
+
+
+ROWS = [('Good, "really"\ngood', "pos", "a"), ("Bad", "neg", "b"), ("", "neg", "a"), ("Fine\tenough", "pos", "a")]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
+def test_tables(tmp_path, suffix):
+    file = tmp_path / f"x.{suffix}"
+    table = {"id": [1, 2, 3, 4], "text": [r[0] for r in ROWS], "label": [r[1] for r in ROWS], "site": [r[2] for r in ROWS]}
+    if suffix == "parquet":
+        pq.write_table(pa.table(table), file, row_group_size=2)
+    elif suffix == "jsonl":
+        file.write_text("\n".join(json.dumps({k: v[i] for k, v in table.items()}) for i in range(4)) + "\n\n")
+    else:
+        mark = "," if suffix == "csv" else "\t"
+        lines = [mark.join([str(i), '"' + r[0].replace('"', '""') + '"', *r[1:]]) for i, r in enumerate(ROWS, 1)]
+        file.write_text("\r\n".join([mark.join(table), *lines]) + "\r\n", newline="")
+    source = read(file, "dataset.group=site")
+    assert documents(source) == ['Good, "really"\ngood', "Bad", "Fine\tenough"]
+    train = source.parts["train"]
+    assert source.classes == ["neg", "pos"]
+    assert train.labels.dtype == np.int64
+    assert train.labels.tolist() == [1, 0, 1]
+    assert train.groups.tolist() == ["a", "b", "a"]
+    assert source.notes == ["1 empty texts of the train split are skipped"]
+    assert read(file, "dataset.label_column=null").parts["train"].labels is None
+    assert read(file, "dataset.label_column=site").classes == ["a", "b"]
+    pairs = read(file, "dataset.pair_column=site").parts["train"]
+    assert pairs.seconds == ["a", "b", "a"]
+    # the same rows in another kind of file are the same data
+    (tmp_path / "same.jsonl").write_text("\n".join(json.dumps({"text": r[0], "label": r[1], "site": r[2]}) for r in ROWS))
+    assert read(tmp_path / "same.jsonl", "dataset.group=site").fingerprint == source.fingerprint
+
+
+def test_the_text_column(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text("n,review,label\n1,Good,pos\n2.5,Bad,neg\n")
+    assert documents(read(file)) == ["Good", "Bad"]  # the only column that is not of numbers
+    assert read(file).classes == ["neg", "pos"]
+    file.write_text("title,review\na,b\n")
+    wanted = "has several columns of texts; name it: title, review; without a header line, 1 is the first"
+    assert fails(file) == f"dataset.text_column: {file} {wanted}"
+    assert (
+        fails(file, "dataset.text_column=text") == f"dataset.text_column=text: {file} has no such column; it has: title, review"
+    )
+    assert fails(file, "dataset.text_column=title", "dataset.label_column=x").startswith(
+        f"dataset.label_column=x: {file} has no such column"
+    )
+    tsv = tmp_path / "x.tsv"
+    tsv.write_text('A "quoted word\tUna\n"B\tDos\n')
+    source = read(tsv, "dataset.text_column=1", "dataset.pair_column=2")
+    assert documents(source) == ['A "quoted word', '"B']
+    assert source.parts["train"].seconds == ["Una", "Dos"]
+
+
+def test_several_classes_a_text(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nA,x;y\nB,\nC,y\n")
+    source = read(tmp_path, 'dataset.label_separator=";"')
+    assert source.classes == ["x", "y"]
+    assert source.parts["train"].labels.tolist() == [[True, True], [False, False], [False, True]]
+    (tmp_path / "train.csv").unlink()
+    (tmp_path / "train.jsonl").write_text(
+        '{"text": "A", "label": ["x", "y"]}\n{"text": "B", "label": []}\n{"text": "C", "label": ["y"]}'
+    )
+    assert read(tmp_path).fingerprint == source.fingerprint
+
+
+def test_numbers_are_sorted_as_numbers(tmp_path):
+    (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": "A", "label": n}) for n in (10, 9, 1, 1)))
+    source = read(tmp_path)
+    assert source.classes == ["1", "9", "10"]
+    assert source.parts["train"].labels.tolist() == [2, 1, 0, 0]
+
+
+def test_fingerprint(tmp_path):
+    file = tmp_path / "x.csv"
+    prints = []
+    for rows in ("Good,p\nBad,n", "Good,p\nBad,p", "Good,n\nBad,p", "GoodB,p\nad,n", "Bad,n\nGood,p"):
+        file.write_text(f"text,label\n{rows}\n")
+        prints.append(read(file).fingerprint)
+    assert len(set(prints)) == 5
+    file.write_text("text,label\n\nGood,p\nBad,n\n")
+    assert read(file).fingerprint == prints[0]
+
+
+BAD = {
+    "missing.txt": (None, "dataset.root={f}: no such file or folder"),
+    "empty.txt": (b"", "dataset.root={f}: no text there in the train split"),
+    "blank.txt": (b"\n \r\n\n", "dataset.root={f}: no text there in the train split"),
+    "nul.txt": (b"Good\n\xc3\xbcx\0bad", "{f}: byte 8 is NUL, so this is no text; remove it, or set dataset.errors=replace"),
+    "bytes.txt": (
+        b"x" * (2**20 - 1) + b"\xc3\xbcabc\xffd",
+        "{f}: byte 1048580 is not utf-8; name its dataset.encoding (such as latin-1 or utf-16), or set dataset.errors=replace",
+    ),
+    "cut.txt": (b"abc\xc3", "{f}: byte 3 is not utf-8"),
+    "ragged.csv": (b'text,label\n"a\nb",x\nc\n', "{f}:4: 1 fields where the first line has 2"),
+    "long.csv": (b"text,label\na,b,c\n", "{f}:2: 3 fields where the first line has 2"),
+    "open.csv": (b'text,label\n"a,x\nb,y\n', "{f}:3: is no csv: unexpected end of data"),
+    "twice.csv": (b"text,text\na,b\n", "{f}:1: two columns have the same name: text, text"),
+    "header.csv": (b"text,label\n", "dataset.text_column: {f} has no column of texts"),
+    "label.csv": (b"text,label\na,x\nb,\n", "{f}:3: the label is empty; give it one, or set dataset.label_column=null"),
+    "blank.csv": (b"text,label\n,x\n ,y\n", "dataset.root={f}: all 2 texts are empty in the train split"),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": \n', "{f}:2: is no JSON: "),
+    "list.jsonl": (b'{"text": "a"}\n\n["b"]\n', '{f}:3: expected an object such as {{"text": ...}}, found ["b"]'),
+    "number.jsonl": (b'{"text": "a"}\n{"text": 5}\n', "{f}:2: expected text in text, found 5"),
+    "half.jsonl": (b'{"text": "a"}\n{"text": "x\\ud800"}\n', "{f}:2: half a surrogate pair"),
+    "deep.jsonl": (b"[" * 100_000, "{f}:1: is "),
+    "x.parquet": (b"text", "{f}: is no parquet file: "),
+    "photo.png": (
+        b"\x89PNG",
+        "dataset.root={f}: expected a file ending in .txt .csv .tsv .jsonl .parquet, or a folder of such files",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_files(tmp_path, name):
+    file, (data, message) = tmp_path / name, BAD[name]
+    if data is not None:
+        file.write_bytes(data)
+    assert fails(file).startswith(message.format(f=file))
+
+
+def test_errors_can_be_replaced(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"a\xffb\0c")
+    assert documents(read(tmp_path, "dataset.errors=replace")) == ["a\ufffdb\ufffdc"]
+    (tmp_path / "x.txt").unlink()
+    (tmp_path / "x.jsonl").write_text('{"text": "x\\ud800y"}')
+    assert documents(read(tmp_path, "dataset.errors=replace")) == ["x?y"]
+
+
+def test_bad_folders_and_options(tmp_path):
+    draw(tmp_path / "photo.png")
+    assert fails(tmp_path).startswith(f"dataset.root={tmp_path}: no texts there (files ending in .txt")
+    (tmp_path / "png.txt").write_bytes((tmp_path / "photo.png").read_bytes())
+    assert fails(tmp_path).startswith(f"{tmp_path / 'png.txt'}: byte 0 is not utf-8")
+    (tmp_path / "png.txt").write_text("a")
+    assert fails(tmp_path, "dataset.encoding=klingon").startswith("dataset.encoding=klingon: no such encoding")
+    assert fails(tmp_path, "dataset.encoding=hex").startswith("dataset.encoding=hex: no such encoding")
+    assert fails(tmp_path, "dataset.documents=rows").startswith("dataset.documents=rows: .txt files have no rows")
+    assert fails(tmp_path, "dataset.label_column=x").startswith("dataset.label_column=x: .txt files have no columns")
+    (tmp_path / "x.csv").write_text("text\na\n")
+    assert fails(tmp_path).endswith("holds both .txt files and tables; point it at one of the two")
+    assert fails(tmp_path / "x.csv", "dataset.documents=lines").startswith("dataset.documents=lines: each row of a table")
+    with pytest.raises(UserError, match=r"^dataset\.root: a file or folder of texts is needed"):
+        text.read(options("dataset=text"))
+
+
+def test_labels_that_only_the_test_split_has(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,dog\nb,cat\n")
+    (tmp_path / "test.csv").write_text("text,label\na,cat\nb,cats\n")
+    file = tmp_path / "test.csv"
+    assert fails(tmp_path) == f"{file}:3: the label cats of the test split is none of the training split (did you mean cat?)"
+    file.write_text("text\na\n")
+    assert fails(tmp_path) == f"dataset.label_column=label: {file} has no such column; it has: text"
+    file.write_text("text,label\na,dog\n")
+    assert read(tmp_path).parts["test"].labels.tolist() == [1]
+    (tmp_path / "train.csv").write_text("text,label\na,dog\nb,dog\n")
+    assert read(tmp_path).classes == ["dog"]  # one class is for the caller to judge
+
+
+def test_a_long_line(tmp_path):
+    line = "word " * 2_000_000
+    for name in ("x.txt", "x.csv", "x.jsonl"):
+        file = tmp_path / name
+        file.write_text({"x.txt": line, "x.csv": f"text\n{line}\n", "x.jsonl": json.dumps({"text": line})}[name])
+        start = time.monotonic()
+        assert [len(d) for d in documents(read(file))] == [len(line.strip() if name == "x.txt" else line)]
+        assert time.monotonic() - start < 10
+
+
+def test_pydoc():
+    source = pydoc.read(options("dataset=pydoc"))
+    train = source.parts["train"]
+    texts = list(train.documents())
+    assert train.count == len(texts) > 60
+    assert train.size == sum(len(t.encode()) for t in texts) > 300_000
+    assert texts[0].startswith('The "assert" statement')
+    assert source.classes == []
+    assert pydoc.read(options("dataset=pydoc")).fingerprint == source.fingerprint
+
+
+def test_texthub(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {"idx": datasets.Value("int32"), "sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["pos", "neg"])}
+    )
+
+    def split(*rows):
+        table = {"idx": list(range(len(rows))), "sentence": [r[0] for r in rows], "label": [r[1] for r in rows]}
+        return datasets.Dataset.from_dict(table, features=features)
+
+    loaded = {"train": split(("a", 0), ("", 1), ("b", 1)), "validation": split(("c", 1)), "test": split(("d", -1))}
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(loaded))
+    source = texthub.read(options("dataset=texthub", "dataset.root=a/b"))
+    assert documents(source) == ["a", "b"]
+    assert source.classes == ["pos", "neg"]  # in the data set's own order
+    assert source.parts["val"].labels.tolist() == [1]
+    assert set(source.parts) == {"train", "val"}
+    assert source.notes == [
+        "the labels of the test split are withheld (-1), so it is not used",
+        "1 empty texts of the train split are skipped",
+    ]
+    assert set(texthub.read(options("dataset=texthub", "dataset.root=a/b", "dataset.label_column=null")).parts) == {
+        "train",
+        "val",
+        "test",
+    }
+    grouped = texthub.read(options("dataset=texthub", "dataset.root=a/b", "dataset.group=idx"))
+    assert grouped.parts["train"].groups.tolist() == ["0", "2"]
+    with pytest.raises(UserError, match=r"^dataset\.text_column=text: no such column; there is: sentence$"):
+        texthub.read(options("dataset=texthub", "dataset.root=a/b", "dataset.text_column=text"))

@@ -1,0 +1,293 @@
+"""Tokenizers: the same in every process, exact where they are said to be, and read by transformers as they are written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from texts import END, FRAMINGS, part, story
+from transformers import AutoTokenizer, BartConfig, BertConfig, GPT2Config, XLNetConfig
+
+from ptmrun.data import tokenizer
+from ptmrun.data.tokenizer import pieces
+from ptmrun.errors import UserError
+from ptmrun.tokens import Framing
+
+KINDS = list(FRAMINGS)
+LONG = story(30, 40)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            made[kind] = tokenizer.train(kind, 500, FRAMINGS[kind], part(LONG))
+        return made[kind]
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "document", ["One.\n\n\nTwo.\n", "Prose. More of it! And", "a" * 25_000, "word " * 5000 + "\nx", "\n\nx\n", "x"]
+)
+def test_pieces_are_the_document(document):
+    parts = pieces(document)
+    assert "".join(parts) == document
+    assert all(0 < len(p) <= tokenizer.LONGEST for p in parts)
+
+
+def test_pieces_are_sentences():
+    assert pieces("One.\n\nTwo.\n") == ["One.\n\n", "Two.\n"]
+    assert pieces('He said "Go." Then 3.5 kg fell!') == ['He said "Go."', " Then 3.5 kg fell!"]
+    assert [len(p) for p in pieces("word " * 5000)] == [9999, 9995, 5006]  # at spaces
+
+
+CODE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from texts import FRAMINGS, part, story
+from ptmrun.data import tokenizer
+made = [tokenizer.train(kind, 500, FRAMINGS[kind], part(story(30, 40))) for kind in FRAMINGS]
+print(*(t.fast.backend_tokenizer.to_str().replace("\\n", "") for t in made), sep="\\n")
+"""
+
+
+def test_training_is_the_same_in_every_process(trained, tmp_path, monkeypatch):
+    here = [trained(kind).fast.backend_tokenizer.to_str().replace("\n", "") for kind in KINDS]
+    monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "another"))
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false" if os.environ.get("TOKENIZERS_PARALLELISM") == "true" else "true")
+    done = subprocess.run([sys.executable, "-c", CODE, str(Path(__file__).parent)], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == here
+
+
+def test_hash_order_does_not_reach_the_tokenizer():
+    """Every training has hash tables of its own, whose order the library lets through for two of three kinds."""
+    for kind in ("wordpiece", "unigram"):
+        prints = set()
+        make = {"wordpiece": tokenizer.wordpiece, "unigram": tokenizer.unigram}[kind]
+        for _ in range(6):
+            prints.add(make(300, ["[UNK]"], "[UNK]", part(LONG[:4]), False, lambda *_: None).to_str())
+        assert len(prints) == 1
+
+
+def test_the_cache(tmp_path, monkeypatch):
+    texts, framing = part(LONG), FRAMINGS["bpe"]
+    first = tokenizer.train("bpe", 400, framing, texts)
+    monkeypatch.setattr(tokenizer, "bpe", None)  # it is not trained again
+    assert tokenizer.train("bpe", 400, framing, texts).fingerprint == first.fingerprint
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".json"]
+    for changed in (("bpe", 401, framing, texts), ("bpe", 400, framing, part(LONG[:-1])), ("bpe", 400, framing, texts, True)):
+        with pytest.raises(TypeError):
+            tokenizer.train(*changed)
+
+
+def test_without_a_cache_folder(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "file" / "x"))
+    assert tokenizer.train("bpe", 300, FRAMINGS["bpe"], part(LONG[:2])).vocabulary.size == 300
+
+
+def test_byte_level_gives_back_any_text(trained):
+    made = trained("bpe")
+    generator = np.random.default_rng(0)
+    odd = [*"aé\u0301漢字🙂\u200d\n\r\t \x00\x07\u2028\ufeff", END, "<|pad|>", "  ", "'s", "\ud7ff\ue000", "\U0010ffff"]
+    texts = ["".join(generator.choice(odd, 60_000)), "\n".join(LONG), "", " ", "\n\n"]
+    encoded = made.encode(texts)
+    assert sum(map(len, encoded)) > 10**5
+    assert [made.decode(ids) for ids in encoded] == texts
+    assert not made.vocabulary.special[torch.from_numpy(np.concatenate(encoded))].any()  # the name of a mark in a text is text
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_words_come_back(trained, kind):
+    made = trained(kind)
+    ids = made.encode(["The  harbour opened\nthe Café <sep>[SEP] 漢"])[0]
+    text = made.decode(ids)
+    assert text.startswith("The harbour opened the Café")
+    assert not made.vocabulary.special[torch.from_numpy(ids[:-1])].all()
+    assert "sep" not in text.split("Café")[0]
+    known = set(ids.tolist()) - {made.vocabulary.unknown}
+    assert not made.vocabulary.special[list(known)].any()
+    assert ids[-1] == made.vocabulary.unknown
+
+
+def test_encode(trained):
+    made = trained("wordpiece")
+    texts = ["The harbour.", "", "The  harbour .", LONG[0]]
+    encoded = made.encode(texts)
+    assert [e.tolist() for e in encoded] == [made.fast.encode(t, add_special_tokens=False) for t in texts]
+    assert encoded[0].dtype == np.int32
+    assert len(encoded[1]) == 0
+    assert np.array_equal(encoded[0], encoded[2])
+    assert made.encode([]) == []
+
+
+def test_case(trained):
+    cased, uncased = trained("wordpiece"), tokenizer.train("wordpiece", 500, FRAMINGS["wordpiece"], part(LONG), lowercase=True)
+    pair = ["the café", "The Café"]
+    assert len({tuple(e) for e in map(tuple, cased.encode(pair))}) == 2
+    assert len({tuple(e) for e in map(tuple, uncased.encode(pair))}) == 1
+    assert uncased.decode(uncased.encode(pair)[1]) == "the cafe"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frame(trained, kind):
+    made = trained(kind)
+    texts = ["The harbour opened the garden.", "It followed the captain of silver."]
+    a, b = made.encode(texts)
+    for pair in (None, b):
+        ids, types = made.frame(a, pair, 1000)
+        wanted = made.fast(*texts[: 1 if pair is None else 2], return_token_type_ids=True)
+        assert ids.tolist() == wanted["input_ids"]
+        assert types.tolist() == wanted["token_type_ids"]
+        assert ids.dtype == types.dtype == np.int64
+    assert ("token_type_ids" in made.fast(texts[0])) == (kind != "bpe")
+
+
+def test_the_longest_is_truncated_first(trained):
+    made = trained("wordpiece")
+    a, b = np.arange(100, 110), np.arange(200, 204)
+    for length, first, second in ((17, 10, 4), (16, 9, 4), (11, 4, 4), (10, 4, 3), (5, 1, 1), (4, 1, 0)):
+        ids, types = made.frame(a, b, length)
+        assert ids.tolist() == [2, *a[:first], 3, *b[:second], 3]
+        assert types.tolist() == [0] * (first + 2) + [1] * (second + 1)
+    assert made.frame(b, a, 11)[0].tolist() == [2, *b, 3, *a[:4], 3]
+    assert made.frame(a, None, 5)[0].tolist() == [2, 100, 101, 102, 3]
+    with pytest.raises(UserError, match=r"^model\.length=3: the special tokens alone are 3"):
+        made.frame(a, b, 3)
+
+
+def test_a_batch_is_padded_at_the_end(trained):
+    made = trained("wordpiece")
+    tokens = made.batch([np.array([10, 11]), np.array([12])], [np.array([13]), np.array([14])], 8)
+    assert tokens.ids.tolist() == [[2, 10, 11, 3, 13, 3], [2, 12, 3, 14, 3, 0]]
+    assert tokens.mask.tolist() == [[True] * 6, [True] * 5 + [False]]
+    assert tokens.types.tolist() == [[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]
+    assert made.batch([np.array([10, 11])], None, 3).ids.tolist() == [[2, 10, 3]]
+
+
+def test_vocabulary(trained):
+    v = {kind: trained(kind).vocabulary for kind in KINDS}
+    assert (v["wordpiece"].size, v["bpe"].size) == (500, 500)
+    assert 250 < v["unigram"].size <= 500
+    w = v["wordpiece"]
+    assert (w.pad, w.unknown, w.start, w.end, w.mask) == (0, 1, 2, 3, 4)
+    assert w.special.nonzero()[:, 0].tolist() == [0, 1, 2, 3, 4]
+    b = v["bpe"]
+    assert (b.pad, b.unknown, b.start, b.end, b.mask) == (1, 0, 0, 0, None)
+    u = v["unigram"]
+    assert u.start is None
+    assert {u.pad, u.unknown, u.end, u.mask} < set(u.special.nonzero()[:, 0].tolist())
+    assert int(u.special.sum()) == 5
+    for kind in KINDS:
+        made, x = trained(kind), v[kind]
+        for word in ("harbour", "Café", "captain"):
+            ids = torch.from_numpy(made.encode([f" the {word}ed, opened?"])[0])
+            marks = x.continues[ids].tolist()
+            pieces_of = made.fast.convert_ids_to_tokens(ids.tolist())
+            starts = [p for p, goes_on in zip(pieces_of, marks, strict=True) if not goes_on]
+            assert len(starts) == 5, (kind, pieces_of, marks)  # the, word, the comma, opened, the question mark
+            assert x.stops[ids].tolist() == [False] * (len(ids) - 1) + [True]
+    tokens = trained("bpe").fast.convert_ids_to_tokens(b.stops.nonzero()[:, 0].tolist())
+    assert {"!", ".", "?"} <= set(tokens)
+    assert not {",", "'", '"', "Ċ"} & set(tokens)
+
+
+CONFIGS = {
+    "wordpiece": [BertConfig()],
+    "bpe": [GPT2Config(), BartConfig()],
+    "unigram": [XLNetConfig()],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transformers_reads_what_is_saved(trained, kind, tmp_path):
+    made = trained(kind)
+    texts = [LONG[0], "Ünknown 漢 words!", ""]
+    for i, config in enumerate([None, *CONFIGS[kind]]):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        if config is not None:  # as in the folder of a model, whose kind transformers looks at too
+            config.save_pretrained(folder)
+        made.save(folder)
+        read = AutoTokenizer.from_pretrained(folder)
+        assert read(texts)["input_ids"] == made.fast(texts)["input_ids"]
+        assert read(texts, texts)["input_ids"] == made.fast(texts, texts)["input_ids"]
+        assert read(texts[0])["input_ids"] == made.frame(made.encode(texts)[0], None, 10**6)[0].tolist()
+        assert (read.pad_token_id, len(read)) == (made.vocabulary.pad, made.vocabulary.size)
+        assert read.mask_token_id == made.vocabulary.mask
+        again = tokenizer.choose(str(folder), "auto", "bpe", FRAMINGS[kind], part(LONG))
+        assert again.fingerprint == made.fingerprint
+        assert again.kind == kind
+        assert again.added == []
+        assert torch.equal(again.vocabulary.continues, made.vocabulary.continues)
+    assert not any(str(tmp_path) in p.read_text() for p in folder.iterdir())
+
+
+def test_a_tokenizer_of_another_family(trained, tmp_path):
+    """Its own special tokens stand in for the family's; those that it lacks are added."""
+    backend = json.loads(trained("wordpiece").fast.backend_tokenizer.to_str())
+    backend["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    trained("wordpiece").save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
+    other = Framing(
+        {"cls_token": "<s>", "sep_token": "</s>", "eos_token": "</e>", "unk_token": "<unk>", "pad_token": "<pad>"},
+        "<s> $A </s>",
+        "<s> $A </s> $B:1 </s>:1",
+    )
+    made = tokenizer.load(str(tmp_path), other)
+    assert made.added == ["</e>"]
+    v = made.vocabulary
+    assert (v.size, v.pad, v.unknown, v.start, v.end, v.mask) == (501, 0, 1, 2, 500, None)
+    a = made.encode([LONG[0]])[0]
+    assert len(a) > 100  # not cut to the 8 of the file
+    assert made.frame(a[:2], a[:1], 10)[0].tolist() == [2, *a[:2], 3, a[0], 3]
+
+
+def test_vocabulary_sizes():
+    assert tokenizer.tokens_in_all("auto", part(["x" * 100]), 10, 20, "") == 2000
+    documents = part(["x" * 1_000_000])
+    assert tokenizer.tokens_in_all("auto", documents, 10, 20, "") == 3000
+    assert tokenizer.tokens_in_all("auto", documents, 4000, 20, "") == 8000
+    assert tokenizer.tokens_in_all("auto", documents, 40_000, 40_010, "") == 40_010
+    for kind, least in (("bpe", 258), ("unigram", None), ("wordpiece", 9)):
+        with pytest.raises(UserError, match=rf"^model\.vocabulary=8: expected at least {least or ''}"):
+            tokenizer.train(kind, 8, FRAMINGS[kind], part(LONG))
+    characters = {c for d in LONG for c in d if not c.isspace()}
+    least = len(characters) + 2 + 5
+    assert tokenizer.train("unigram", least, FRAMINGS["unigram"], part(LONG)).vocabulary.size == least
+
+
+def test_rare_characters_are_unknown_to_wordpiece():
+    """Half of the vocabulary is for characters, the frequent first."""
+    texts = part(["abcab abcab " * 50 + "".join(map(chr, range(0x4E00, 0x4E80)))])
+    made = tokenizer.train("wordpiece", 60, FRAMINGS["wordpiece"], texts)
+    assert made.vocabulary.size <= 60
+    assert made.vocabulary.unknown not in made.encode(["abcab"])[0]
+    assert len(made.encode(["abcab"])[0]) == 1
+    assert made.vocabulary.unknown in made.encode([chr(0x4E7F)])[0]
+
+
+def test_bad_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    for source in (str(tmp_path / "empty"), str(tmp_path / "none")):
+        with pytest.raises(UserError) as caught:
+            tokenizer.choose(source, "auto", "bpe", FRAMINGS["bpe"], part(LONG))
+        assert str(caught.value).startswith(
+            f"model.tokenizer={source}: expected auto, wordpiece, bpe, unigram, a transformers folder"
+        )
+        assert "\n" not in str(caught.value)
+
+
+def test_large_texts_are_sampled(monkeypatch):
+    texts = part(["a.", "b.", "c.", "d."])
+    assert list(tokenizer.texts_of(texts)) == [["a.", "b.", "c.", "d."]]
+    monkeypatch.setattr(tokenizer, "ENOUGH", 4)
+    assert list(tokenizer.texts_of(texts)) == [["a.", "c."]]
