@@ -22,7 +22,7 @@ def size_steps(context: Context) -> tuple[config.Config, list[str]]:
     assert cfg.budget is not None
     seconds = USABLE * parse_budget(cfg.budget)
     objective = context.objective()
-    batches = batches_of(context, objective, data.train, cfg.pretrain, cfg.seed, "budget")
+    batches = batches_of(context, objective, data.corpus, cfg.pretrain, cfg.seed, "budget")
     pretrain = seconds_per_step(context, objective, batches, cfg.pretrain)
     changes: dict[str, Any] = {"budget": None}
     left = seconds

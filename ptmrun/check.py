@@ -21,7 +21,6 @@ from torch import nn
 from ptmrun import adapt, checkpoint, config, estimate, optim, rng
 from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, depth_of, fit
 from ptmrun.data.decode import cache_folder
-from ptmrun.data.splits import Split
 from ptmrun.prepare import prepare
 from ptmrun.run import Run, console
 from ptmrun.signals import Stop
@@ -49,7 +48,7 @@ class Part:
 
     stage: str
     model: Callable[[], Any]  # a new one, always with the same weights
-    split: Split
+    split: Any
     loop: Any
 
 
@@ -75,7 +74,7 @@ def parts(context: Context) -> Iterator[Part]:
     """The stages to come that train; fine-tuning with the most labels."""
     cfg, stages = context.cfg, chosen_stages(context)
     if "pretrain" in stages:
-        yield Part("pretrain", context.objective, context.data.train, cfg.pretrain)
+        yield Part("pretrain", context.objective, context.data.corpus, cfg.pretrain)
     if "finetune" in stages:
         trial = trials(cfg, "tuned", label_counts(cfg)[-1])[0]
         yield Part("finetune", lambda: classifier(context, trial)[0], chosen_labels(context, trial), cfg.finetune)
@@ -196,7 +195,7 @@ def checkpointed(context: Context, part: Part) -> Finding:
         hashes.append(checkpoint.sha256(model.state_dict()))
     run, folder = context.run, context.run.path(ENCODER)
     if part.stage == "pretrain":
-        model.encoder.save(folder, context.data.mean.tolist(), context.data.std.tolist())
+        model.encoder.save(folder, *context.data.preprocessing)
         heads = {k: v for k, v in model.state_dict().items() if not k.startswith("encoder.")}
         checkpoint.save(run.path("checkpoints", "heads.safetensors"), heads)
         wrote, found = model.encoder.state_dict(), context.pretrained().state_dict()

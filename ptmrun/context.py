@@ -12,8 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ptmrun import checkpoint, config, device, probe, recovery, rng, train
 from ptmrun.config import Config, Loop
-from ptmrun.data.batches import Batches, Normalise
-from ptmrun.data.splits import Data, Split
+from ptmrun.data.epochs import Epochs
 from ptmrun.errors import Interrupted, UserError
 from ptmrun.origin import origin
 from ptmrun.progress import Bar
@@ -21,6 +20,7 @@ from ptmrun.run import Run
 from ptmrun.signals import Stop
 
 ENCODER = "checkpoints/encoder"
+TOKENIZER = "checkpoints/tokenizer"  # of text models
 SAME_DATA = ("name", "root", "image_size", "limit", "test_limit", "val_fraction", "test_fraction", "split_seed", "group")
 FIT_IMAGES = 512  # for what an encoder learns from training images before it is trained
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
@@ -32,9 +32,9 @@ class Context:
 
     run: Run
     cfg: Config
-    data: Data
+    data: Any  # images.Images or texts.Texts
     device: torch.device
-    normalise: Normalise
+    inputs: Any  # makes what splits give to what encoders take
     stop: Stop
     fitted: dict[str, torch.Tensor] = field(default_factory=dict)  # what encoders learned from training images, once a run
 
@@ -48,7 +48,7 @@ class Context:
         """A new encoder with the initial weights of a seed (the run's own unless given)."""
         rng.seed_everything(self.cfg.seed if seed is None else seed, purpose)
         attention = device.attention(self.device, self.cfg.device.precision)
-        encoder = self.part("model").build(self.cfg.model, self.data.size, self.data.channels, attention)
+        encoder = self.part("model").build(self.cfg.model, *self.data.shape, attention)
         encoder.to(self.device)
         if hasattr(encoder, "fit"):
             encoder.load_state_dict(self.fit(encoder), strict=False)
@@ -61,7 +61,7 @@ class Context:
         if not self.fitted:
             train = self.data.train
             images = next(train.batches([rng.permutation(self.cfg.seed, "fit", len(train))[:FIT_IMAGES]]))
-            self.fitted = encoder.fit(self.normalise(images))
+            self.fitted = encoder.fit(self.inputs(images))
         return self.fitted
 
     def pretrained(self) -> Any:
@@ -80,8 +80,8 @@ class Context:
         known = {"classes": len(self.data.classes)} if "labels" in config.spec("task", self.cfg.task.name).needs else {}
         return self.part("task").Objective(encoder, self.cfg.task, **known).to(self.device)
 
-    def features(self, encoder: Any, split: Split, dropout: bool = False) -> Any:
-        return probe.features(encoder, split, self.normalise, self.autocast, dropout=dropout)
+    def features(self, encoder: Any, split: Any, dropout: bool = False) -> Any:
+        return probe.features(encoder, split, self.inputs, self.autocast, dropout=dropout)
 
 
 def part_of(cfg: Config, group: str) -> Any:
@@ -150,26 +150,16 @@ def encoder_hash(folder: Path) -> str:
     return checkpoint.sha256({k: v for file in files for k, v in checkpoint.load(file)[0].items()})
 
 
-def batches_of(context: Context, model: Any, split: Split, loop: Any, seed: int, purpose: str) -> Batches:
-    """Batches as `model` wants them: with `views` of each image, mixed with the `alphas` of MixUp and CutMix, or plain."""
+def batches_of(context: Context, model: Any, split: Any, loop: Any, seed: int, purpose: str) -> Epochs:
+    """Batches of a split as `model` wants them."""
     size = min(loop.batch_size, len(split))
     if size // min(loop.accumulate, size) == 1 and any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
+        noun = context.data.noun
         raise UserError(
-            f"{loop.section}: batch normalisation needs at least 2 images at a time; with {loop.section}.batch_size="
-            f"{loop.batch_size}, {loop.section}.accumulate={loop.accumulate} and {len(split)} images there is 1"
+            f"{loop.section}: batch normalisation needs at least 2 {noun} at a time; with {loop.section}.batch_size="
+            f"{loop.batch_size}, {loop.section}.accumulate={loop.accumulate} and {len(split)} {noun} there is 1"
         )
-    return Batches(
-        split,
-        context.normalise,
-        context.cfg.dataset.augment,
-        loop.augment,
-        size,
-        min(loop.accumulate, size),
-        seed,
-        purpose,
-        getattr(model, "views", None),
-        getattr(model, "alphas", (0.0, 0.0)),
-    )
+    return context.data.batches(model, split, context.cfg, loop, size, seed, purpose, context.inputs)
 
 
 def steps_of(loop: Loop, samples: int) -> int:
@@ -187,7 +177,7 @@ def depth_of(encoder: Any, name: str) -> int:
 def fit(
     context: Context,
     model: Any,
-    split: Split,
+    split: Any,
     loop: Any,
     steps: int,
     seed: int,

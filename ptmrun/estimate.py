@@ -73,7 +73,7 @@ def disk(context: Context) -> tuple[int, int]:
     total = sum(p.stat().st_size for p in files if "checkpoints" not in p.parts) + PICTURES
     steps = 0.0
     if "pretrain" in stages:
-        steps += steps_of(cfg.pretrain, len(data.train)) / cfg.pretrain.log_every
+        steps += steps_of(cfg.pretrain, len(data.corpus)) / cfg.pretrain.log_every
         total += sum(p.stat().st_size for p in (*run.path(ENCODER).iterdir(), run.path("checkpoints/heads.safetensors")))
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
@@ -96,11 +96,11 @@ def duration(context: Context) -> dict[str, float]:
     seconds = dict.fromkeys(stages, 0.0)
     if "pretrain" in stages:
         objective = context.objective()
-        batches = batches_of(context, objective, data.train, cfg.pretrain, cfg.seed, "check")
+        batches = batches_of(context, objective, data.corpus, cfg.pretrain, cfg.seed, "check")
         each = seconds_per_step(context, objective, batches, cfg.pretrain)
-        seconds["pretrain"] = each * steps_of(cfg.pretrain, len(data.train))
+        seconds["pretrain"] = each * steps_of(cfg.pretrain, len(data.corpus))
         if cfg.pretrain.probes and labelled(context):
-            looks = (context.encoder(), data.train, data.val, context.normalise, context.autocast)
+            looks = (context.encoder(), data.train, data.val, context.inputs, context.autocast)
             seconds["pretrain"] += (cfg.pretrain.probes + 1) * timed(probe.probe, *looks)
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
@@ -113,7 +113,7 @@ def duration(context: Context) -> dict[str, float]:
         if "finetune" in stages:
             seconds["finetune"] += len(tuned) * (start + once)
         if "evaluate" in stages:
-            test = (context.normalise(images) for images in data.test.all())
+            test = (context.inputs(images) for images in data.test.all())
             predict = timed(model.predict, test)
             scratch = {"scratch", "scratch_long"} & set(cfg.evaluate.baselines)
             seconds["evaluate"] += len(tuned) * (

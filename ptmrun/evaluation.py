@@ -8,26 +8,26 @@ import pyarrow.parquet as pq
 import torch
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
 from ptmrun import attribution, embedding, figures, noise, probe
 from ptmrun.context import Context, check_stop
-from ptmrun.data.splits import Split
 from ptmrun.errors import printable
 from ptmrun.run import console
 from ptmrun.trials import chosen_labels, label_counts, predict, trials, tuned
 
 WORDS = {
     "chance": "always the most frequent class",
-    "raw": "logistic regression on the pixels",
+    "raw": "logistic regression on the raw input (pixels, TF-IDF)",
     "random_frozen": "logistic regression on features of the untrained model",
     "frozen": "logistic regression on features of the pretrained model",
     "scratch": "the same model and fine-tuning from random weights",
     "scratch_long": "the same, trained {longer} times as long",
     "tuned": "pretrained, then fine-tuned",
 }
+FLOORS = ("chance", "raw", "random_frozen", "frozen")
 PROBES = (("probe_linear", "linear probe"), ("probe_knn", "k-NN"))
-MOST_RAW = 10_000  # training images, and MOST_COLUMNS of each, for the classical baseline
-MOST_COLUMNS = 3072
+MOST_RAW = 10_000  # training samples for the classical baseline
 GROUP_TITLES = ["group", "images", "accuracy", "macro F1"]
 MOST_GROUPS = 20  # in the summary; results.json and the report have all of them
 SHOWN, MAPPED = 8, 2000  # test images, evenly spaced, under Grad-CAM and in the map of the features
@@ -36,49 +36,45 @@ SHOWN, MAPPED = 8, 2000  # test images, evenly spaced, under Grad-CAM and in the
 def evaluate(context: Context) -> None:
     """Predicts with every fine-tuned model and every baseline; writes results.json, predictions.parquet and figures."""
     cfg, run, data = context.cfg, context.run, context.data
-    truth = data.test.labels
-    assert truth is not None, "checked before training"
-    module = context.part("downstream")
+    problem = context.part("downstream")
     wanted = [b for b in WORDS if b in cfg.evaluate.baselines]
     pretrained = weights_hash(run) is not None
     sets: list[dict[str, Any]] = []
     inputs = Inputs(context)
     for labels in label_counts(cfg):
-        correct: dict[str, list[np.ndarray]] = {}
-        logits = [predict(context, t) for t in trials(cfg, "tuned", labels)]
-        correct["tuned"] = [(x.argmax(1) == truth).numpy() for x in logits]
+        found = {"tuned": [predict(context, t) for t in trials(cfg, "tuned", labels)]}
         for kind in ("scratch", "scratch_long"):
             if kind in wanted and pretrained:
-                found = [predict(context, t) for t in trials(cfg, kind, labels)]
-                correct[kind] = [(x.argmax(1) == truth).numpy() for x in found]
-        for kind in [k for k in wanted if not k.startswith("scratch")]:
+                found[kind] = [predict(context, t) for t in trials(cfg, kind, labels)]
+        for kind in [k for k in wanted if k in getattr(problem, "FLOORS", FLOORS)]:
             if kind != "frozen" or pretrained:
-                correct[kind] = simple_baseline(context, kind, labels, inputs)
-        scores = {kind: noise.spread([float(c.mean()) for c in values]) for kind, values in correct.items()}
-        entry: dict[str, Any] = {"labels_per_class": labels, "scores": scores}
-        if "scratch" in correct:
-            entry["verdict"] = noise.verdict(correct["tuned"], correct["scratch"])
-        entry["metrics"] = module.metrics(logits[0], truth, data.classes, cfg.evaluate.bins)
-        if data.test.groups is not None:
-            entry["metrics"] |= module.by_group(logits[0], truth, data.test.groups)
+                found[kind] = floors(context, problem, kind, labels, inputs)
+        values = {kind: [problem.score(x, data.test) for x in group] for kind, group in found.items()}
+        entry: dict[str, Any] = {"labels_per_class": labels, "scores": {k: noise.spread(v) for k, v in values.items()}}
+        if "scratch" in found:
+            samples = [[problem.each(x, data.test) for x in found[kind]] for kind in ("tuned", "scratch")]
+            entry["verdict"] = noise.verdict(values["tuned"], values["scratch"], *samples)
+        entry["metrics"] = problem.metrics(found["tuned"][0], data.test, data.classes, cfg.evaluate.bins)
         sets.append(entry)
         check_stop(context.stop)
     headline = sets[-1]
-    save_predictions(context)
-    figures.confusion(run, headline["metrics"]["confusion"], data.classes)
-    figures.scores(run, sets)
+    save_predictions(context, problem)
+    if "confusion" in headline["metrics"]:
+        figures.confusion(run, headline["metrics"]["confusion"], data.classes)
+    figures.scores(run, sets, problem.METRIC)
     draw_features(context, inputs)
     draw_attribution(context)
     lines = run.metrics()
     result = {
-        "metric": module.METRIC,
+        "metric": problem.METRIC,
+        "counted": problem.COUNTED,
         "score": headline["scores"]["tuned"]["mean"],
         "score_sd": headline["scores"]["tuned"]["sd"],
         "labels_per_class": headline["labels_per_class"],
         "split": "test",
-        "n_test": len(truth),
+        "n_test": len(data.test),
         "seeds": cfg.finetune.seeds,
-        "val_score": validation_score(context, headline["labels_per_class"]),
+        "val_score": validation_score(context, problem, headline["labels_per_class"]),
         "metrics": headline["metrics"],
         "baselines": {k: v["mean"] for k, v in headline["scores"].items() if k != "tuned"},
         "verdict": headline.get("verdict"),
@@ -88,7 +84,7 @@ def evaluate(context: Context) -> None:
         "wall_s": run.manifest.get("wall_s", {}),
     }
     run.write_json("results.json", result)
-    show(run, cfg, sets, result["pretrain"])
+    show(run, cfg, sets, problem.METRIC, result["pretrain"])
 
 
 def weights_hash(run: Any) -> str | None:
@@ -98,58 +94,33 @@ def weights_hash(run: Any) -> str | None:
 
 
 class Inputs:
-    """What methods without a training loop see: pixels, or the features of an encoder. Those of the test split are made once."""
+    """The features that methods without a training loop see. Those of the test split are made once."""
 
     def __init__(self, context: Context):
         self.context = context
         self.encoders: dict[str, Any] = {}
         self.tests: dict[str, np.ndarray] = {}
 
-    def of(self, kind: str, split: Split) -> np.ndarray:
-        """[N, D]; kind: raw, random_frozen or frozen."""
-        if kind == "raw":
-            return pixels(split)
+    def of(self, kind: str, split: Any) -> np.ndarray:
+        """[N, D]; kind: random_frozen or frozen."""
+        if split is self.context.data.test and kind in self.tests:
+            return self.tests[kind]
         if kind not in self.encoders:
             self.encoders[kind] = self.context.pretrained() if kind == "frozen" else self.context.encoder("scratch")
-        return self.context.features(self.encoders[kind], split)
-
-    def test(self, kind: str) -> np.ndarray:
-        if kind not in self.tests:
-            self.tests[kind] = self.of(kind, self.context.data.test)
-        return self.tests[kind]
+        found = self.context.features(self.encoders[kind], split)
+        if split is self.context.data.test:
+            self.tests[kind] = found
+        return found
 
 
-def simple_baseline(context: Context, kind: str, labels: int | None, inputs: Inputs) -> list[np.ndarray]:
-    """Correctness on the test split of a baseline without a training loop, one array a repeat."""
-    data, cfg = context.data, context.cfg
-    assert data.test.labels is not None
-    assert data.train.labels is not None
-    truth = data.test.labels.numpy()
-    if kind == "chance":
-        return [truth == np.bincount(data.train.labels.numpy()).argmax()]
+def floors(context: Context, problem: Any, kind: str, labels: int | None, inputs: Inputs) -> list[dict[str, Tensor]]:
+    """Predictions for the test split of a baseline without a training loop, once a repeat where the labels differ."""
     found = []
-    for trial in trials(cfg, "tuned", labels):
+    for trial in trials(context.cfg, "tuned", labels)[: 1 if kind == "chance" else None]:
         split = chosen_labels(context, trial).spaced(MOST_RAW)
-        assert split.labels is not None
-        y = split.labels.numpy()
-        # pixels keep their scale (0..1), features are standardised
-        c = 1.0 if kind == "raw" else 0.1
-        scores = probe.logistic(inputs.of(kind, split), y, inputs.test(kind), c=c, standardise=kind != "raw")
-        guess = np.unique(y)[scores.argmax(1)]
-        found.append(guess == truth)
+        found.append(problem.floor(kind, context.data, split, inputs.of))
         check_stop(context.stop)
     return found
-
-
-def pixels(split: Split) -> np.ndarray:
-    """Images as float32 rows in [0, 1]; large ones are averaged down to at most MOST_COLUMNS values."""
-    rows = []
-    for images in split.all():
-        x = images.float() / 255
-        while x[0].numel() > MOST_COLUMNS:
-            x = torch.nn.functional.avg_pool2d(x, 2)
-        rows.append(x.flatten(1))
-    return torch.cat(rows).numpy()
 
 
 def pretraining(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -167,31 +138,25 @@ def pretraining(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     return result
 
 
-def validation_score(context: Context, labels: int | None) -> float | None:
-    """The fine-tuned models' accuracy on the held-out part of the training split: what a search may look at."""
-    truth = context.data.val.labels
-    if truth is None or not len(truth):
+def validation_score(context: Context, problem: Any, labels: int | None) -> float | None:
+    """The fine-tuned models' score on the held-out part of the training split: what a search may look at."""
+    val = context.data.val
+    if not len(val):
         return None
-    guesses = [predict(context, t, "val").argmax(1) for t in trials(context.cfg, "tuned", labels)]
-    return float(np.mean([(g == truth).float().mean() for g in guesses]))
+    return float(np.mean([problem.score(predict(context, t, "val"), val) for t in trials(context.cfg, "tuned", labels)]))
 
 
-def save_predictions(context: Context) -> None:
-    """predictions.parquet: one row for every number of labels, repeat and test image."""
+def save_predictions(context: Context, problem: Any) -> None:
+    """predictions.parquet: one row for every number of labels, repeat and test sample."""
     cfg, data = context.cfg, context.data
-    assert data.test.labels is not None
-    names, truth = pa.array(data.classes), pa.array(data.test.labels.numpy().astype(np.int32))
-    tables = []
+    count, tables = len(data.test), []
     for labels in label_counts(cfg):
         for repeat, trial in enumerate(trials(cfg, "tuned", labels)):
-            probabilities = predict(context, trial).softmax(1)
             columns = {
-                "labels_per_class": pa.array([labels] * len(truth), pa.int32()),
-                "repeat": pa.array([repeat] * len(truth), pa.int32()),
-                "index": pa.array(np.arange(len(truth), dtype=np.int32)),
-                "label": pa.DictionaryArray.from_arrays(truth, names),
-                "prediction": pa.DictionaryArray.from_arrays(pa.array(probabilities.argmax(1).numpy().astype(np.int32)), names),
-                "confidence": pa.array(probabilities.max(1).values.numpy()),
+                "labels_per_class": pa.array([labels] * count, pa.int32()),
+                "repeat": pa.array([repeat] * count, pa.int32()),
+                "index": pa.array(np.arange(count, dtype=np.int32)),
+                **problem.columns(predict(context, trial), data.test, data.classes),
             }
             if data.test.groups is not None:
                 columns["group"] = pa.array(data.test.groups).dictionary_encode()
@@ -204,24 +169,28 @@ def save_predictions(context: Context) -> None:
 def draw_features(context: Context, inputs: Inputs) -> None:
     """Features of test images in two dimensions, of the untrained and of the pretrained encoder."""
     cfg, run, labels = context.cfg, context.run, context.data.test.labels
-    assert labels is not None
+    if labels is None or labels.ndim > 1:
+        return
     shown = torch.linspace(0, len(labels) - 1, min(MAPPED, len(labels))).long()
     if len(labels) < 3:
         return
     kinds = {"untrained": "random_frozen"} | ({"pretrained": "frozen"} if weights_hash(run) is not None else {})
-    maps = {title: embedding.plane(inputs.test(kind)[shown], cfg.evaluate.map, cfg.seed) for title, kind in kinds.items()}
+    maps = {
+        title: embedding.plane(inputs.of(kind, context.data.test)[shown], cfg.evaluate.map, cfg.seed)
+        for title, kind in kinds.items()
+    }
     figures.embedding(run, maps, labels[shown].numpy(), context.data.classes)
 
 
 def draw_attribution(context: Context) -> None:
     """Grad-CAM of the first fine-tuned classifier for most labels, for encoders that have a `cam_layer`."""
     classes, split = context.data.classes, context.data.test.spaced(SHOWN)
-    model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
-    if not hasattr(model.encoder, "cam_layer"):
+    if not hasattr(context.encoder(), "cam_layer"):
         return
+    model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
     assert split.labels is not None
-    images = context.normalise(split.some(SHOWN))
-    guess = model.predict([images]).argmax(1)
+    images = context.inputs(split.some(SHOWN))
+    guess = model.predict([images])["logits"].argmax(1)
     try:
         maps = attribution.grad_cam(model, images, guess.to(images.device))
     except ImportError:
@@ -229,17 +198,17 @@ def draw_attribution(context: Context) -> None:
         return
     pairs = zip(guess.tolist(), split.labels.tolist(), strict=True)
     tops = [classes[g] if g == t else f"{classes[g]}\n(is {classes[t]})" for g, t in pairs]
-    figures.overlays(context.run, "grad_cam", context.normalise.back(images), maps, "Grad-CAM", tops)
+    figures.overlays(context.run, "grad_cam", context.inputs.back(images), maps, "Grad-CAM", tops)
 
 
-def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, Any] | None) -> None:
+def show(run: Any, cfg: Any, sets: list[dict[str, Any]], metric: str, pretrained: dict[str, Any] | None) -> None:
     """The summary table and the verdict, for a newcomer."""
     if pretrained and "probe_linear" in pretrained:
         steps = [
             f"{name} {pretrained[f'{key}_untrained']:.3f} untrained -> {pretrained[key]:.3f} pretrained" for key, name in PROBES
         ]
         run.say(f"Features: {'; '.join(steps)} (held-out training images)")
-    table = Table(title="Accuracy on the test split (mean ± sd over repeats)", title_justify="left")
+    table = Table(title=f"{title(metric)} on the test split (mean ± sd over repeats)", title_justify="left")
     table.add_column("")
     for entry in sets:
         table.add_column(label_words(entry["labels_per_class"]), justify="right")
@@ -257,6 +226,11 @@ def show(run: Any, cfg: Any, sets: list[dict[str, Any]], pretrained: dict[str, A
     for entry in sets:
         for line in conclusions(entry):
             run.say(line)
+
+
+def title(metric: str) -> str:
+    """The name of a metric as a heading."""
+    return metric.replace("_", " ").capitalize()
 
 
 def show_groups(run: Any, groups: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def export(run: Run, folder: Path) -> float:
         raise UserError(f"{run.folder}: has trained nothing yet that could be exported")
     with run.lock():
         context = prepare(run, cfg, Stop())
-        images = context.normalise(context.data.test.some(IMAGES))
+        images = context.inputs(context.data.test.some(IMAGES))
         what, ours, theirs = write(context, tuned(context, trial) if fine_tuned else None, folder, images)
         worst = float((ours - theirs).abs().max())
         run.say(f"Exported to {folder}: {what}. Loaded again: largest difference {worst:.1e} on {len(images)} test images")
@@ -43,13 +43,12 @@ def export(run: Run, folder: Path) -> float:
 @torch.no_grad()
 def write(context: Context, model: Any, folder: Path, images: Tensor) -> tuple[str, Tensor, Tensor]:
     """(what was written, what the run gives for these images, what the export gives)"""
-    mean, std = context.data.mean.tolist(), context.data.std.tolist()
     encoder = (model.encoder if model else context.pretrained()).eval()
     if not hasattr(encoder, "classifier"):
         raise UserError(f"export: model={context.cfg.model.name} has no classifier in its library, which reads {ENCODER}")
     whole = encoder.classifier(model.head, model.auxiliary_head, context.data.classes) if model else None
     if whole is None:
-        encoder.save(folder, mean, std)
+        encoder.save(folder, *context.data.preprocessing)
         back = context.encoder().eval()
         back.load(folder)
         if not model:
@@ -60,7 +59,7 @@ def write(context: Context, model: Any, folder: Path, images: Tensor) -> tuple[s
         what = f"the encoder, and its linear head apart, as the library has no classifier like it ({encoder.alone})"
         return what, model.eval().logits(images), model.head(back.features(images))
     net, about = whole
-    files.save(net, folder, about, encoder.preprocessing(mean, std))
+    files.save(net, folder, about, encoder.preprocessing(*context.data.preprocessing))
     if isinstance(net, PreTrainedModel):
         with files.quiet():
             theirs: Any = AutoModelForImageClassification.from_pretrained(folder)

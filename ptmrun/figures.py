@@ -68,6 +68,21 @@ def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: f
     rows(run, "augmented", sheet)
 
 
+def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
+    """How many tokens texts have, a histogram for each title of `counts`; those above `most` are cut there."""
+    figure = Figure(figsize=(5.2, 2.7))
+    axis = figure.subplots()
+    edges = np.linspace(0, max(most, 1), 41)
+    for (title, values), color in zip(counts.items(), (BLUE, ORANGE, GREEN), strict=False):
+        shares = np.histogram(values.clip(max=most), edges)[0] / len(values)
+        label = f"{title}: median {np.median(values):.0f}, {(values >= most).mean():.0%} at the limit of {most}"
+        axis.stairs(shares, edges, color=color, label=label)
+    axis.set(xlabel="tokens", ylabel="share of the texts")
+    axis.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    save(run, "lengths", figure)
+
+
 def layers(run: Run, name: str) -> None:
     """The linear probe of each layer before and after pretraining, where there are any. `name`: its key but the number."""
     looks = [x for x in run.metrics() if f"{name}1" in x]
@@ -198,8 +213,8 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
     save(run, "confusion", figure)
 
 
-def scores(run: Run, sets: list[dict[str, Any]]) -> None:
-    """Every method's accuracy, a panel for each number of labels; the bars are the mean, the lines the standard deviation."""
+def scores(run: Run, sets: list[dict[str, Any]], metric: str) -> None:
+    """Every method's score, a panel for each number of labels; the bars are the mean, the lines the standard deviation."""
     titles = {"chance": "chance", "raw": "pixels + LR", "random_frozen": "random + LR", "frozen": "pretrained + LR"}
     titles |= {"scratch": "scratch", "scratch_long": "scratch, longer", "tuned": "pretrained, tuned"}
     figure = Figure(figsize=(3.7 * len(sets) + 0.6, 2.6))
@@ -221,6 +236,10 @@ def scores(run: Run, sets: list[dict[str, Any]]) -> None:
         for place, mean in enumerate(means):
             axis.text(mean + errors[place] + 0.02, place, f"{mean:.3f}", va="center", fontsize=8)
         labels = entry["labels_per_class"]
-        axis.set(xlim=(0, 1.15), xlabel="test accuracy", title="all labels" if labels is None else f"{labels} labels a class")
+        axis.set(
+            xlim=(0, 1.15),
+            xlabel=f"test {metric.replace('_', ' ')}",
+            title="all labels" if labels is None else f"{labels} labels a class",
+        )
     figure.tight_layout()
     save(run, "scores", figure)

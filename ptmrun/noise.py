@@ -31,11 +31,13 @@ def of_samples(a: list[np.ndarray], b: list[np.ndarray]) -> float | None:
     return float(1.96 * paired.std(ddof=1) / math.sqrt(len(paired))) if len(paired) > 1 else None
 
 
-def verdict(tuned: list[np.ndarray], scratch: list[np.ndarray]) -> dict[str, Any]:
-    """Gain of `tuned` over `scratch` and its noise: the larger of that of the seeds and that of the test samples."""
-    a, b = ([float(x.mean()) for x in group] for group in (tuned, scratch))
-    gain = float(np.mean(a) - np.mean(b))
-    known = [n for n in (of_seeds(a, b), of_samples(tuned, scratch)) if n is not None]
+def verdict(
+    tuned: list[float], scratch: list[float], samples: list[np.ndarray], scratch_samples: list[np.ndarray]
+) -> dict[str, Any]:
+    """Gain of `tuned` over `scratch`, scores a seed, and its noise: the larger of that of the seeds and that of the test samples,
+    whose own scores [N] are given for every seed."""
+    gain = float(np.mean(tuned) - np.mean(scratch))
+    known = [n for n in (of_seeds(tuned, scratch), of_samples(samples, scratch_samples)) if n is not None]
     noise = max(known, default=1.0)
     return {"gain_over_scratch": gain, "noise": noise, "helped": bool(gain > noise)}
 

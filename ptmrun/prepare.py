@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ptmrun import adapt, budget, checkpoint, config, device, figures
 from ptmrun.config import Config
-from ptmrun.context import ENCODER, START, Context, check_stop, labelled, parent_of, part_of, source, unfinished
-from ptmrun.data import splits
-from ptmrun.data.batches import Normalise
+from ptmrun.context import ENCODER, START, TOKENIZER, Context, check_stop, labelled, parent_of, part_of, source, unfinished
+from ptmrun.data import images
 from ptmrun.errors import UserError
 from ptmrun.models import files, outside
 from ptmrun.origin import origin
@@ -31,17 +31,16 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
             if bar.live:
                 bar.live.update(bar.task, total=total, completed=done)
 
-        data = splits.load(part_of(cfg, "dataset").read, cfg.dataset, int(cfg.device.workers), decoding, fitting(cfg))
-    cfg = config.replace(cfg, dataset__image_size=data.size)
-    context = Context(run, cfg, data, where, Normalise(data.mean, data.std, where), stop)
-    changes, why = context.part("model").resolve(cfg.model, data.size, data.channels)
+        data = read(run, cfg, decoding)
+    cfg = config.replace(cfg, **data.settled)
+    context = Context(run, cfg, data, where, data.inputs(where), stop)
+    changes, why = context.part("model").resolve(cfg.model, *data.shape)
     context.cfg = cfg = config.replace(cfg, **{f"model__{k}": v for k, v in changes.items()})
     check_labels(context)
     context.cfg, decided = by_rule(context)
     cfg = context.cfg
     sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
-    channels = {1: "gray", 3: "colour"}.get(data.channels, f"{data.channels} channels")
-    run.say(f"Data: {cfg.dataset.name}, {sizes}, {data.size}x{data.size} {channels}, {len(data.classes)} classes")
+    run.say(f"Data: {cfg.dataset.name}, {sizes}, {data}")
     for line in [*data.notes, *notes, *chosen, *why, *decided]:
         run.say(f"  {line}")
     if data.made:
@@ -62,12 +61,29 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         context.cfg = cfg
         for line in why:
             run.say(f"  {line}")
-    run.update(data={"fingerprint": data.fingerprint, "mean": data.mean.tolist(), "std": data.std.tolist()})
+    run.update(data={"fingerprint": data.fingerprint, **data.facts})
     run.write("config.yaml", config.dump(cfg))
-    if not run.path("figures/augmented.png").exists():
+    if data.noun == "texts":
+        if labelled(context):
+            sets = {"train": data.train, "test": data.test}
+            figures.lengths(run, {name: split.lengths.numpy() for name, split in sets.items()}, data.length)
+    elif not run.path("figures/augmented.png").exists():
         strength = cfg.pretrain.augment if cfg.stage in ("all", "pretrain") else cfg.finetune.augment
-        figures.contact_sheet(run, data, context.normalise, cfg.dataset.augment, strength, cfg.seed)
+        figures.contact_sheet(run, data, context.inputs, cfg.dataset.augment, strength, cfg.seed)
     return context
+
+
+def read(run: Run, cfg: Config, progress: Callable[[str, int, int], None]) -> Any:
+    """The data of the kind that the dataset provides."""
+    if "text" in config.spec("dataset", cfg.dataset.name).provides:
+        from ptmrun.data import texts  # transformers' tokenizers take a second to import
+
+        family, problem, folder = part_of(cfg, "model"), part_of(cfg, "downstream"), source(run, cfg, TOKENIZER)
+        data = texts.load(part_of(cfg, "dataset").read, cfg, family, problem, folder, progress)
+        if not run.path(TOKENIZER).exists():
+            data.tokenizer.save(run.path(TOKENIZER))
+        return data
+    return images.load(part_of(cfg, "dataset").read, cfg.dataset, int(cfg.device.workers), progress, fitting(cfg))
 
 
 def as_published(cfg: Config) -> tuple[Config, list[str]]:
@@ -183,4 +199,4 @@ def check_labels(context: Context) -> None:
             f"stage={cfg.stage}: needs at least two classes; the data has {len(data.classes)} (class folders give classes)"
         )
     for count in label_counts(cfg):
-        context.part("downstream").few_labels(data.train.labels, data.classes, count, cfg.seed)
+        context.part("downstream").few(data.train, data.classes, count, cfg.seed)

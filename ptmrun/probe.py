@@ -6,10 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
-
-from ptmrun.data.splits import Split
 
 MOST = 4000  # training images that a probe uses, evenly spaced
 LAYER = "probe_linear_layer_"  # and its number, in metrics
@@ -19,8 +16,8 @@ MOST_VALUE = 1e6  # of a feature: what a training that diverges gives can be pro
 @torch.no_grad()
 def features(
     encoder: Any,
-    split: Split,
-    normalise: Callable[[Tensor], Tensor],
+    split: Any,
+    inputs: Callable[[Any], Any],
     autocast: Callable[[], Any],
     of: str = "features",
     dropout: bool = False,
@@ -31,7 +28,7 @@ def features(
         if isinstance(module, _DropoutNd):
             module.train()
     with autocast():
-        found = [getattr(encoder, of)(normalise(images)).float().cpu() for images in split.all()]
+        found = [getattr(encoder, of)(inputs(samples)).float().cpu() for samples in split.all()]
     encoder.train()
     return torch.cat(found).numpy()
 
@@ -57,9 +54,7 @@ def neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int =
     return model.predict((test - mean) / std)
 
 
-def probe(
-    encoder: Any, train: Split, held: Split, normalise: Callable[[Tensor], Tensor], autocast: Callable[[], Any]
-) -> dict[str, float]:
+def probe(encoder: Any, train: Any, held: Any, inputs: Callable[[Any], Any], autocast: Callable[[], Any]) -> dict[str, float]:
     """How spread the features of a held-out part of the training split are, from at most MOST images; with labels also the
     accuracy of both classifiers on it, trained on at most MOST images.
 
@@ -68,9 +63,9 @@ def probe(
     held = held.spaced(MOST)
     layered = hasattr(encoder, "layer_features")
 
-    def look(split: Split) -> np.ndarray:
+    def look(split: Any) -> np.ndarray:
         """[N, layers, D]"""
-        x = features(encoder, split, normalise, autocast, "layer_features" if layered else "features")
+        x = features(encoder, split, inputs, autocast, "layer_features" if layered else "features")
         return np.nan_to_num(x if layered else x[:, None]).clip(-MOST_VALUE, MOST_VALUE)
 
     def spread(z: np.ndarray) -> dict[str, float]:
@@ -80,7 +75,7 @@ def probe(
     if train.labels is None or held.labels is None or len(train.labels.unique()) < 2:
         return spread(z[:, encoder.layer - 1 if layered else 0])
     train = train.spaced(MOST)
-    x, y, truth = look(train), train.labels.numpy(), held.labels.numpy()  # type: ignore[union-attr]
+    x, y, truth = look(train), train.labels.numpy(), held.labels.numpy()
     linear = [float((np.unique(y)[logistic(x[:, i], y, z[:, i]).argmax(1)] == truth).mean()) for i in range(x.shape[1])]
     layers: dict[str, float] = {}
     if layered:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptmrun import config, recovery
 from ptmrun.errors import printable
-from ptmrun.evaluation import GROUP_TITLES, WORDS, conclusions, group_lines, label_words
+from ptmrun.evaluation import GROUP_TITLES, WORDS, conclusions, group_lines, label_words, title
 from ptmrun.run import Run
 from ptmrun.saved import read, text
 
@@ -57,8 +57,7 @@ def write(run: Run) -> Path:
     manifest = {k: v for k, v in run.manifest.items() if k not in ("status", "command")}
     lines = "\n".join(f"{k}: {v}" for k, v in manifest.items())
     parts += ["<h2>Provenance</h2>", f"<pre>{esc(lines)}</pre>"]
-    title = esc(run.folder.resolve().name)
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    head = f'<meta charset="utf-8"><title>{esc(run.folder.resolve().name)}</title><style>{STYLE}</style>'
     page = f'<!doctype html><html lang="en">{head}{"".join(parts)}</html>\n'
     return run.write("report.html", page)
 
@@ -97,7 +96,7 @@ def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
         cells = [f"{s['mean']:.3f}" + ("" if s["sd"] is None else f" ± {s['sd']:.3f}") for s in found]
         body.append(([WORDS[kind].format(longer=cfg.evaluate.longer), *cells], kind == "tuned"))
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
-    parts.append(f"<h2>Accuracy on {results['n_test']:,} test images ({seeds})</h2>{html_table(titles, body)}")
+    parts.append(f"<h2>{title(results['metric'])} on {results['n_test']:,} test samples ({seeds})</h2>{html_table(titles, body)}")
     if groups := results.get("metrics", {}).get("groups"):
         body = [(line, False) for line in group_lines(groups)]
         parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(GROUP_TITLES, body))

@@ -8,34 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptmrun import (
-    adapt,
-    changes,
-    checkpoint,
-    config,
-    embedding,
-    figures,
-    probe,
-    provenance,
-    report,
-    reuse,
-    tracking,
-)
+from ptmrun import changes, checkpoint, config, embedding, provenance, report, reuse, tracking
 from ptmrun.config import Config
-from ptmrun.context import (
-    ENCODER,
-    Context,
-    batches_of,
-    chosen_stages,
-    encoder_hash,
-    fit,
-    labelled,
-    steps_of,
-)
+from ptmrun.context import Context, chosen_stages, labelled
 from ptmrun.errors import Interrupted, UserError, printable
 from ptmrun.evaluation import evaluate
 from ptmrun.origin import origin
 from ptmrun.prepare import prepare
+from ptmrun.pretraining import pretrain
 from ptmrun.run import Run, console, now
 from ptmrun.signals import Stop
 from ptmrun.trials import classifier, label_counts, trained_tensors, trials, tune, weights_file
@@ -148,71 +128,6 @@ def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
         run.say(f"Warning: {line}")
     if lines and cfg.strict:
         raise UserError(*lines)
-
-
-def pretrain(context: Context) -> None:
-    """Trains an encoder on the training images without their labels; writes checkpoints/encoder and the objective's heads."""
-    folder = context.run.path(ENCODER)
-    if not folder.exists():
-        objective = train_objective(context)
-        heads = {k: v for k, v in objective.state_dict().items() if not k.startswith("encoder.")}
-        checkpoint.save(context.run.path("checkpoints", "heads.safetensors"), heads)
-        draw_pretraining(context, objective)
-        objective.encoder.save(folder, context.data.mean.tolist(), context.data.std.tolist())
-    context.run.update(weights_sha256=encoder_hash(folder))
-
-
-def train_objective(context: Context) -> Any:
-    """Trains the objective of the task, looking at the features now and then."""
-    cfg, run, data = context.cfg, context.run, context.data
-    objective = context.objective()
-    encoder = objective.encoder
-    loop, own = cfg.pretrain, adapt.parameters(encoder)
-    steps, size = steps_of(loop, len(data.train)), min(loop.batch_size, len(data.train))
-    run.say(
-        f"Pretraining {cfg.model.name} ({own:,} parameters) with {cfg.task.name} (+ {adapt.parameters(objective) - own:,} in its "
-        f"heads): {steps} steps of {size} images, {steps * size / len(data.train):.0f} epochs"
-    )
-    tags = {"stage": "pretrain"}
-
-    def look(step: int) -> None:
-        found = probe.probe(encoder, data.train, data.val, context.normalise, context.autocast)
-        run.metric({**tags, "step": step, **found})
-        run.say(f"  step {step}: {probe.describe(found)} (held-out training images)")
-        before = next(x for x in run.metrics() if "effective_rank" in x)
-        if alarm := probe.collapse(found, before, len(data.val)):
-            remedies = getattr(objective, "remedies", "a lower pretrain.lr")
-            run.say(f"  Warning: the features may be collapsing: {alarm}. To try: {remedies}")
-            run.update(alarms=[*run.manifest.get("alarms", []), {"step": step, "what": alarm}])
-
-    if loop.probes and not run.metrics():
-        look(0)
-    at = frozenset(round(steps * i / loop.probes) for i in range(1, loop.probes + 1))
-    fit(context, objective, data.train, loop, steps, cfg.seed, tags, probe=look, probe_at=at)
-    if not loop.probes and labelled(context) and hasattr(encoder, "choose"):  # else the last look has chosen the layer
-        probe.probe(encoder, data.train, data.val, context.normalise, context.autocast)
-    return objective
-
-
-def draw_pretraining(context: Context, objective: Any) -> None:
-    """Curves, what the objective makes of a few held-out images, and what the encoder attends to."""
-    run, back = context.run, context.normalise.back
-    held = context.data.val.spaced(8)
-    loop = context.cfg.pretrain.model_copy(update={"batch_size": len(held), "accumulate": 1})
-    batch = next(batches_of(context, objective, held, loop, context.cfg.seed, "figures").iterate(0, 1))[0]
-    images = batch["images"]
-    objective.eval()
-    if "views" in batch:
-        views = {f"view {i + 1}": back(x) for i, x in enumerate(batch["views"])}
-        figures.rows(run, "views", {"original": back(images), **views})
-    if hasattr(objective, "pictures"):
-        with context.autocast():
-            shown = objective.pictures(batch)
-        figures.rows(run, "reconstructions", {title: back(x.float()) for title, x in shown.items()})
-    if hasattr(objective.encoder, "attention"):
-        figures.overlays(run, "attention", back(images), objective.encoder.attention(images), "attention\nrollout")
-    figures.curves(run)
-    figures.layers(run, probe.LAYER)
 
 
 def finetune(context: Context) -> None:

@@ -9,10 +9,10 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from ptmrun import adapt, checkpoint, rng
 from ptmrun.context import Context, check_stop, fit, source, steps_of
-from ptmrun.data.splits import Split
 from ptmrun.errors import UserError
 
-DROPPED = 8
+DROPPED = 8  # times that a few samples are seen with other units dropped
+ENOUGH = 4000  # samples that are plenty without
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def trials(cfg: Any, kind: str, labels: int | None) -> list[Trial]:
     return [Trial(labels, kind, 1000 * cfg.seed + i) for i in range(cfg.finetune.seeds)]
 
 
-def chosen_labels(context: Context, trial: Trial) -> Split:
+def chosen_labels(context: Context, trial: Trial) -> Any:
     train_split = context.data.train
-    indices = context.part("downstream").few_labels(train_split.labels, context.data.classes, trial.labels, trial.seed)
+    indices = context.part("downstream").few(train_split, context.data.classes, trial.labels, trial.seed)
     return train_split.subset(indices)
 
 
@@ -44,12 +44,10 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     if hasattr(encoder, "trim"):
         encoder.trim()
     rng.seed_everything(trial.seed, "head")
-    module = context.part("downstream")
     options = context.cfg.finetune
     if options.resolution is not None:
         encoder.resize = options.resolution
-    alphas = (options.mixup, options.cutmix)
-    model = module.Classifier(encoder, len(context.data.classes), options.label_smoothing, alphas).to(context.device)
+    model = context.part("downstream").build(encoder, context.data, options).to(context.device)
     return model, adapt.adapt(model, options)
 
 
@@ -61,21 +59,22 @@ def tune(context: Context, trial: Trial) -> Any:
     model, _ = classifier(context, trial)
     steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
-    if loop.head == "probe" and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
-        assert split.labels is not None
+    probed = loop.head == "probe" and hasattr(model, "start_from_probe")
+    if probed and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
         features = dropped_features(context, model.encoder, split, trial.seed)
         model.start_from_probe(features, split.labels.repeat(len(features) // len(split)))
     fit(context, model, split, loop, steps, trial.seed, tags)
     return model
 
 
-def dropped_features(context: Context, encoder: Any, split: Split, seed: int) -> Tensor:
-    """Features as training will see them, [N, D], or where the encoder drops units several times over, [DROPPED * N, D]: a probe
+def dropped_features(context: Context, encoder: Any, split: Any, seed: int) -> Tensor:
+    """Features as training will see them, [N, D], or where the encoder drops units several times over, [times * N, D]: a probe
     that had not seen dropout would rest on differences much smaller than it makes."""
     if not any(isinstance(m, _DropoutNd) and m.p > 0 for m in encoder.modules()):
         return torch.from_numpy(context.features(encoder, split))
     rng.seed_everything(seed, "probe/dropout")
-    return torch.cat([torch.from_numpy(context.features(encoder, split, dropout=True)) for _ in range(DROPPED)])
+    times = max(1, min(DROPPED, ENOUGH // len(split)))
+    return torch.cat([torch.from_numpy(context.features(encoder, split, dropout=True)) for _ in range(times)])
 
 
 def weights_file(trial: Trial) -> str:
@@ -89,6 +88,7 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def label_counts(cfg: Any) -> list[int | None]:
+    """How many labels to fine-tune with, one setting after the other."""
     counts = cfg.downstream.labels_per_class
     return counts if isinstance(counts, list) else [counts]
 
@@ -106,17 +106,17 @@ def tuned(context: Context, trial: Trial) -> Any:
     return model
 
 
-def predict(context: Context, trial: Trial, split: str = "test") -> Tensor:
-    """Logits of the images of the test or val split, [N, classes]; kept in checkpoints/logits/."""
+def predict(context: Context, trial: Trial, split: str = "test") -> dict[str, Tensor]:
+    """What the trial's model says of the test or val split, as its problem has it; kept in checkpoints/logits/."""
     file = context.run.path(f"checkpoints/logits/{trial.name}{'' if split == 'test' else '-' + split}.safetensors")
-    images = getattr(context.data, split)
+    samples = getattr(context.data, split)
     if not file.exists():
         model = tuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
         with context.autocast():
-            logits = model.predict(context.normalise(batch) for batch in images.all())
-        checkpoint.save(file, {"logits": logits})
-    logits = checkpoint.load(file)[0].get("logits", torch.empty(0))
-    shape = (len(images), len(context.data.classes))
-    if logits.shape != shape or not logits.is_floating_point() or not checkpoint.finite(logits):
-        raise UserError(f"{file}: expected finite logits of {shape[0]} images and {shape[1]} classes; refused")
-    return logits
+            found = model.predict(context.inputs(batch) for batch in samples.all())
+        checkpoint.save(file, found)
+    found = checkpoint.load(file)[0]
+    known = context.part("downstream").fits(found, samples, context.data.classes)
+    if not known or not all(map(checkpoint.finite, found.values())):
+        raise UserError(f"{file}: not finite predictions for these {len(samples)} samples and their classes; refused")
+    return found

@@ -25,7 +25,7 @@ from torch import nn
 
 from ptmrun import device, optim, rng, train
 from ptmrun.compose import compose
-from ptmrun.data import splits
+from ptmrun.data import images
 from ptmrun.data.batches import Batches, Normalise
 from ptmrun.data.sources import packaged
 from ptmrun.models import vit
@@ -35,7 +35,7 @@ STEPS, PAIRS = 20, 7
 
 
 def load(cfg):
-    return splits.load(packaged.read, cfg.dataset, 0, lambda *_: None)
+    return images.load(packaged.read, cfg.dataset, 0, lambda *_: None)
 
 
 def setting(task: str, precision: str, *overrides: str, seed: int = 0):
@@ -114,7 +114,7 @@ def end_to_end(task: str, size: int, batch: int, steps: int, pairs: int, folder:
     data = load(compose(overrides))
     images = bench_trainer.images_of(data.train)
     held = Normalise(data.mean, data.std, cpu)(data.val.some(len(data.val)))
-    held_out = {"images": held, "rows": rng.Rows(0, 0, 0, len(held), len(held))}
+    held_out = {"inputs": held, "rows": rng.Rows(0, 0, 0, len(held), len(held))}
     times, losses = [], []
     for seed in range(pairs):
         ours_first = seed % 2

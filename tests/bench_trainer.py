@@ -104,5 +104,5 @@ def loss(model: torch.nn.Module, objective: Any, batch: dict[str, Any]) -> float
     """Its loss on a batch, with the patches hidden that the objective hides."""
     model.eval()
     if hasattr(objective, "decoder"):
-        return float(model(batch["images"], noise=batch["rows"].uniform("mask", objective.patches)).loss)
-    return float(model(batch["images"], bool_masked_pos=objective.mask(batch)).loss)
+        return float(model(batch["inputs"], noise=batch["rows"].uniform("mask", objective.patches)).loss)
+    return float(model(batch["inputs"], bool_masked_pos=objective.mask(batch)).loss)

@@ -29,7 +29,7 @@ def step(model: Classifier) -> tuple[dict, dict]:
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.train()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    loss, _ = model({"images": torch.randn(6, 3, 32, 32), "labels": torch.arange(6) % 3})
+    loss, _ = model({"inputs": torch.randn(6, 3, 32, 32), "labels": torch.arange(6) % 3})
     loss.total.backward()
     optimizer.step()
     return before, dict(model.state_dict())

@@ -13,14 +13,14 @@ from PIL import Image
 
 from ptmrun import rng
 from ptmrun.compose import compose
-from ptmrun.data import decode, splits
+from ptmrun.data import decode, images
 from ptmrun.data.augment import augment
 from ptmrun.data.sources import hub, imagefolder, packaged, torchvision
 from ptmrun.errors import UserError
 
 
 def load(source, *overrides, workers=0):
-    return splits.load(source.read, compose(list(overrides)).dataset, workers, lambda *_: None)
+    return images.load(source.read, compose(list(overrides)).dataset, workers, lambda *_: None)
 
 
 def folder(root: Path, classes=("cat", "dog"), each=12, **kwargs) -> Path:

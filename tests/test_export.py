@@ -39,7 +39,7 @@ def test_loads_in_the_library_with_the_same_logits(name):
     with torch.no_grad():
         model.head.weight.mul_(100)
         model.encoder.features(images)  # random weights need statistics, for features that are not all alike
-    data = SimpleNamespace(mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25), classes=CLASSES)
+    data = SimpleNamespace(preprocessing=([0.5] * 3, [0.25] * 3), classes=CLASSES)
     context = SimpleNamespace(data=data, device=torch.device("cpu"))
     _, ours, theirs = export.write(context, model, Path("out"), images)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)

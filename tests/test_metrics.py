@@ -19,7 +19,7 @@ PROBABILITIES = LOGITS.double().softmax(1)
 
 
 def found(logits=LOGITS, labels=LABELS, classes=CLASSES):
-    return classification.metrics(logits, labels, classes, 10)
+    return classification.of_logits(logits, labels, classes, 10)
 
 
 def counts(c: int) -> tuple[int, int, int]:

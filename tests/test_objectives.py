@@ -23,7 +23,7 @@ def encoder(dtype=torch.float64):
 
 def batch(dtype=torch.float64):
     images = torch.randn(BATCH, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    return {"images": images, "rows": rng.Rows(0, 3, 0, BATCH, BATCH)}
+    return {"inputs": images, "rows": rng.Rows(0, 3, 0, BATCH, BATCH)}
 
 
 def mae_options(**changes):
@@ -42,7 +42,7 @@ def cut(image: np.ndarray) -> list[np.ndarray]:
 
 
 def test_patchify_against_loops():
-    images = batch()["images"]
+    images = batch()["inputs"]
     found = patches.patchify(images, PATCH)
     for b in range(BATCH):
         for n, patch in enumerate(cut(images[b].numpy())):
@@ -57,10 +57,10 @@ def test_mae_against_the_paper(target):
     data = batch()
     loss, _ = objective(data)
     order = objective.order(data)
-    predicted = objective.decoder.decoder_pred(objective.decode(data["images"], order)).detach().numpy()
+    predicted = objective.decoder.decoder_pred(objective.decode(data["inputs"], order)).detach().numpy()
     errors = []
     for b in range(BATCH):
-        pieces = cut(data["images"][b].numpy())
+        pieces = cut(data["inputs"][b].numpy())
         for n, place in enumerate(order[b, 8:]):
             wanted = pieces[place].ravel()
             if target == "normalised":
@@ -78,10 +78,10 @@ def test_mae_shows_the_encoder_visible_patches_only(ratio, visible):
     data = batch()
     order = objective.order(data)
     rank = order.argsort(1)
-    pixels = patches.patchify(data["images"], PATCH)
+    pixels = patches.patchify(data["inputs"], PATCH)
     other = torch.where((rank >= visible)[..., None], torch.randn_like(pixels), pixels)
     same = objective.decode(patches.unpatchify(other, PATCH, CHANNELS), order)
-    assert torch.equal(same, objective.decode(data["images"], order))
+    assert torch.equal(same, objective.decode(data["inputs"], order))
     shown = torch.where((rank < visible)[..., None], torch.randn_like(pixels), pixels)
     assert not torch.allclose(objective.decode(patches.unpatchify(shown, PATCH, CHANNELS), order), same)
 
@@ -111,7 +111,7 @@ def test_mae_against_transformers():
     data = batch(torch.float32)
     with torch.no_grad():
         loss, _ = ours(data)
-        expected = theirs(data["images"], noise=data["rows"].uniform("mask", 16)).loss
+        expected = theirs(data["inputs"], noise=data["rows"].uniform("mask", 16)).loss
     assert float(loss.total / loss.n) == pytest.approx(float(expected), rel=1e-5)
 
 
@@ -130,9 +130,9 @@ def test_simmim_against_the_paper_and_transformers():
         data = batch(torch.float32)
         hidden = ours.mask(data)
         loss, _ = ours(data)
-        predicted = ours.predict(data["images"], hidden).numpy()
-        expected = theirs(data["images"], bool_masked_pos=hidden).loss
-    wanted = [patch.ravel() for b in range(BATCH) for n, patch in enumerate(cut(data["images"][b].numpy())) if hidden[b, n]]
+        predicted = ours.predict(data["inputs"], hidden).numpy()
+        expected = theirs(data["inputs"], bool_masked_pos=hidden).loss
+    wanted = [patch.ravel() for b in range(BATCH) for n, patch in enumerate(cut(data["inputs"][b].numpy())) if hidden[b, n]]
     errors = np.abs(predicted.reshape(len(wanted), -1) - wanted)
     assert float(loss.total / loss.n) == pytest.approx(np.mean(errors), rel=1e-5)
     assert float(loss.total / loss.n) == pytest.approx(float(expected), rel=1e-4)  # theirs adds 1e-5 to the count
@@ -164,8 +164,8 @@ def test_hog_loss_is_over_hidden_patches_and_pictures_do_not_teach():
     data = batch()
     loss, parts = objective(data)
     order = objective.order(data)
-    predicted = objective.head(objective.decode(data["images"], order))
-    wanted = patches.hog(data["images"], 4)
+    predicted = objective.head(objective.decode(data["inputs"], order))
+    wanted = patches.hog(data["inputs"], 4)
     by_hand = torch.stack([((predicted[b] - wanted[b, order[b, 8:]]) ** 2).mean() for b in range(BATCH)]).mean()
     assert float((parts["loss_hog"].total / loss.n).detach()) == pytest.approx(float(by_hand.detach()), rel=1e-6)
     parts["loss_pixels"].total.backward()
@@ -200,9 +200,9 @@ def test_pictures_keep_what_was_visible(make):
     noise = data["rows"].uniform("mask", 16)
     visible = noise.argsort(1).argsort(1) < 8
     for picture in shown.values():
-        assert torch.equal(patches.patchify(picture, PATCH)[visible], patches.patchify(data["images"], PATCH)[visible])
+        assert torch.equal(patches.patchify(picture, PATCH)[visible], patches.patchify(data["inputs"], PATCH)[visible])
     pieces = patches.patchify(shown["reconstructed"], PATCH)[~visible]
-    assert not torch.isclose(pieces, patches.patchify(data["images"], PATCH)[~visible]).all(-1).any()
+    assert not torch.isclose(pieces, patches.patchify(data["inputs"], PATCH)[~visible]).all(-1).any()
 
 
 @pytest.mark.parametrize("target", ["normalised", "hog", "simmim"])

@@ -184,7 +184,7 @@ def test_no_parameter_is_dead(name, task):
     split = data(20)
     (batch,) = next(batches_for(model, size=4, split=split).iterate(0, 1))
     small = nn.functional.interpolate
-    batch["images"] = images
+    batch["inputs"] = images
     if "views" in batch:
         batch["views"] = torch.stack([small(v, (8, 8)) for v in batch["views"]])
     loss, _ = model(batch)

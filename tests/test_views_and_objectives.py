@@ -194,7 +194,7 @@ class Maps(nn.Module):
 
     def __init__(self, side, channels):
         super().__init__()
-        self.side, self.channels, self.map_side, self.map_width, self.width = side, channels, side // 2, 5, 5
+        self.side, self.channels, self.map_shape, self.width = side, channels, (5, side // 2), 5
         self.convolution = nn.Conv2d(channels, 5, 4, 2, 1)
         self.above_map = []
 
@@ -209,7 +209,7 @@ def test_simmim_of_encoders_with_maps_against_the_paper():
     nn.init.normal_(objective.mask_token)
     assert (objective.patch, objective.hidden) == (2, 20)
     images = torch.randn(3, 2, 14, 14, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    data = {"images": images, "rows": rng.Rows(0, 3, 0, 3, 3)}
+    data = {"inputs": images, "rows": rng.Rows(0, 3, 0, 3, 3)}
     hidden = objective.mask(data)
     assert (hidden.sum(1) == 20).all()
     covered = images.clone()
@@ -260,7 +260,7 @@ def test_supervised_against_the_formulas(mixed, branch):
     options = SimpleNamespace(label_smoothing=0.1, mixup=0.2, cutmix=0.0)
     objective = supervised.Objective(WithBranch() if branch else Given(16, 12), options, 5)
     images, labels, partners = torch.randn(6, 1, 4, 4), torch.tensor([0, 1, 2, 3, 4, 0]), torch.tensor([1, 1, 0, 4, 3, 2])
-    batch = {"images": images, "labels": labels, "ids": torch.arange(6)}
+    batch = {"inputs": images, "labels": labels, "ids": torch.arange(6)}
     share = torch.tensor([1.0, 0.0, 0.3, 0.8, 0.5, 0.99]) if mixed else torch.ones(6)
     if mixed:
         batch |= {"share": share, "partners": partners}
@@ -413,14 +413,14 @@ def constant_images(accumulate, strength=1.0):
 def test_partners_and_shares_are_what_is_seen():
     """Partners are a permutation; the share is the area kept after augmentation too; micro-batches change nothing."""
     (whole,), parts = next(constant_images(1).iterate(5, 6)), next(constant_images(3).iterate(5, 6))
-    for name in ("images", "share", "partners", "labels", "ids"):
+    for name in ("inputs", "share", "partners", "labels", "ids"):
         torch.testing.assert_close(torch.cat([p[name] for p in parts]), whole[name])
     own = whole["ids"].float()
     partner = torch.tensor([float(x[(x - i).abs() > 0.5].mean()) if s < 1 else -1 for x, i, s in zip(
-        whole["images"], own, whole["share"], strict=True)])  # fmt: skip
+        whole["inputs"], own, whole["share"], strict=True)])  # fmt: skip
     known = (partner >= 0) & ~partner.isnan()
     assert known.sum() > 25
     assert torch.equal(partner[known].round().long() % 7, whole["partners"][known])
     assert len(partner[known].round().unique()) == known.sum(), "no image is the partner of two"
     expected = whole["share"] * own + (1 - whole["share"]) * partner
-    torch.testing.assert_close(whole["images"].mean((1, 2, 3))[known], expected[known], rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(whole["inputs"].mean((1, 2, 3))[known], expected[known], rtol=1e-4, atol=1e-3)

@@ -64,7 +64,7 @@ def test_published_sizes(name, options, widths, side, published, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "normal_", lambda self, *args, **kwargs: self)  # initial values do not matter here
     monkeypatch.setattr(torch.Tensor, "uniform_", lambda self, *args, **kwargs: self)
     encoder = build(name, 224, **options)
-    assert (encoder.width, encoder.resize, encoder.map_side) == (widths[0], 224, side)
+    assert (encoder.width, encoder.resize, encoder.map_shape[1]) == (widths[0], 224, side)
     count = sum(p.numel() for p in encoder.parameters())
     assert count + sum(width * 1000 + 1000 for width in widths) == published
 
@@ -166,7 +166,7 @@ def test_any_size_of_image(name, side):
     encoder, x = build(name, side), images(side)
     with torch.no_grad():
         maps, features = encoder.feature_map(x), encoder.features(x)
-    assert maps.shape == (2, encoder.map_width, encoder.map_side, encoder.map_side)
+    assert maps.shape == (2, *encoder.map_shape, encoder.map_shape[1])
     assert features.shape == (2, encoder.width)
     assert maps.isfinite().all()
     assert features.isfinite().all()

@@ -1,20 +1,21 @@
-"""Classification of whole images: a linear head on the encoder's features, cross-entropy."""
+"""Classification of whole images or texts: a linear head on the encoder's features, cross-entropy."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptmrun import rng
+from ptmrun import probe, rng
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss
 
 METRIC = "accuracy"
-
+COUNTED = "labels a class"  # what `labels_per_class` counts
 
 AUXILIARY = 0.4  # weight of the auxiliary classifier's loss, where the encoder has one (torchvision's recipe of Inception v3)
 
@@ -40,9 +41,9 @@ class Classifier(nn.Module):
         return self
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: images [B, C, S, S], labels [B]; where images are mixed, partners and share [B]. The loss is the cross-entropy
+        """batch: inputs [B, C, S, S], labels [B]; where images are mixed, partners and share [B]. The loss is the cross-entropy
         with smoothed labels."""
-        images, labels = batch["images"], batch["labels"]
+        images, labels = batch["inputs"], batch["labels"]
         if self.auxiliary_head is None:
             logits = self.logits(images)
             loss = self.cross_entropy(logits, batch)
@@ -98,12 +99,12 @@ class Classifier(nn.Module):
             self.head.bias.copy_(probe.bias - (probe.weight * (mean / std)).sum(1))
 
     @torch.no_grad()
-    def predict(self, batches: Iterable[Tensor]) -> Tensor:
-        """Logits of all images, [N, classes] on the CPU."""
+    def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """The logits of all samples, [N, classes] on the CPU."""
         self.eval()
-        logits = torch.cat([self.logits(images).cpu() for images in batches])
+        logits = torch.cat([self.logits(inputs).cpu() for inputs in batches])
         self.train()
-        return logits
+        return {"logits": logits}
 
 
 def exactly(head: nn.Linear, features: Tensor) -> Tensor:
@@ -125,11 +126,17 @@ def frozen(module: nn.Module) -> bool:
     return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
-def few_labels(labels: Tensor, classes: list[str], per_class: int | None, seed: int) -> Tensor:
+def build(encoder: Any, data: Any, options: Any) -> Classifier:
+    """The classifier of a fine-tuning with these options, before training."""
+    return Classifier(encoder, len(data.classes), options.label_smoothing, (options.mixup, options.cutmix))
+
+
+def few(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:
     """Indices of `per_class` samples of each class, seeded; a smaller number gives a subset of a larger one's. None: all.
 
     Raises UserError when a class has fewer.
     """
+    labels = split.labels
     if per_class is None:
         return torch.arange(len(labels))
     order = rng.permutation(seed, "labels", len(labels))
@@ -137,13 +144,61 @@ def few_labels(labels: Tensor, classes: list[str], per_class: int | None, seed: 
     fewest = min(range(len(classes)), key=lambda c: len(members[c]))
     if len(members[fewest]) < per_class:
         raise UserError(
-            f"downstream.labels_per_class={per_class}: class {classes[fewest]} has {len(members[fewest])} training images; "
+            f"downstream.labels_per_class={per_class}: class {classes[fewest]} has {len(members[fewest])} training samples; "
             f"choose at most that, or null for all labels"
         )
     return torch.cat([m[:per_class] for m in members])
 
 
-def metrics(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> dict[str, Any]:
+def fits(found: dict[str, Tensor], split: Any, classes: list[str]) -> bool:
+    """Whether these can be predictions for a split."""
+    logits = found.get("logits", torch.empty(0))
+    return logits.shape == (len(split), len(classes)) and logits.is_floating_point()
+
+
+def each(found: dict[str, Tensor], split: Any) -> np.ndarray:
+    """Which samples are right, [N] bool: their mean is the accuracy."""
+    return (found["logits"].argmax(1) == split.labels).numpy()
+
+
+def score(found: dict[str, Tensor], split: Any) -> float:
+    return float(each(found, split).mean())
+
+
+def floor(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
+    """What a method without a training loop predicts for the test split. kind: chance (the most frequent class), raw, or one of
+    which `features` gives those of a split [N, D]."""
+    labels = train.labels.numpy()
+    if kind == "chance":
+        guess = np.full(len(data.test), np.bincount(data.train.labels.numpy()).argmax())
+    else:
+        if kind == "raw":
+            x, test, c = data.raw(train)  # which keep their scale
+            scores = probe.logistic(x, labels, test, c, standardise=False)
+        else:
+            scores = probe.logistic(features(kind, train), labels, features(kind, data.test))
+        guess = np.unique(labels)[scores.argmax(1)]
+    return {"logits": F.one_hot(torch.from_numpy(guess), len(data.classes)).float()}
+
+
+def columns(found: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
+    """Of predictions.parquet: the label, the prediction and how sure it is."""
+    probabilities, names = found["logits"].softmax(1), pa.array(classes)
+
+    def named(indices: Tensor) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(pa.array(indices.numpy().astype(np.int32)), names)
+
+    confidence = pa.array(probabilities.max(1).values.numpy())
+    return {"label": named(split.labels), "prediction": named(probabilities.argmax(1)), "confidence": confidence}
+
+
+def metrics(found: dict[str, Tensor], split: Any, classes: list[str], bins: int) -> dict[str, Any]:
+    """Those of `of_logits`, and where the split has groups those of `by_group`."""
+    result = of_logits(found["logits"], split.labels, classes, bins)
+    return result if split.groups is None else result | by_group(found["logits"], split.labels, split.groups)
+
+
+def of_logits(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> dict[str, Any]:
     """Accuracy, top-5 (above 5 classes), precision, recall and F1 (macro, micro and per class), area under the ROC curve (each
     class against the rest, and their mean), negative log-likelihood, calibration error (ECE with equal-width bins, Guo et al.
     2017) and the confusion matrix (rows: true class). logits [N, classes], labels [N].

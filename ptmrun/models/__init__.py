@@ -17,7 +17,7 @@ An encoder knows nothing of the objective it serves. What objectives and stages 
     those with tokens: vocabulary, unit, tokens(images), next_tokens(images) as below, logits(tokens), complete(tokens, noise),
                         images(tokens)
     those with patches: patch, grid, embed(images), positions, encode(tokens, last), attention(images)
-    those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_width (D), map_side (h = w), above_map
+    those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_shape (D, h = w), above_map
                         (modules between map and features), cam_layer (the module that gives the map), resize (the side
                         images are scaled to)
     those with an auxiliary branch: auxiliary() switches it on; then both(images) -> (features, auxiliary features)

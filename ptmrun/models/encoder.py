@@ -1,6 +1,7 @@
 """What the convolutional and hierarchical families share: a library's network, kept as it is, seen as an encoder with maps."""
 
 import abc
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,16 @@ class Encoder(nn.Module, abc.ABC):
             name: next((i for i, p in enumerate(prefixes) if name.startswith(tuple(f"{x}." for x in p))), self.depth + 1)
             for name, _ in net.named_parameters()
         }
+
+    @functools.cached_property
+    def map_shape(self) -> tuple[int, int]:
+        """(D, h) of a map."""
+        training, where = self.net.training, next(self.parameters()).device
+        self.net.eval()
         with torch.no_grad():
-            training = self.net.training
-            self.net.eval()
-            _, self.map_width, self.map_side, _ = self.feature_map(torch.zeros(1, channels, side, side)).shape
-            self.net.train(training)
+            _, width, side, _ = self.feature_map(torch.zeros(1, self.channels, self.side, self.side, device=where)).shape
+        self.net.train(training)
+        return width, side
 
     @abc.abstractmethod
     def maps(self, images: Tensor) -> Tensor:

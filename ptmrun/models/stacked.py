@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from ptmrun.models import encoder
 
 PUBLISHED, NARROW, LARGE = 4096, 512, 128  # units of the linear layers: as published, and for images smaller than LARGE
+PUBLISHED_DROPOUT = 0.5  # of so many units; of a few it leaves too little
 
 
 def resolve(options: Any, size: int, least: int) -> tuple[dict[str, Any], list[str]]:
@@ -17,8 +18,13 @@ def resolve(options: Any, size: int, least: int) -> tuple[dict[str, Any], list[s
     if hidden == "auto":
         hidden = PUBLISHED if size >= LARGE else NARROW
         if hidden == NARROW:
-            notes.append(f"model.hidden={NARROW}: units of the linear layers, for small images (published: {PUBLISHED})")
-    return {**changes, "hidden": hidden}, notes
+            notes.append(
+                f"model.hidden={NARROW}: units of the linear layers, for small images (published: {PUBLISHED}, with dropout)"
+            )
+    dropout = options.dropout
+    if dropout == "auto":
+        dropout = PUBLISHED_DROPOUT if hidden == PUBLISHED else 0.0
+    return {**changes, "hidden": hidden, "dropout": dropout}, notes
 
 
 class Encoder(encoder.Encoder):
@@ -62,10 +68,14 @@ class Encoder(encoder.Encoder):
 
     @staticmethod
     def initialise(net: nn.Module) -> None:
-        """PyTorch's own initial weights."""
+        """He et al. 2015, arXiv:1502.01852. With torchvision's own, in AlexNet and VGG's linear layers, what tells images apart
+        shrinks from layer to layer."""
         for module in net.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            if isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
+            elif isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def maps(self, images: Tensor) -> Tensor:
         return self.net.features(images)

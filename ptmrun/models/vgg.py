@@ -34,15 +34,3 @@ class Encoder(stacked.Encoder):
         convolutions = [i for i, layer in enumerate(net.features) if isinstance(layer, nn.Conv2d)]
         blocks = [(f"features.{i}", f"features.{i + 1}") for i in convolutions]  # each with its normalisation
         super().__init__(net, (0, 3), options.hidden, blocks, channels, size, options.resize)
-
-    @staticmethod
-    def initialise(net: nn.Module) -> None:
-        """torchvision's initial weights of VGG."""
-        stacked.Encoder.initialise(net)
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.constant_(module.bias, 0)  # type: ignore[arg-type]
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)

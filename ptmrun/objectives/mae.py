@@ -46,8 +46,8 @@ class Objective(nn.Module):
             near_zero(self.head)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: images [B, C, S, S], rows. The loss is the squared error, mean over a patch's values, over hidden patches."""
-        images = batch["images"]
+        """batch: inputs [B, C, S, S], rows. The loss is the squared error, mean over a patch's values, over hidden patches."""
+        images = batch["inputs"]
         order = self.order(batch)
         hidden = order[:, self.visible :]
         decoded = self.decode(images, order)
@@ -64,7 +64,7 @@ class Objective(nn.Module):
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of zeros as the answer: 1 for patches scaled to variance 1, and less where flat patches have nothing to scale."""
-        images = batch["images"]
+        images = batch["inputs"]
         pixels = patchify(images, self.encoder.patch)
         targets = [pixels if self.target == "pixels" else normalised(pixels)]
         if self.target == "hog":
@@ -78,7 +78,7 @@ class Objective(nn.Module):
 
     def order(self, batch: dict[str, Any]) -> Tensor:
         """The patches of each image in random order, [B, N]: the first `visible` of them stay visible."""
-        return batch["rows"].uniform("mask", self.patches).to(batch["images"].device).argsort(1)
+        return batch["rows"].uniform("mask", self.patches).to(batch["inputs"].device).argsort(1)
 
     def decode(self, images: Tensor, order: Tensor) -> Tensor:
         """The decoder's output for the hidden patches, order[:, visible:]: [B, hidden, decoder width].
@@ -99,7 +99,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Original, masked and reconstructed images; what was visible is kept in the reconstruction."""
-        images, patch = batch["images"], self.encoder.patch
+        images, patch = batch["inputs"], self.encoder.patch
         order = self.order(batch)
         pixels = patchify(images, patch)
         hidden = order[:, self.visible :, None].expand(-1, -1, pixels.shape[-1])

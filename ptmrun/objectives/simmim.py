@@ -37,14 +37,15 @@ class Objective(nn.Module):
             self.head: nn.Module = head
         else:
             self.mask_token = nn.Parameter(torch.zeros(1, encoder.channels, 1, 1))
-            scale = -(-encoder.side // encoder.map_side)
-            self.head = nn.Sequential(nn.Conv2d(encoder.map_width, scale**2 * encoder.channels, 1), nn.PixelShuffle(scale))
+            width, side = encoder.map_shape
+            scale = -(-encoder.side // side)
+            self.head = nn.Sequential(nn.Conv2d(width, scale**2 * encoder.channels, 1), nn.PixelShuffle(scale))
             for module in encoder.above_map:  # nothing here trains it
                 module.requires_grad_(False)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: images [B, C, S, S], rows. The loss is the absolute error over hidden pixels."""
-        images = batch["images"]
+        """batch: inputs [B, C, S, S], rows. The loss is the absolute error over hidden pixels."""
+        images = batch["inputs"]
         hidden = self.mask(batch)
         predicted = self.predict(images, hidden)
         wanted = patchify(images, self.patch)[hidden].view_as(predicted)
@@ -55,12 +56,12 @@ class Objective(nn.Module):
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of the training images' mean as the answer."""
-        pixels = patchify(batch["images"], self.patch)
+        pixels = patchify(batch["inputs"], self.patch)
         return float(pixels.abs().mean(-1)[self.mask(batch)].mean())
 
     def mask(self, batch: dict[str, Any]) -> Tensor:
         """Hidden patches, [B, N] bool."""
-        noise = batch["rows"].uniform("mask", self.patches).to(batch["images"].device)
+        noise = batch["rows"].uniform("mask", self.patches).to(batch["inputs"].device)
         return noise.argsort(1).argsort(1) >= self.patches - self.hidden
 
     def predict(self, images: Tensor, hidden: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Original, masked and reconstructed images; what was visible is kept in the reconstruction."""
-        images, patch = batch["images"], self.patch
+        images, patch = batch["inputs"], self.patch
         hidden = self.mask(batch)
         pixels = patchify(images, patch)
         gray = torch.where(hidden[..., None], pixels.mean((1, 2), keepdim=True), pixels)

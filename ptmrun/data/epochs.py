@@ -1,0 +1,55 @@
+"""Which samples a step of training sees: a function of (seed, step)."""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmrun import rng
+
+
+class Epochs(ABC):
+    """Epochs of a split, each in its own order, one after the other; a batch may span two of them.
+
+    `iterate` gives the micro-batches of each step: dicts of the model's inputs [b, ...], labels (where there are any), ids [b]
+    and `rows`, the random numbers of these rows. What a batch holds is up to `micro`.
+    """
+
+    def __init__(self, split: Any, inputs: Any, batch_size: int, accumulate: int, seed: int, purpose: str):
+        self.split, self.inputs = split, inputs
+        self.batch_size, self.accumulate, self.seed, self.purpose = batch_size, accumulate, seed, purpose
+        self.orders: dict[int, Tensor] = {}
+
+    @abstractmethod
+    def micro(self, samples: Any, ids: Tensor, rows: rng.Rows) -> dict[str, Any]:
+        """The rows of a batch that `rows` names: `samples` and `ids` [batch_size] are those of the whole batch."""
+
+    def order(self, epoch: int) -> Tensor:
+        if epoch not in self.orders:
+            self.orders = {k: v for k, v in self.orders.items() if k == epoch - 1}
+            self.orders[epoch] = rng.permutation(self.seed, f"{self.purpose}/shuffle", len(self.split), epoch)
+        return self.orders[epoch]
+
+    def indices(self, step: int) -> Tensor:
+        """The samples of a step, [batch_size]."""
+        n = len(self.split)
+        place, stop, parts = step * self.batch_size, (step + 1) * self.batch_size, []
+        while place < stop:
+            epoch, first = divmod(place, n)
+            last = min(n, first + stop - place)
+            parts.append(self.order(epoch)[first:last])
+            place += last - first
+        return torch.cat(parts)
+
+    def iterate(self, start: int, stop: int) -> Iterator[list[dict[str, Any]]]:
+        """The micro-batches of steps start ... stop-1."""
+        bounds = [round(i * self.batch_size / self.accumulate) for i in range(self.accumulate + 1)]
+        seed = rng.key(self.seed, self.purpose)
+        for step, samples in zip(
+            range(start, stop), self.split.batches(self.indices(s) for s in range(start, stop)), strict=True
+        ):
+            ids = self.indices(step)
+            yield [self.micro(samples, ids, rng.Rows(seed, step, a, b, self.batch_size)) for a, b in itertools.pairwise(bounds)]

@@ -1,0 +1,287 @@
+"""Texts as the data of a run: a tokenized corpus to pretrain on, and labelled texts, from raw files. Splits never depend on the
+run's seed."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptmrun import rng
+from ptmrun.config import Config
+from ptmrun.data import corpus, tokenizer
+from ptmrun.data.epochs import Epochs
+from ptmrun.data.sources import text
+from ptmrun.data.splits import divide
+from ptmrun.tokens import Tokens, Vocabulary
+
+LENGTH = 128  # tokens of a sequence, for model.length=auto
+BUCKET = 32  # batches whose samples are sorted by length together, so that little is padded
+C = 10.0  # of logistic regression on TF-IDF
+
+
+@dataclass
+class TextSplit:
+    """Texts of one split, tokenized and framed with special tokens.
+
+    ids, types: of every text of the source, int arrays [T]; texts: as they were read (of pairs, one after the other); rows [N]:
+    which of them this split has. labels: classes [N], or 0 and 1 [N, classes] where a text may have several, or none; groups [N]
+    or none.
+    """
+
+    ids: list[np.ndarray]
+    types: list[np.ndarray]
+    texts: list[str]
+    pad: int
+    rows: Tensor
+    labels: Tensor | None
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, [N]."""
+        return torch.tensor([len(self.ids[r]) for r in self.rows.tolist()])
+
+    def read(self) -> list[str]:
+        """The texts themselves."""
+        return [self.texts[r] for r in self.rows.tolist()]
+
+    def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tokens]:
+        """The texts of each list of this split's indices, padded to the longest."""
+        for indices in index_lists:
+            rows = self.rows[indices].tolist()
+            yield padded([self.ids[r] for r in rows], [self.types[r] for r in rows], self.pad)
+
+    def subset(self, indices: Tensor) -> "TextSplit":
+        labels = None if self.labels is None else self.labels[indices]
+        groups = None if self.groups is None else self.groups[indices.numpy()]
+        return TextSplit(self.ids, self.types, self.texts, self.pad, self.rows[indices], labels, groups)
+
+    def spaced(self, count: int) -> "TextSplit":
+        """At most `count` of the texts, evenly spaced."""
+        return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
+
+    def all(self, size: int = 64) -> Iterator[Tokens]:
+        """The whole split in order, in batches."""
+        return self.batches(torch.arange(len(self)).split(size))
+
+
+def padded(ids: list[np.ndarray], types: list[np.ndarray], pad: int) -> Tokens:
+    """Sequences of different lengths as one batch."""
+    lengths = torch.tensor([len(x) for x in ids])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    filled, kinds = torch.full(mask.shape, pad), torch.zeros(mask.shape, dtype=torch.int64)
+    filled[mask] = torch.from_numpy(np.concatenate(ids)).long()
+    kinds[mask] = torch.from_numpy(np.concatenate(types)).long()
+    return Tokens(filled, mask, kinds)
+
+
+@dataclass
+class Blocks:
+    """Full-length sequences of a tokenized corpus, documents packed one after the other; rows [N]: which of them these are."""
+
+    corpus: Any  # corpus.Corpus
+    length: int
+    rows: Tensor
+    labels = None
+    groups = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tokens]:
+        for indices in index_lists:
+            yield self.corpus.batch(self.rows[indices], self.length)
+
+    def subset(self, indices: Tensor) -> "Blocks":
+        return Blocks(self.corpus, self.length, self.rows[indices])
+
+    def spaced(self, count: int) -> "Blocks":
+        return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
+
+    def all(self, size: int = 64) -> Iterator[Tokens]:
+        return self.batches(torch.arange(len(self)).split(size))
+
+
+class TextBatches(Epochs):
+    """Of token sequences. Texts of different lengths stand beside others of about their length; with `pairs` the batches are not
+    of the split's own sequences but of two pieces of its corpus and, as `next` [b], whether the second one followed the first."""
+
+    def __init__(self, split: Any, inputs: Any, batch_size: int, accumulate: int, seed: int, purpose: str, pairs: bool):
+        super().__init__(split, inputs, batch_size, accumulate, seed, purpose)
+        self.pairs = pairs
+
+    def order(self, epoch: int) -> Tensor:
+        drawn = super().order(epoch)
+        if not isinstance(self.split, TextSplit):
+            return drawn
+        lengths, parts = self.split.lengths, []
+        for chunk in drawn.split(BUCKET * self.batch_size):
+            batches = chunk[lengths[chunk].argsort(stable=True)].split(self.batch_size)
+            full = [b for b in batches if len(b) == self.batch_size]
+            mixed = rng.permutation(self.seed, f"{self.purpose}/buckets", len(full), epoch).tolist()
+            parts += [*(full[i] for i in mixed), *batches[len(full) :]]
+        return torch.cat(parts)
+
+    def micro(self, samples: Tokens, ids: Tensor, rows: rng.Rows) -> dict[str, Any]:
+        place = slice(rows.start, rows.stop)
+        batch: dict[str, Any] = {"ids": ids[place], "rows": rows}
+        if self.pairs:
+            tokens, follows = self.split.corpus.pairs(rows, self.split.length)
+            return {"inputs": self.inputs(tokens), "next": follows, **batch}
+        tokens = self.inputs(Tokens(*(x[place] for x in samples)))
+        if self.split.labels is not None:
+            batch["labels"] = self.split.labels[ids[place]].to(tokens.ids.device)
+        return {"inputs": tokens, **batch}
+
+
+@dataclass
+class Texts:
+    """The data of a run (see data/__init__.py). Without labels its splits are the corpus's own."""
+
+    noun = "texts"
+
+    train: Any
+    val: Any
+    test: Any
+    corpus: Blocks
+    held: Blocks
+    unseen: Blocks | None  # the corpus's test split, where it came with one
+    classes: list[str]
+    tokenizer: Any  # tokenizer.Tokenizer
+    length: int
+    fingerprint: str
+    notes: list[str] = field(default_factory=list)
+    made: dict[str, list[str]] = field(default_factory=dict)
+    unreadable: list[str] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[Vocabulary, int]:
+        return self.tokenizer.vocabulary, self.length
+
+    @property
+    def preprocessing(self) -> tuple[Any]:
+        return (self.tokenizer,)
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        return {"model__length": self.length, "model__vocabulary": self.tokenizer.vocabulary.size}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"tokenizer": self.tokenizer.fingerprint, "tokens": self.corpus.corpus.tokens}
+
+    def __str__(self) -> str:
+        vocabulary = f"a vocabulary of {self.tokenizer.vocabulary.size:,}"
+        corpus = f"{self.corpus.corpus.tokens:,} tokens, {vocabulary}, {len(self.corpus):,} sequences of {self.length}"
+        return f"{corpus}, {len(self.classes)} classes" if self.classes else corpus
+
+    def inputs(self, device: torch.device) -> Callable[[Tokens], Tokens]:
+        return lambda tokens: tokens.to(device)
+
+    def batches(
+        self, model: Any, split: Any, cfg: Config, loop: Any, size: int, seed: int, purpose: str, inputs: Any
+    ) -> TextBatches:
+        return TextBatches(split, inputs, size, min(loop.accumulate, size), seed, purpose, getattr(model, "pairs", False))
+
+    def raw(self, train: TextSplit) -> tuple[Any, Any, float]:
+        """TF-IDF of words and pairs of words, as the training texts have them."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
+        return vectorizer.fit_transform(train.read()), vectorizer.transform(self.test.read()), C
+
+
+def load(
+    read: Callable[[Any], Any],
+    cfg: Config,
+    family: Any,
+    problem: Any,
+    folder: Path | None,
+    progress: Callable[[str, int, int], None],
+) -> Texts:
+    """Reads the corpus, tokenizes it once, and frames the labelled texts, which are the corpus's own or those of downstream.root.
+
+    `family` is the model's module (FRAMING, TOKENIZER), `problem` that of the labelled problem, `folder` where a tokenizer is
+    that the run's weights belong to. Raises UserError for data that cannot be used.
+    """
+    options, source = cfg.dataset, read(cfg.dataset)
+    notes = list(source.notes)
+    length = LENGTH if cfg.model.length == "auto" else cfg.model.length
+    tokenizer = tokenizer_for(cfg, source, family, folder, progress)
+    corpora = {
+        name: corpus.tokenized(part.documents, f"{source.fingerprint}/{name}", tokenizer, progress)
+        for name, part in source.parts.items()
+    }
+    train, held = corpora["train"], corpora.get("val")
+    if held is None:
+        train, held = train.split(options.val_fraction, options.split_seed)
+        notes.append(f"{held.documents:,} of {train.documents + held.documents:,} documents are held out to judge by")
+    blocks, judged = whole(train, length), whole(held, length)
+    if options.limit and options.limit < len(blocks):
+        blocks = blocks.subset(rng.permutation(options.split_seed, "split/limit", len(blocks))[: options.limit].sort().values)
+    unseen = whole(corpora["test"], length) if "test" in corpora else None
+    marks = [source.fingerprint, tokenizer.fingerprint, length, len(blocks), options.split_seed]
+    sets, classes = {}, []
+    if hasattr(problem, "sets") and cfg.downstream.root:  # a problem that reads files of its own kind
+        sets, classes, mark = problem.sets(cfg.downstream, tokenizer, length, notes)
+        marks.append(mark)
+    elif cfg.downstream.root:
+        other = text.read(cfg.downstream)
+        sets, classes = framed(other, tokenizer, length), other.classes
+        notes += other.notes
+        marks.append(other.fingerprint)
+    elif source.classes:
+        sets, classes = framed(source, tokenizer, length), source.classes
+    made: dict[str, Any] = {}
+    if sets:
+        train, val, test, made = divide(sets, options, "texts", notes)
+        marks += [hashlib.sha256(x.rows.numpy().tobytes()).hexdigest() for x in (train, val, test)]
+    else:
+        train, val, test = blocks, judged, unseen or judged
+    fingerprint = hashlib.sha256("/".join(map(str, marks)).encode()).hexdigest()
+    listed = {name: [f"row {r}" for r in split.rows.tolist()] for name, split in made.items()}
+    return Texts(train, val, test, blocks, judged, unseen, classes, tokenizer, length, fingerprint, notes, listed)
+
+
+def tokenizer_for(cfg: Config, source: Any, family: Any, folder: Path | None, progress: Callable[[str, int, int], None]) -> Any:
+    """The tokenizer that the weights belong to, or one as the config asks for."""
+    if folder:
+        return tokenizer.load(folder, family.FRAMING)
+    kind = family.TOKENIZER if cfg.model.tokenizer == "auto" else cfg.model.tokenizer
+    part = source.parts["train"]
+    return tokenizer.obtain(kind, cfg.model.vocabulary, family.FRAMING, part.documents, source.fingerprint, progress)
+
+
+def whole(tokenized: Any, length: int) -> Blocks:
+    return Blocks(tokenized, length, torch.arange(tokenized.count(length)))
+
+
+def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
+    """The labelled splits of a source, every text with its special tokens and at most `length` tokens."""
+    found = {}
+    for name, part in source.parts.items():
+        firsts = list(part.documents())
+        seconds = list(part.seconds()) if part.seconds else None
+        ids = tokenizer.encode(firsts)
+        others = tokenizer.encode(seconds) if seconds else [None] * len(ids)
+        pairs = [tokenizer.frame(a, b, length) for a, b in zip(ids, others, strict=True)]
+        texts = [f"{a}\n{b}" for a, b in zip(firsts, seconds, strict=True)] if seconds else firsts
+        labels = None if part.labels is None else torch.from_numpy(part.labels)
+        found[name] = TextSplit(
+            [ids for ids, _ in pairs],
+            [types for _, types in pairs],
+            texts,
+            tokenizer.vocabulary.pad,
+            torch.arange(len(texts)),
+            labels,
+            part.groups,
+        )
+    return found

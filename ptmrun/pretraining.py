@@ -1,0 +1,113 @@
+"""The pretraining stage: an encoder learns from samples without their labels."""
+
+from typing import Any
+
+import torch
+
+from ptmrun import adapt, checkpoint, figures, probe
+from ptmrun.context import ENCODER, Context, batches_of, encoder_hash, fit, labelled, steps_of
+
+MOST = 1024  # held-out sequences that an objective is judged by
+
+
+def pretrain(context: Context) -> None:
+    """Trains an encoder on samples without their labels; writes checkpoints/encoder and the objective's heads."""
+    folder = context.run.path(ENCODER)
+    if not folder.exists():
+        objective = train_objective(context)
+        heads = {k: v for k, v in objective.state_dict().items() if not k.startswith("encoder.")}
+        checkpoint.save(context.run.path("checkpoints", "heads.safetensors"), heads)
+        draw_pretraining(context, objective)
+        objective.encoder.save(folder, *context.data.preprocessing)
+    context.run.update(weights_sha256=encoder_hash(folder))
+
+
+def train_objective(context: Context) -> Any:
+    """Trains the objective of the task, looking at the features now and then."""
+    cfg, run, data = context.cfg, context.run, context.data
+    objective = context.objective()
+    encoder = objective.encoder
+    loop, own = cfg.pretrain, adapt.parameters(encoder)
+    steps, size = steps_of(loop, len(data.corpus)), min(loop.batch_size, len(data.corpus))
+    run.say(
+        f"Pretraining {cfg.model.name} ({own:,} parameters) with {cfg.task.name} (+ {adapt.parameters(objective) - own:,} in its "
+        f"heads): {steps} steps of {size} {data.noun}, {steps * size / len(data.corpus):.1f} epochs"
+    )
+    tags = {"stage": "pretrain"}
+
+    def look(step: int) -> None:
+        found = probe.probe(encoder, data.train, data.val, context.inputs, context.autocast)
+        said = [f"{probe.describe(found)} (held-out training {data.noun})"]
+        if data.held is not None:
+            judged = judge(context, objective, data.held)
+            found, said = found | judged, [describe(judged), *said]
+        run.metric({**tags, "step": step, **found})
+        run.say(f"  step {step}: {'; '.join(said)}")
+        before = next(x for x in run.metrics() if "effective_rank" in x)
+        if alarm := probe.collapse(found, before, len(data.val)):
+            remedies = getattr(objective, "remedies", "a lower pretrain.lr")
+            run.say(f"  Warning: the features may be collapsing: {alarm}. To try: {remedies}")
+            run.update(alarms=[*run.manifest.get("alarms", []), {"step": step, "what": alarm}])
+
+    if loop.probes and not run.metrics():
+        look(0)
+    at = frozenset(round(steps * i / loop.probes) for i in range(1, loop.probes + 1))
+    fit(context, objective, data.corpus, loop, steps, cfg.seed, tags, probe=look, probe_at=at)
+    if not loop.probes and labelled(context) and hasattr(encoder, "choose"):  # else the last look has chosen the layer
+        probe.probe(encoder, data.train, data.val, context.inputs, context.autocast)
+    if data.held is not None and data.unseen is not None:
+        found = judge(context, objective, data.unseen)
+        run.metric({**tags, "step": steps, "split": "test", **found})
+        run.say(f"  test split: {describe(found)}")
+    return objective
+
+
+@torch.no_grad()
+def judge(context: Context, objective: Any, split: Any) -> dict[str, float]:
+    """What the objective says of sequences that it was not trained on (at most MOST, evenly spaced), with the same random numbers
+    whenever it is asked: its loss as held_loss, and its metrics; with bits_per_token also perplexity and bits_per_byte."""
+    split = split.spaced(MOST)
+    loop = context.cfg.pretrain.model_copy(update={"accumulate": 1})
+    batches = batches_of(context, objective, split, loop, context.cfg.seed, "held")
+    sums: dict[str, list[float]] = {}
+    objective.eval()
+    for (batch,) in batches.iterate(0, len(split) // batches.batch_size):
+        with context.autocast():
+            loss, others = objective(batch)
+        for name, value in {"held_loss": loss, **others}.items():
+            total = sums.setdefault(name, [0.0, 0.0])
+            total[0] += float(value.total)
+            total[1] += float(value.n)
+    objective.train()
+    found = {name: total / max(n, 1.0) for name, (total, n) in sums.items()}
+    if "bits_per_token" in found:
+        found["perplexity"] = 2 ** min(found["bits_per_token"], 1000.0)
+        found["bits_per_byte"] = found["bits_per_token"] / split.corpus.bytes_per_token
+    return found
+
+
+def describe(judged: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in judged.items())
+
+
+def draw_pretraining(context: Context, objective: Any) -> None:
+    """Curves, and of images what the objective makes of a few held-out ones, and what the encoder attends to."""
+    run = context.run
+    figures.curves(run)
+    figures.layers(run, probe.LAYER)
+    if context.data.noun != "images":
+        return
+    held, back = context.data.val.spaced(8), context.inputs.back
+    loop = context.cfg.pretrain.model_copy(update={"batch_size": len(held), "accumulate": 1})
+    batch = next(batches_of(context, objective, held, loop, context.cfg.seed, "figures").iterate(0, 1))[0]
+    images = batch["inputs"]
+    objective.eval()
+    if "views" in batch:
+        views = {f"view {i + 1}": back(x) for i, x in enumerate(batch["views"])}
+        figures.rows(run, "views", {"original": back(images), **views})
+    if hasattr(objective, "pictures"):
+        with context.autocast():
+            shown = objective.pictures(batch)
+        figures.rows(run, "reconstructions", {title: back(x.float()) for title, x in shown.items()})
+    if hasattr(objective.encoder, "attention"):
+        figures.overlays(run, "attention", back(images), objective.encoder.attention(images), "attention\nrollout")
