@@ -58,8 +58,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     `model(batch) -> (Loss, {name: Loss})`; what the second holds is averaged and logged. It may have `after_step(done, steps)`,
     called after each optimizer step; `count(micro-batches)`, called before the first of several, for a loss that is normalised by
     more than one number of the whole batch; and `embed` with `compare`, see `backward_together`. A step whose loss or gradient is
-    not finite, or whose loss has exploded, is skipped. When `max_skipped` in a row were, the fit goes back and on more gently (see
-    recovery.py). Raises UserError when it may not or no longer do that, Interrupted after saving when a signal is pending.
+    not finite, or whose loss has exploded, is skipped. When `max_skipped` in a row were, the fit goes back and on more gently
+    (see recovery.py). Raises UserError when it may not or no longer do that, Interrupted after saving when a signal is pending.
     """
     loop = plan.loop
     model.train()

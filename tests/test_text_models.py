@@ -26,7 +26,7 @@ def vocabulary(size=SIZE):
 
 
 def options(**changes):
-    return SimpleNamespace(**{"size": "tiny", "length": LENGTH, "pool": "mean", "dropout": 0.0, "bidirectional": False} | changes)
+    return SimpleNamespace(**{"size": "tiny", "pool": "mean", "dropout": 0.0, "bidirectional": False} | changes)
 
 
 def encoder(kind, seed=0, size=SIZE, length=LENGTH, attention="sdpa", initial=False, **changes):
@@ -335,9 +335,9 @@ def test_lstm_against_its_equations():
 
 def test_sized_for_minutes():
     for name, family in FAMILIES.items():
-        changes, notes = family.resolve(options(size="auto", length="auto"), vocabulary(), 128)
-        assert changes == {"size": "tiny", "length": 128}
-        assert [note.split(":")[0] for note in notes] == ["model.size=tiny", "model.length=128"]
+        changes, [note] = family.resolve(options(size="auto"), vocabulary(), LENGTH)
+        assert changes == {"size": "tiny"}
+        assert note.startswith("model.size=tiny: width 128, 2 layers")
         assert family.resolve(options(size="base"), vocabulary(), LENGTH) == ({}, [])
         types = config.spec("model", name).types
         assert types["size"].split("|") == ["auto", *family.SIZES]

@@ -29,7 +29,7 @@ FRAMED = False  # a text goes on in the next block
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    return sequence.settled(options, length, SIZES)
+    return sequence.sized(options, SIZES)
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":

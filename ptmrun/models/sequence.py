@@ -8,18 +8,12 @@ from torch import Tensor
 from ptmrun.errors import UserError
 
 
-def settled(options: Any, length: int, sizes: dict[str, tuple[int, int]]) -> tuple[dict[str, Any], list[str]]:
-    """({key: value} for what is auto, notes on why): the smallest size, and the length that the caller has chosen."""
-    changes: dict[str, Any] = {}
-    notes = []
-    if options.size == "auto":
-        name, (width, depth) = next(iter(sizes.items()))
-        changes["size"] = name
-        notes.append(f"model.size={name}: width {width}, {depth} layers, which learns something in minutes on two cores")
-    if options.length == "auto":
-        changes["length"] = length
-        notes.append(f"model.length={length}: tokens of a text at most; longer ones are cut")
-    return changes, notes
+def sized(options: Any, sizes: dict[str, tuple[int, int]]) -> tuple[dict[str, Any], list[str]]:
+    """({"size": name}, notes on why) with `model.size=auto`: the smallest of {name: (width, layers)}."""
+    if options.size != "auto":
+        return {}, []
+    name, (width, depth) = next(iter(sizes.items()))
+    return {"size": name}, [f"model.size={name}: width {width}, {depth} layers, which learns something in minutes on two cores"]
 
 
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:
