@@ -1,8 +1,13 @@
-"""Which places of an image the answer of a classifier rests on."""
+"""Which places of an image, or tokens of a text, the answer of a classifier rests on."""
 
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from ptmrun.tokens import Tokens
+
+STEPS = 32  # of the integral
 
 
 def grad_cam(classifier: Any, images: Tensor, classes: Tensor) -> Tensor:
@@ -15,3 +20,24 @@ def grad_cam(classifier: Any, images: Tensor, classes: Tensor) -> Tensor:
     classifier.eval()
     method = LayerGradCam(classifier.logits, classifier.encoder.cam_layer)
     return method.attribute(images, target=classes, relu_attributions=True)[:, 0].detach().float()
+
+
+def integrated_gradients(classifier: Any, tokens: Tokens, classes: Tensor) -> Tensor:
+    """How much each token speaks for the class (Sundararajan et al. 2017, arXiv:1703.01365) by captum: classes [B] -> [B, T].
+
+    From a text whose tokens, but for the special ones, are padding; the classifier's encoder has word `embeddings`, a module.
+    Raises ImportError without captum.
+    """
+    from captum.attr import LayerIntegratedGradients
+
+    classifier.eval()
+    vocabulary = classifier.encoder.vocabulary
+    blank = torch.where(vocabulary.special.to(tokens.ids.device)[tokens.ids], tokens.ids, vocabulary.pad)
+
+    def logits(ids: Tensor, mask: Tensor, types: Tensor) -> Tensor:
+        return classifier.logits(Tokens(ids, mask, types))
+
+    method = LayerIntegratedGradients(logits, classifier.encoder.embeddings)
+    extra = {"additional_forward_args": (tokens.mask, tokens.types), "n_steps": STEPS, "internal_batch_size": 64}
+    found = method.attribute(tokens.ids, blank, target=classes, **extra)
+    return found.sum(-1).detach().float()

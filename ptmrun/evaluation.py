@@ -30,7 +30,8 @@ PROBES = (("probe_linear", "linear probe"), ("probe_knn", "k-NN"))
 MOST_RAW = 10_000  # training samples for the classical baseline
 GROUP_TITLES = ["group", "images", "accuracy", "macro F1"]
 MOST_GROUPS = 20  # in the summary; results.json and the report have all of them
-SHOWN, MAPPED = 8, 2000  # test images, evenly spaced, under Grad-CAM and in the map of the features
+SHOWN, MAPPED = 8, 2000  # test samples, evenly spaced, whose attribution is shown, and in the map of the features
+MOST_TOKENS = 80  # of a text in a picture
 
 
 def evaluate(context: Context) -> None:
@@ -183,22 +184,35 @@ def draw_features(context: Context, inputs: Inputs) -> None:
 
 
 def draw_attribution(context: Context) -> None:
-    """Grad-CAM of the first fine-tuned classifier for most labels, for encoders that have a `cam_layer`."""
-    classes, split = context.data.classes, context.data.test.spaced(SHOWN)
-    if not hasattr(context.encoder(), "cam_layer"):
+    """What the first fine-tuned classifier for most labels goes by: Grad-CAM for encoders that have a `cam_layer`, for those of
+    texts what each token adds."""
+    data, encoder = context.data, context.encoder()
+    if (
+        data.test.labels is None
+        or data.test.labels.ndim > 1
+        or not (hasattr(encoder, "cam_layer") or hasattr(encoder, "embeddings"))
+    ):
         return
+    split = data.test.spaced(SHOWN)
     model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
-    assert split.labels is not None
-    images = context.inputs(split.some(SHOWN))
-    guess = model.predict([images])["logits"].argmax(1)
-    try:
-        maps = attribution.grad_cam(model, images, guess.to(images.device))
-    except ImportError:
-        context.run.say("No Grad-CAM: it needs captum; install it with: pip install 'ptmrun[attribution]'")
-        return
+    inputs = context.inputs(next(split.all()))
+    guess = model.predict([inputs])["logits"].argmax(1)
     pairs = zip(guess.tolist(), split.labels.tolist(), strict=True)
-    tops = [classes[g] if g == t else f"{classes[g]}\n(is {classes[t]})" for g, t in pairs]
-    figures.overlays(context.run, "grad_cam", context.inputs.back(images), maps, "Grad-CAM", tops)
+    titles = [data.classes[g] if g == t else f"{data.classes[g]}\n(is {data.classes[t]})" for g, t in pairs]
+    try:
+        if hasattr(encoder, "cam_layer"):
+            maps = attribution.grad_cam(model, inputs, guess.to(context.device))
+            figures.overlays(context.run, "grad_cam", context.inputs.back(inputs), maps, "Grad-CAM", titles)
+        else:
+            found = attribution.integrated_gradients(model, inputs, guess.to(context.device)).cpu()
+            lengths = inputs.mask.sum(1).clamp(max=MOST_TOKENS).tolist()
+            pieces = [data.tokenizer.pieces(row[:n]) for row, n in zip(inputs.ids.tolist(), lengths, strict=True)]
+            titles = [title.replace("\n", " ") for title in titles]
+            figures.marked_texts(context.run, titles, pieces, [row[:n] for row, n in zip(found, lengths, strict=True)])
+    except ImportError:
+        context.run.say(
+            "No picture of what the classifier goes by: it needs captum; install it with: pip install 'ptmrun[attribution]'"
+        )
 
 
 def show(run: Any, cfg: Any, sets: list[dict[str, Any]], metric: str, pretrained: dict[str, Any] | None) -> None:

@@ -124,6 +124,43 @@ def overlays(run: Run, name: str, images: Tensor, maps: Tensor, title: str, tops
     save(run, name, figure)
 
 
+def attention_maps(run: Run, pieces: list[list[str]], weights: list[Tensor]) -> None:
+    """A panel for each text: its tokens, and how much each (rows) looks at each (columns), [T, T]."""
+    figure = Figure(figsize=(4.6 * len(pieces), 4.4))
+    axes = figure.subplots(1, len(pieces), squeeze=False)[0]
+    for axis, names, map_ in zip(axes, pieces, weights, strict=True):
+        axis.imshow(map_.cpu(), cmap="Blues", vmin=0)
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axis.set_yticks(range(len(names)), names, fontsize=6)
+        axis.tick_params(length=0)
+    figure.tight_layout()
+    save(run, "text_attention", figure)
+
+
+def marked_texts(run: Run, titles: list[str], pieces: list[list[str]], scores: list[Tensor]) -> None:
+    """Texts with each token's background by its score [T]: blue above 0, orange below; a title stands over each."""
+    boxes: list[tuple[float, float, str, Any, float, str]] = []  # x and y in hundredths of an inch, text, background, size, ink
+    y = 0.0
+    for title, names, values in zip(titles, pieces, scores, strict=True):
+        boxes.append((0.0, y, title, "white", 7.5, GRAY))
+        y, x, most = y + 20, 0.0, max(float(values.abs().max()), 1e-9)
+        for name, value in zip(names, values.tolist(), strict=True):
+            width = 6.2 * len(name) + 6
+            if x + width > 800:
+                x, y = 0.0, y + 18
+            share = abs(value) / most
+            color = mpl.colormaps["Blues" if value > 0 else "Oranges"](0.55 * share)
+            boxes.append((x, y, name, color, 8, "black"))
+            x += width
+        y += 26
+    figure = Figure(figsize=(8, y / 100 + 0.2))
+    for x, top, text, color, size, ink in boxes:
+        place = (x / 800, 1 - (top + 10) / (y + 20))
+        box = {"boxstyle": "round,pad=0.15", "facecolor": color, "edgecolor": "none"}
+        figure.text(*place, text, fontsize=size, color=ink, family="monospace", va="center", bbox=box)
+    save(run, "text_attribution", figure)
+
+
 def embedding(run: Run, maps: dict[str, tuple[np.ndarray, list[str]]], labels: np.ndarray, classes: list[str]) -> None:
     """A panel for each title: points [N, 2] with the titles of their axes, coloured by class (labels [N])."""
     palette = mpl.colormaps["tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "turbo"]

@@ -4,10 +4,12 @@ from typing import Any
 
 import torch
 
-from ptmrun import adapt, checkpoint, figures, probe
+from ptmrun import adapt, checkpoint, figures, probe, samples
 from ptmrun.context import ENCODER, Context, batches_of, encoder_hash, fit, labelled, steps_of
+from ptmrun.tokens import Tokens
 
 MOST = 1024  # held-out sequences that an objective is judged by
+SHOWN = 24  # tokens of a text in the picture of attention
 
 
 def pretrain(context: Context) -> None:
@@ -40,6 +42,7 @@ def train_objective(context: Context) -> Any:
         said = [f"{probe.describe(found)} (held-out training {data.noun})"]
         if data.held is not None:
             judged = judge(context, objective, data.held)
+            samples.look(context, objective, step)
             found, said = found | judged, [describe(judged), *said]
         run.metric({**tags, "step": step, **found})
         run.say(f"  step {step}: {'; '.join(said)}")
@@ -91,11 +94,12 @@ def describe(judged: dict[str, float]) -> str:
 
 
 def draw_pretraining(context: Context, objective: Any) -> None:
-    """Curves, and of images what the objective makes of a few held-out ones, and what the encoder attends to."""
+    """Curves, what the encoder attends to, and of images what the objective makes of a few held-out ones."""
     run = context.run
     figures.curves(run)
     figures.layers(run, probe.LAYER)
-    if context.data.noun != "images":
+    if context.data.noun == "texts":
+        draw_attention(context, objective.encoder)
         return
     held, back = context.data.val.spaced(8), context.inputs.back
     loop = context.cfg.pretrain.model_copy(update={"batch_size": len(held), "accumulate": 1})
@@ -111,3 +115,13 @@ def draw_pretraining(context: Context, objective: Any) -> None:
         figures.rows(run, "reconstructions", {title: back(x.float()) for title, x in shown.items()})
     if hasattr(objective.encoder, "attention"):
         figures.overlays(run, "attention", back(images), objective.encoder.attention(images), "attention\nrollout")
+
+
+def draw_attention(context: Context, encoder: Any) -> None:
+    """Of the beginnings of a few held-out sequences."""
+    if not hasattr(encoder, "attention"):
+        return
+    encoder.eval()
+    tokens = Tokens(*(x[:, :SHOWN] for x in context.inputs(next(context.data.held.spaced(2).all()))))
+    pieces = [context.data.tokenizer.pieces(row) for row in tokens.ids.tolist()]
+    figures.attention_maps(context.run, pieces, list(encoder.attention(tokens)))

@@ -123,6 +123,24 @@ class Line(Record):
         return self
 
 
+class Sample(Record):
+    step: Natural
+    given: list[str]
+    said: list[str]
+
+    @model_validator(mode="after")
+    def as_many(self) -> "Sample":
+        if len(self.given) != len(self.said):
+            raise ValueError("said")
+        return self
+
+
+class Samples(Record):
+    """What a model of text said at some steps."""
+
+    samples: list[Sample]
+
+
 class State(Record):
     """Of a checkpoint that training goes on from (state.py)."""
 

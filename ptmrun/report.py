@@ -17,6 +17,9 @@ FIGURES = {
     "layers": "Linear probe of each layer's features; the dotted line is the layer that is used.",
     "reconstructions": "What the model was shown and what it filled in (held-out images).",
     "views": "The views that the objective compares (held-out images).",
+    "lengths": "Tokens of the labelled texts; longer ones are cut at the limit (model.length).",
+    "text_attention": "Which tokens (columns) each token (rows) looks at: mean over the heads of the last block (held-out texts).",
+    "text_attribution": "Which tokens speak for (blue) and against (orange) the predicted class: integrated gradients.",
     "augmented": "Training images as they are and as training sees them.",
     "attention": "How much each patch flows into the features: attention rollout over all blocks (held-out images).",
     "confusion": "Which classes are taken for which (first repeat, most labels).",
@@ -28,6 +31,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } .verdict { font-size: 1.05rem }
 table { border-collapse: collapse } td, th { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #dde1e7 }
 td:first-child, th:first-child { text-align: left } tr.tuned { font-weight: 600; background: #eef4fb }
+table.texts td { text-align: left; vertical-align: top; font-size: 13px }
 img { max-width: 100% } figure { margin: 1.2rem 0 } figcaption { color: #5a6270 }
 pre { background: #f5f6f8; padding: .8rem; overflow: auto; font-size: 12px }
 """
@@ -53,6 +57,7 @@ def write(run: Run) -> Path:
             parts.append(
                 f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{esc(caption)}</figcaption></figure>'
             )
+    parts += samples(run.samples())
     parts += ["<h2>Config</h2>", f"<pre>{esc(text(run.path('config.yaml')))}</pre>"]
     manifest = {k: v for k, v in run.manifest.items() if k not in ("status", "command")}
     lines = "\n".join(f"{k}: {v}" for k, v in manifest.items())
@@ -83,6 +88,18 @@ def recoveries(events: list[dict[str, Any]]) -> list[str]:
         f"<p><strong>Training diverged {times} and went on more gently.</strong> {esc(how)}. "
         "Settings that do not diverge may give better features than these.</p>"
     ]
+
+
+def samples(found: list[dict[str, Any]]) -> list[str]:
+    """What a model of text said before and after pretraining."""
+    if not found:
+        return []
+    first, last = found[0], found[-1]
+    body = [
+        ([given, before, after], False) for given, before, after in zip(last["given"], first["said"], last["said"], strict=False)
+    ]
+    titles = ["given", f"said at step {first['step']}", f"at step {last['step']}"]
+    return ["<h2>Samples (held-out texts)</h2>", html_table(titles, body).replace("<table>", '<table class="texts">')]
 
 
 def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:

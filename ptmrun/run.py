@@ -176,6 +176,11 @@ class Run:
         path = self.path("results.json")
         return records.check(records.Results, plain_json(path), str(path)) if path.exists() else None
 
+    def samples(self) -> list[dict[str, Any]]:
+        """What samples.json holds, oldest first; empty where there is none. Raises UserError when it is not what ptmrun writes."""
+        path = self.path("samples.json")
+        return records.check(records.Samples, plain_json(path), str(path))["samples"] if path.exists() else []
+
     def score(self) -> tuple[float | None, float | None, str]:
         """(score on the test split, on held-out training images, its name); of a pretraining alone, the last linear probe."""
         if results := self.results():

@@ -62,7 +62,7 @@ def test_a_run_draws_grad_cam_or_says_what_is_missing(ptmrun, monkeypatch):
     monkeypatch.setattr(vit.Encoder, "cam_layer", projection, raising=False)
     quick = [*TINY, "evaluate.baselines=[chance]", "pretrain.steps=4", "finetune.seeds=1"]
     code, out, _ = ptmrun(*quick)
-    assert (code, "No Grad-CAM" in out) == (0, False)
+    assert (code, "No picture of attributions" in out) == (0, False)
     folder = latest()
     assert 'alt="grad_cam"' in (folder / "report.html").read_text()
     assert (folder / "figures" / "grad_cam.png").exists()
@@ -70,7 +70,7 @@ def test_a_run_draws_grad_cam_or_says_what_is_missing(ptmrun, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     code, out, _ = ptmrun("stage=evaluate", f"init={folder}", "device=cpu", "device.precision=fp32", "device.threads=1")
     assert code == 0
-    assert out.count("No Grad-CAM: it needs captum; install it with: pip install 'ptmrun[attribution]'") == 1
+    assert out.count("No picture of attributions: it needs captum; install it with: pip install 'ptmrun[attribution]'") == 1
     assert not (latest() / "figures" / "grad_cam.png").exists()
 
 

@@ -229,7 +229,8 @@ def load(
     if folder:
         own = tokenizer.load(str(folder), family.FRAMING)
     else:
-        own = tokenizer.choose(cfg.model.tokenizer, cfg.model.vocabulary, family.TOKENIZER, family.FRAMING, train, progress=progress)
+        kind, size = cfg.model.tokenizer, cfg.model.vocabulary
+        own = tokenizer.choose(kind, size, family.TOKENIZER, family.FRAMING, train, progress=progress)
     corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
     held = corpora.pop("val", None)
     if held is None:

@@ -123,6 +123,10 @@ class Tokenizer:
         """The text of token numbers, without special tokens. Of byte-level BPE, exactly the text that was encoded."""
         return self.fast.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Each token as text of its own, [n]."""
+        return [self.fast.decode([i]).strip() or "␣" for i in ids]
+
     def frame(self, ids: np.ndarray, pair_ids: np.ndarray | None, length: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, types), int64 [n], of one text or two with special tokens, n <= length: the longest is truncated first."""
         template = self.single if pair_ids is None else self.pair

@@ -77,6 +77,15 @@ class Encoder(nn.Module):
         """[B, T, D] -> float32 [B, 2]: the second text follows the first, or it does not."""
         return self.net.cls.seq_relationship(self.net.bert.pooler(hidden)).float()
 
+    @property
+    def embeddings(self) -> nn.Module:
+        """Of words."""
+        return self.net.bert.embeddings.word_embeddings
+
+    def attention(self, tokens: Tokens) -> Tensor:
+        """[B, T] -> [B, T, T]: how much each token looks at each."""
+        return sequence.attention(self.net, self.net.bert, tokens, token_type_ids=tokens.types)
+
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the heads, and the pooler when tokens are averaged."""
         self.net.cls = nn.Identity()

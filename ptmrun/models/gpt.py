@@ -101,6 +101,15 @@ class Encoder(nn.Module):
             tokens = torch.cat([tokens, new], 1)
         return tokens
 
+    @property
+    def embeddings(self) -> nn.Module:
+        """Of words."""
+        return self.net.transformer.wte
+
+    def attention(self, tokens: Tokens) -> Tensor:
+        """[B, T] -> [B, T, T]: how much each token looks at each."""
+        return sequence.attention(self.net, self.net.transformer, tokens)
+
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the head, whose weights are the token embeddings."""
         self.net.lm_head = nn.Identity()

@@ -116,6 +116,11 @@ class Encoder(nn.Module):
             tokens = torch.cat([tokens, new], 1)
         return tokens
 
+    @property
+    def embeddings(self) -> nn.Module:
+        """Of words."""
+        return self.embedding
+
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the softmax's bias."""
         self.bias = None

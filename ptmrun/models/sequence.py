@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ptmrun.errors import UserError
+from ptmrun.tokens import Tokens
 
 
 def sized(options: Any, sizes: dict[str, tuple[int, int]]) -> tuple[dict[str, Any], list[str]]:
@@ -25,6 +26,16 @@ def mean(hidden: Tensor, mask: Tensor) -> Tensor:
 def last(hidden: Tensor, mask: Tensor) -> Tensor:
     """At the last token that is no padding: [B, T, D], [B, T] -> [B, D]."""
     return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+
+
+@torch.no_grad()
+def attention(net: Any, body: Any, tokens: Tokens, **extra: Any) -> Tensor:
+    """How much each token looks at each, [B, T, T]: the mean over the heads of the last block of `body`, a part of `net`."""
+    used = net.config._attn_implementation
+    net.set_attn_implementation("eager")
+    blocks = body(tokens.ids, attention_mask=tokens.mask, output_attentions=True, **extra).attentions
+    net.set_attn_implementation(used)
+    return blocks[-1].float().mean(1)
 
 
 def sample(logits: Tensor, noise: Tensor, temperature: float, top_k: int | None, top_p: float) -> Tensor:

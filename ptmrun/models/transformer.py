@@ -79,6 +79,15 @@ class Encoder(nn.Module):
         """The library's network."""
         return self.bart
 
+    @property
+    def embeddings(self) -> nn.Module:
+        """Of words."""
+        return self.bart.model.encoder.embed_tokens
+
+    def attention(self, tokens: Tokens) -> Tensor:
+        """[B, T] -> [B, T, T]: how much each token of the source looks at each."""
+        return sequence.attention(self.bart, self.bart.model.encoder, tokens)
+
     def hidden(self, tokens: Tokens) -> Tensor:
         """The encoder's last layer: -> [B, T, D]."""
         return self.bart.model.encoder(tokens.ids, attention_mask=tokens.mask).last_hidden_state

@@ -71,6 +71,11 @@ class Encoder(nn.Module):
         """The library's network."""
         return self.xlnet
 
+    @property
+    def embeddings(self) -> nn.Module:
+        """Of words."""
+        return self.xlnet.transformer.word_embedding
+
     def embedded(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Word embeddings [B, T, D], and the sines of how far a key is before its query, from T to 1 - T: [2T, D]."""
         body, length = self.xlnet.transformer, tokens.ids.shape[1]

@@ -85,3 +85,10 @@ class Masking(nn.Module):
         """[B, T]. Drawn for the longest text that there may be, so that padding changes nothing."""
         whole = rows.uniform(f"mask/{purpose}", self.length)
         return whole[:, : tokens.ids.shape[1]].contiguous().to(tokens.ids.device)
+
+
+def filled(encoder: Any, masking: Masking, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Which tokens are hidden, [B, T] bool, and the sequences with the likeliest ones in their place, [B, T]."""
+    shown, hidden = masking(batch["inputs"], batch["rows"])
+    guessed = encoder.logits(encoder.hidden(shown)[hidden]).argmax(-1)
+    return hidden, batch["inputs"].ids.masked_scatter(hidden, guessed)

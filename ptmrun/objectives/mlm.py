@@ -6,11 +6,11 @@ It asks the encoder for `hidden(tokens)`, `logits(hidden)`, `vocabulary` and `le
 import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
-from ptmrun.objectives.masking import Masking
+from ptmrun.objectives.masking import Masking, filled
 
 
 class Objective(nn.Module):
@@ -29,6 +29,10 @@ class Objective(nn.Module):
         right = (logits.argmax(-1) == wanted).sum()
         total = F.cross_entropy(logits, wanted, reduction="sum")
         return Loss(total, len(wanted)), {"masked_accuracy": Loss(right, len(wanted))}
+
+    def fill(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Which tokens are hidden, [B, T] bool, and the sequences with the likeliest ones in their place, [B, T]."""
+        return filled(self.encoder, self.masking, batch)
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities: ln(vocabulary)."""

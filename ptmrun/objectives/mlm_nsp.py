@@ -10,11 +10,11 @@ the sum over hidden tokens is per pair as well, and accumulation gives the whole
 import math
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
-from ptmrun.objectives.masking import Masking
+from ptmrun.objectives.masking import Masking, filled
 
 
 class Objective(nn.Module):
@@ -51,6 +51,10 @@ class Objective(nn.Module):
             "masked_accuracy": Loss((logits.argmax(-1) == wanted).sum(), masked),
             "nsp_accuracy": Loss((follows.argmax(-1) == label).sum(), pairs),
         }
+
+    def fill(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Which tokens are hidden, [B, T] bool, and the sequences with the likeliest ones in their place, [B, T]."""
+        return filled(self.encoder, self.masking, batch)
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities: ln(vocabulary) + ln 2."""
