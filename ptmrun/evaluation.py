@@ -85,7 +85,7 @@ def evaluate(context: Context) -> None:
         "wall_s": run.manifest.get("wall_s", {}),
     }
     run.write_json("results.json", result)
-    show(run, cfg, sets, problem.METRIC, result["pretrain"])
+    show(context, sets, problem.METRIC, result["pretrain"])
 
 
 def weights_hash(run: Any) -> str | None:
@@ -170,7 +170,7 @@ def save_predictions(context: Context, problem: Any) -> None:
 def draw_features(context: Context, inputs: Inputs) -> None:
     """Features of test images in two dimensions, of the untrained and of the pretrained encoder."""
     cfg, run, labels = context.cfg, context.run, context.data.test.labels
-    if labels is None or labels.ndim > 1:
+    if not single(context.data.test):
         return
     shown = torch.linspace(0, len(labels) - 1, min(MAPPED, len(labels))).long()
     if len(labels) < 3:
@@ -187,11 +187,7 @@ def draw_attribution(context: Context) -> None:
     """What the first fine-tuned classifier for most labels goes by: Grad-CAM for encoders that have a `cam_layer`, for those of
     texts what each token adds."""
     data, encoder = context.data, context.encoder()
-    if (
-        data.test.labels is None
-        or data.test.labels.ndim > 1
-        or not (hasattr(encoder, "cam_layer") or hasattr(encoder, "embeddings"))
-    ):
+    if not (hasattr(encoder, "cam_layer") or hasattr(encoder, "embeddings")) or not single(data.test):
         return
     split = data.test.spaced(SHOWN)
     model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
@@ -210,18 +206,22 @@ def draw_attribution(context: Context) -> None:
             titles = [title.replace("\n", " ") for title in titles]
             figures.marked_texts(context.run, titles, pieces, [row[:n] for row, n in zip(found, lengths, strict=True)])
     except ImportError:
-        context.run.say(
-            "No picture of what the classifier goes by: it needs captum; install it with: pip install 'ptmrun[attribution]'"
-        )
+        context.run.say("No picture of attributions: it needs captum; install it with: pip install 'ptmrun[attribution]'")
 
 
-def show(run: Any, cfg: Any, sets: list[dict[str, Any]], metric: str, pretrained: dict[str, Any] | None) -> None:
+def single(split: Any) -> bool:
+    """Whether each sample has one class."""
+    return split.labels is not None and split.labels.ndim == 1
+
+
+def show(context: Context, sets: list[dict[str, Any]], metric: str, pretrained: dict[str, Any] | None) -> None:
     """The summary table and the verdict, for a newcomer."""
+    run, cfg = context.run, context.cfg
     if pretrained and "probe_linear" in pretrained:
         steps = [
             f"{name} {pretrained[f'{key}_untrained']:.3f} untrained -> {pretrained[key]:.3f} pretrained" for key, name in PROBES
         ]
-        run.say(f"Features: {'; '.join(steps)} (held-out training images)")
+        run.say(f"Features: {'; '.join(steps)} (held-out training {context.data.noun})")
     table = Table(title=f"{title(metric)} on the test split (mean ± sd over repeats)", title_justify="left")
     table.add_column("")
     for entry in sets:

@@ -177,7 +177,7 @@ class Run:
         return records.check(records.Results, plain_json(path), str(path)) if path.exists() else None
 
     def samples(self) -> list[dict[str, Any]]:
-        """What samples.json holds, oldest first; empty where there is none. Raises UserError when it is not what ptmrun writes."""
+        """What samples.json holds, oldest first; empty where there is none. Raises UserError for what ptmrun does not write."""
         path = self.path("samples.json")
         return records.check(records.Samples, plain_json(path), str(path))["samples"] if path.exists() else []
 

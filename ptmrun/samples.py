@@ -12,8 +12,8 @@ TEMPERATURE, TOP_P = 0.8, 0.95
 
 
 def look(context: Context, objective: Any, step: int) -> None:
-    """Adds what the model says at this step to samples.json: {"step", "given", "said"} with a text of each sequence. The sequences
-    and the random numbers are the same at every step."""
+    """Adds what the model says at this step to samples.json: {"step", "given", "said"} with a text of each sequence. Sequences and
+    random numbers are the same at every step."""
     encoder = objective.encoder
     if not hasattr(encoder, "generate") and not hasattr(objective, "fill"):
         return

@@ -11,7 +11,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from ptmrun.errors import UserError
-from ptmrun.models import files
+from ptmrun.models import files, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
 
 SIZES = {"tiny": (128, 2), "mini": (256, 3), "small": (512, 6), "base": (768, 6)}  # width, layers of encoder and of decoder each
