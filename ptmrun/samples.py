@@ -12,7 +12,7 @@ TEMPERATURE, TOP_P = 0.8, 0.95
 
 
 def look(context: Context, objective: Any, step: int) -> None:
-    """Adds what the model says at this step to samples.json: {"step", "given", "said"} with a text of each sequence. Sequences and
+    """Adds what the model says at this step to samples.json: {"step", "given", "said"}, a text of each sequence. Sequences and
     random numbers are the same at every step."""
     encoder = objective.encoder
     if not hasattr(encoder, "generate") and not hasattr(objective, "fill"):
