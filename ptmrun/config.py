@@ -101,6 +101,7 @@ class Finetune(Loop):
     name: str
     seeds: Count
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    class_weights: Literal["none", "balanced"]
     mixup: NotNegative
     cutmix: NotNegative
     resolution: Side | None
@@ -363,6 +364,14 @@ def misfits(names: dict[str, str]) -> list[str]:
             lines.append(
                 f"model={names['model']} task={names['task']}: the task needs {', '.join(sorted(lacking))}, "
                 f"which the model does not have; with model={names['model']} there is: task={', '.join(fits)}"
+            )
+    if "model" in names and "downstream" in names:
+        problem = spec("downstream", names["downstream"])
+        if lacking := problem.requires - spec("model", names["model"]).provides:
+            fits = [m for m in choices("model") if problem.requires <= spec("model", m).provides]
+            lines.append(
+                f"model={names['model']} downstream={names['downstream']}: the problem needs {', '.join(sorted(lacking))}, which "
+                f"the model does not have; with downstream={names['downstream']} there is: model={', '.join(fits)}"
             )
     for group in ("model", "task", "downstream"):
         if group in names and "dataset" in names:

@@ -109,7 +109,9 @@ def check_stop(stop: Stop) -> None:
 
 
 def labelled(context: Context) -> bool:
-    return context.data.train.labels is not None and len(context.data.classes) > 1
+    """Whether there is something to fine-tune for: classes, or answers of another kind."""
+    train = context.data.train
+    return len(context.data.classes) > 1 if train.labels is not None else getattr(train, "answered", False)
 
 
 def chosen_stages(context: Context) -> list[str]:

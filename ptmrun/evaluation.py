@@ -118,7 +118,7 @@ def floors(context: Context, problem: Any, kind: str, labels: int | None, inputs
     """Predictions for the test split of a baseline without a training loop, once a repeat where the labels differ."""
     found = []
     for trial in trials(context.cfg, "tuned", labels)[: 1 if kind == "chance" else None]:
-        split = chosen_labels(context, trial).spaced(MOST_RAW)
+        split = chosen_labels(context, trial).spaced(getattr(problem, "MOST_RAW", MOST_RAW))
         found.append(problem.floor(kind, context.data, split, inputs.of))
         check_stop(context.stop)
     return found

@@ -55,8 +55,8 @@ def neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int =
 
 
 def probe(encoder: Any, train: Any, held: Any, inputs: Callable[[Any], Any], autocast: Callable[[], Any]) -> dict[str, float]:
-    """How spread the features of a held-out part of the training split are, from at most MOST images; with labels also the
-    accuracy of both classifiers on it, trained on at most MOST images.
+    """How spread the features of a held-out part of the training split are, from at most MOST images; where each has one label
+    also the accuracy of both classifiers on it, trained on at most MOST images.
 
     An encoder whose features may come from any layer takes them, from here on, from the one with the best linear probe.
     """
@@ -72,7 +72,7 @@ def probe(encoder: Any, train: Any, held: Any, inputs: Callable[[Any], Any], aut
         return {"effective_rank": effective_rank(z), "feature_std": feature_std(z)}
 
     z = look(held)
-    if train.labels is None or held.labels is None or len(train.labels.unique()) < 2:
+    if train.labels is None or held.labels is None or train.labels.ndim > 1 or len(train.labels.unique()) < 2:
         return spread(z[:, encoder.layer - 1 if layered else 0])
     train = train.spaced(MOST)
     x, y, truth = look(train), train.labels.numpy(), held.labels.numpy()

@@ -1,5 +1,6 @@
 """Trials of fine-tuning: for a number of labels, from which weights, which repeat."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,13 +42,14 @@ def chosen_labels(context: Context, trial: Trial) -> Any:
 def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     """The trial's model before training, and its (trainable, all) parameters."""
     encoder = context.pretrained() if trial.kind == "tuned" else context.encoder("scratch", trial.seed)
-    if hasattr(encoder, "trim"):
+    problem = context.part("downstream")
+    if hasattr(encoder, "trim") and not getattr(problem, "WHOLE", False):
         encoder.trim()
     rng.seed_everything(trial.seed, "head")
     options = context.cfg.finetune
     if options.resolution is not None:
         encoder.resize = options.resolution
-    model = context.part("downstream").build(encoder, context.data, options).to(context.device)
+    model = problem.build(encoder, context.data, options).to(context.device)
     return model, adapt.adapt(model, options)
 
 
@@ -57,6 +59,8 @@ def tune(context: Context, trial: Trial) -> Any:
     loop = context.cfg.finetune
     split = chosen_labels(context, trial)
     model, _ = classifier(context, trial)
+    if hasattr(model, "balance") and loop.class_weights == "balanced":
+        model.balance(split.labels)
     steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
     probed = loop.head == "probe" and hasattr(model, "start_from_probe")
@@ -75,6 +79,13 @@ def dropped_features(context: Context, encoder: Any, split: Any, seed: int) -> T
     rng.seed_everything(seed, "probe/dropout")
     times = max(1, min(DROPPED, ENOUGH // len(split)))
     return torch.cat([torch.from_numpy(context.features(encoder, split, dropout=True)) for _ in range(times)])
+
+
+def answered(context: Context, split: Any, size: int = 64) -> Iterator[dict[str, Any]]:
+    """The whole split in order, in batches as in training: inputs and labels."""
+    lists = torch.arange(len(split)).split(size)
+    for indices, samples in zip(lists, split.batches(lists), strict=True):
+        yield {"inputs": context.inputs(samples), "labels": split.answers(indices).to(context.device)}
 
 
 def weights_file(trial: Trial) -> str:
@@ -114,6 +125,8 @@ def predict(context: Context, trial: Trial, split: str = "test") -> dict[str, Te
         model = tuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
         with context.autocast():
             found = model.predict(context.inputs(batch) for batch in samples.all())
+            if hasattr(model, "losses"):  # of the right answers, which the predictions do not tell
+                found |= model.losses(answered(context, samples))
         checkpoint.save(file, found)
     found = checkpoint.load(file)[0]
     known = context.part("downstream").fits(found, samples, context.data.classes)

@@ -86,10 +86,11 @@ def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> t
 
 
 def hold_out(split: Any, fraction: float, seed: int, purpose: str) -> tuple[Any, Any]:
-    """(the rest, the held-out share), seeded; the same share of every class where there are labels."""
+    """(the rest, the held-out share), seeded; the same share of every class where each sample has one."""
     order = rng.permutation(seed, f"split/{purpose}", len(split))
     held = torch.zeros(len(split), dtype=torch.bool)
-    kinds = [order] if split.labels is None else [order[split.labels[order] == c] for c in split.labels.unique()]
+    one = split.labels is not None and split.labels.ndim == 1
+    kinds = [order[split.labels[order] == c] for c in split.labels.unique()] if one else [order]
     for members in kinds:
         held[members[: round(fraction * len(members))]] = True
     if not held.any() and len(split) > 1:

@@ -4,9 +4,9 @@ run's seed."""
 import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from ptmrun.data import corpus, tokenizer
 from ptmrun.data.epochs import Epochs
 from ptmrun.data.sources import text
 from ptmrun.data.splits import divide
+from ptmrun.errors import UserError
 from ptmrun.tokens import Tokens, Vocabulary
 
 LENGTH = 128  # tokens of a sequence, for model.length=auto
@@ -60,12 +61,16 @@ class TextSplit:
             rows = self.rows[indices].tolist()
             yield padded([self.ids[r] for r in rows], [self.types[r] for r in rows], self.pad)
 
-    def subset(self, indices: Tensor) -> "TextSplit":
+    def subset(self, indices: Tensor) -> Self:
         labels = None if self.labels is None else self.labels[indices]
         groups = None if self.groups is None else self.groups[indices.numpy()]
-        return TextSplit(self.ids, self.types, self.texts, self.pad, self.rows[indices], labels, groups)
+        return replace(self, rows=self.rows[indices], labels=labels, groups=groups)
 
-    def spaced(self, count: int) -> "TextSplit":
+    def answers(self, indices: Tensor) -> Any:
+        """What a model is to say of these samples: their labels, or what a subclass has instead of them; with `to(device)`."""
+        return None if self.labels is None else self.labels[indices]
+
+    def spaced(self, count: int) -> Self:
         """At most `count` of the texts, evenly spaced."""
         return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
 
@@ -147,8 +152,8 @@ class TextBatches(Epochs):
             tokens = self.inputs(tokens)
             return {"inputs": tokens, "next": follows.to(tokens.ids.device), **batch}
         tokens = self.inputs(Tokens(*(x[place] for x in samples)))
-        if self.split.labels is not None:
-            batch["labels"] = self.split.labels[ids[place]].to(tokens.ids.device)
+        if isinstance(self.split, TextSplit) and (answers := self.split.answers(ids[place])) is not None:
+            batch["labels"] = answers.to(tokens.ids.device)
         return {"inputs": tokens, **batch}
 
 
@@ -243,6 +248,8 @@ def load(
     unseen = packed(corpora["test"], length, family) if "test" in corpora else None
     marks = [source.fingerprint, own.fingerprint, length, len(sequences), options.val_fraction, options.split_seed]
     sets, classes = {}, []
+    if hasattr(problem, "sets") and not cfg.downstream.root and cfg.stage != "pretrain":
+        raise UserError(f"downstream.root: downstream={cfg.downstream.name} needs a file or folder of its own")
     if hasattr(problem, "sets") and cfg.downstream.root:  # a problem that reads files of its own kind
         sets, classes, mark = problem.sets(cfg.downstream, own, length, notes)
         marks.append(mark)

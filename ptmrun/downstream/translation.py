@@ -1,0 +1,252 @@
+"""Translation: the encoder reads the source, the decoder writes the target, cross-entropy on the target's tokens.
+
+Needs a model with an encoder and a decoder (`sequence_to_sequence`). Both languages have its one tokenizer.
+"""
+
+import importlib.util
+import math
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ptmrun import rng
+from ptmrun.data.sources import text
+from ptmrun.data.texts import TextSplit, framed, padded
+from ptmrun.errors import UserError
+from ptmrun.loss import Loss
+from ptmrun.tokens import Tokens
+
+METRIC = "bleu"
+COUNTED = "pairs of texts"
+FLOORS = ("raw",)
+MOST_RAW = 10**9  # pairs that `raw` searches: all of them
+WHOLE = True  # the encoder is not trimmed: it has the decoder
+
+COLUMNS = {"text_column": "source_column", "pair_column": "target_column"}  # what the reader calls them
+SAMPLED = 2000  # pairs by which the tokenizer is judged
+CROWDED = 1.5  # times the source's tokens a word, from which the target counts as poorly covered
+
+
+@dataclass(frozen=True)
+class Search:
+    """How translations are searched for, and read: by a beam search of `beams`, at most `longest` tokens with special ones."""
+
+    beams: int
+    longest: int
+    tokenizer: Any
+
+
+@dataclass(kw_only=True)
+class ParallelSplit(TextSplit):
+    """Texts (see TextSplit) with their translations: targets, framed, and the references, as they were read."""
+
+    targets: list[np.ndarray]
+    references: list[str]
+    search: Search
+    answered = True
+
+    def answers(self, indices: Tensor) -> Tokens:
+        rows = self.rows[indices].tolist()
+        targets = [self.targets[r] for r in rows]
+        return padded(targets, [np.zeros_like(t) for t in targets], self.pad)
+
+    def right(self) -> list[str]:
+        """The references themselves."""
+        return [self.references[r] for r in self.rows.tolist()]
+
+    def written(self, ids: Tensor) -> list[str]:
+        """Token numbers [N, T] as text."""
+        return [self.search.tokenizer.decode(row) for row in ids.tolist()]
+
+
+class Translator(nn.Module):
+    """An encoder with a decoder that writes the target."""
+
+    def __init__(self, encoder: Any, search: Search, label_smoothing: float):
+        super().__init__()
+        self.encoder, self.search, self.label_smoothing = encoder, search, label_smoothing
+
+    def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
+        """batch: inputs and labels, both Tokens. The loss is the cross-entropy with smoothed labels of all tokens of the target
+        (its special tokens are among them), where those before it are given."""
+        target: Tokens = batch["labels"]
+        logits, truth = self.logits(batch["inputs"], target), target.ids[target.mask]
+        loss = F.cross_entropy(logits, truth, label_smoothing=self.label_smoothing, reduction="sum")
+        right = (logits.detach().argmax(1) == truth).sum()
+        return Loss(loss, len(truth)), {"token_accuracy": Loss(right, len(truth))}
+
+    def logits(self, source: Tokens, target: Tokens) -> Tensor:
+        """Of the target's n tokens in all: float32 [n, V]."""
+        return self.encoder.logits(self.encoder.decoded(source, target)[target.mask])
+
+    def initial_loss(self, batch: dict[str, Any]) -> float:
+        """Of equal probabilities, smoothed labels or not: ln(tokens of the vocabulary)."""
+        return math.log(self.encoder.vocabulary.size)
+
+    def lowest_loss(self, batch: dict[str, Any]) -> float:
+        """Of the smoothed labels themselves: their entropy."""
+        size = self.encoder.vocabulary.size
+        off = self.label_smoothing / size
+        others = (size - 1) * off
+        return -(1 - others) * math.log(1 - others) - (others * math.log(off) if off else 0.0)
+
+    @torch.no_grad()
+    def predict(self, batches: Iterable[Tokens]) -> dict[str, Tensor]:
+        """Translations of all texts: token numbers [N, T] int64 on the CPU, padded at the end."""
+        self.eval()
+        found = [self.encoder.translate(source, self.search.beams, self.search.longest).cpu() for source in batches]
+        self.train()
+        longest = max(ids.shape[1] for ids in found)
+        pad = self.encoder.vocabulary.pad
+        return {"ids": torch.cat([F.pad(ids, (0, longest - ids.shape[1]), value=pad) for ids in found])}
+
+    @torch.no_grad()
+    def losses(self, batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+        """Nats that the references cost, [N] on the CPU: the cross-entropy of their tokens, summed, labels as they are."""
+        self.eval()
+        found = []
+        for batch in batches:
+            target = batch["labels"]
+            each = torch.zeros(target.ids.shape, device=target.ids.device)
+            each[target.mask] = F.cross_entropy(self.logits(batch["inputs"], target), target.ids[target.mask], reduction="none")
+            found.append(each.sum(1).cpu())
+        self.train()
+        return {"nats": torch.cat(found)}
+
+
+def build(encoder: Any, data: Any, options: Any) -> Translator:
+    """The translator of a fine-tuning with these options, before training."""
+    return Translator(encoder, data.train.search, options.label_smoothing)
+
+
+def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[dict[str, ParallelSplit], list[str], str]:
+    """Reads parallel texts: ({split: its pairs}, no classes, fingerprint). Raises UserError for what cannot be used."""
+    if importlib.util.find_spec("sacrebleu") is None:
+        raise UserError("downstream=translation: needs sacrebleu; install it with: pip install 'ptmrun[text]'")
+    source = parallel(options)
+    references = {name: part.seconds or [] for name, part in source.parts.items()}
+    coded = {name: tokenizer.encode(texts) for name, texts in references.items()}
+    targets = {name: [tokenizer.frame(ids, None, length)[0] for ids in texts] for name, texts in coded.items()}
+    longest = max(map(len, targets["train"])) if options.most_tokens == "auto" else min(options.most_tokens, length)
+    search = Search(options.beams, longest, tokenizer)
+    alone = replace(source, parts={name: replace(part, seconds=None) for name, part in source.parts.items()})
+    found = {
+        name: ParallelSplit(**vars(split), targets=targets[name], references=references[name], search=search)
+        for name, split in framed(alone, tokenizer, length).items()
+    }
+    notes += [*source.notes, *coverage(found["train"], coded["train"])]
+    return found, [], source.fingerprint
+
+
+def parallel(options: Any) -> Any:
+    """The texts and, as second ones, their translations: a sources.TextSource."""
+    try:
+        headless = text.found(options.root)["train"][0].suffix.lower() == ".tsv"
+        pair = ((options.source_column, "source", 1), (options.target_column, "target", 2))
+        first, second = ((number if headless else name) if chosen == "auto" else chosen for chosen, name, number in pair)
+        columns = {"text_column": first, "pair_column": second, "label_column": None, "label_separator": None, "group": None}
+        read = {"root": options.root, "encoding": options.encoding, "errors": options.errors, "documents": "auto"}
+        return text.read(SimpleNamespace(**columns, **read))
+    except UserError as error:  # in which the keys are those of a dataset
+        lines = [re.sub(r"\bdataset\.(\w+)", lambda m: f"downstream.{COLUMNS.get(m[1], m[1])}", line) for line in error.args]
+        raise UserError(*lines) from None
+
+
+def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:
+    """How well the tokenizer covers both languages: its tokens a word of the training sources and targets. And what is cut.
+
+    coded: the tokens of the targets before they were cut.
+    """
+    some = split.spaced(SAMPLED)
+
+    def each_word(texts: list[str]) -> float:
+        return sum(map(len, split.search.tokenizer.encode(texts))) / sum(len(text.split()) for text in texts)
+
+    source, target = each_word(some.read()), each_word(some.right())
+    line = f"tokens a word: {source:.2f} in the source, {target:.2f} in the target"
+    if target > CROWDED * source or source > CROWDED * target:
+        line += ": the tokenizer knows one of the languages badly; a corpus with both of them would make its texts shorter"
+    special = split.search.tokenizer.single.extra
+    cut = sum(len(whole) + special > len(framed) for whole, framed in zip(coded, split.targets, strict=True))
+    lines = [line]
+    if cut:
+        lines.append(f"{cut:,} of {len(coded):,} targets are longer than model.length and are cut; scores are against whole ones")
+    return lines
+
+
+def few(split: ParallelSplit, classes: list[str], count: int | None, seed: int) -> Tensor:
+    """Indices of `count` pairs, seeded; a smaller number gives a subset of a larger one's. None: all.
+
+    Raises UserError when there are fewer.
+    """
+    if count is None:
+        return torch.arange(len(split))
+    if count > len(split):
+        raise UserError(
+            f"downstream.labels_per_class={count}: there are {len(split)} training pairs; choose at most that, or null for all"
+        )
+    return rng.permutation(seed, "labels", len(split))[:count]
+
+
+def fits(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> bool:
+    """Whether these can be predictions for a split."""
+    ids, nats = found.get("ids", torch.empty(0)), found.get("nats", torch.empty(0))
+    if ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != len(split) or nats.shape != (len(split),):
+        return False
+    return not ids.numel() or bool(ids.min() >= 0 and ids.max() < split.search.tokenizer.vocabulary.size)
+
+
+def score(found: dict[str, Tensor], split: ParallelSplit) -> float:
+    """BLEU of the whole split (Papineni et al. 2002) by sacrebleu (Post 2018, arXiv:1804.08771), 0 to 1."""
+    from sacrebleu.metrics import BLEU
+
+    return BLEU().corpus_score(split.written(found["ids"]), [split.right()]).score / 100
+
+
+def each(found: dict[str, Tensor], split: ParallelSplit) -> np.ndarray:
+    """chrF of each text (Popovic 2015) by sacrebleu, [N] from 0 to 1: BLEU has no value for one sentence."""
+    from sacrebleu.metrics import CHRF
+
+    chrf = CHRF()
+    pairs = zip(split.written(found["ids"]), split.right(), strict=True)
+    return np.array([chrf.sentence_score(written, [right]).score / 100 for written, right in pairs])
+
+
+def floor(kind: str, data: Any, train: ParallelSplit, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
+    """What a method without a training loop writes for the test split: raw, the translation of the training source that is
+    nearest (cosine of TF-IDF of words)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer()
+    known, asked = vectorizer.fit_transform(train.read()), vectorizer.transform(data.test.read())
+    references = train.right()
+    nearest = [int((known @ row.T).toarray().argmax()) for row in asked]
+    ids = data.test.search.tokenizer.encode([references[i] for i in nearest])
+    return {"ids": padded(ids, ids, data.test.pad).ids}
+
+
+def columns(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> dict[str, pa.Array]:
+    """Of predictions.parquet: the source, the reference, what the model wrote and its chrF."""
+    texts = {"source": split.read(), "reference": split.right(), "prediction": split.written(found["ids"])}
+    return {name: pa.array(values, pa.string()) for name, values in texts.items()} | {"chrf": pa.array(each(found, split))}
+
+
+def metrics(found: dict[str, Tensor], split: ParallelSplit, classes: list[str], bins: int) -> dict[str, Any]:
+    """BLEU and chrF of the split, 0 to 1, with sacrebleu's signatures, and the perplexity of the references a token, special
+    tokens among them."""
+    from sacrebleu.metrics import BLEU, CHRF
+
+    written, right = split.written(found["ids"]), [split.right()]
+    bleu, chrf = BLEU(), CHRF()
+    scores = {"bleu": bleu.corpus_score(written, right).score / 100, "chrf": chrf.corpus_score(written, right).score / 100}
+    tokens = sum(len(split.targets[r]) for r in split.rows.tolist())
+    signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
+    return {**scores, "perplexity": math.exp(float(found["nats"].double().sum()) / tokens), "signatures": signatures}
