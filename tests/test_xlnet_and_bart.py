@@ -237,12 +237,17 @@ def test_targets_are_a_sixth_of_the_text_in_spans():
     alike = [runs.count(n) / len(runs) for n in range(1, 6)]
     assert min(alike) > 0.15
     assert sum(alike) > 0.97  # two spans side by side are rare
+    turned = torch.cat([target[:, 1:121], target[:, 1:121]], 1).tolist()
+    gaps = [max(len(run) for run in "".join("# "[x] for x in row).split()) for row in turned]
+    assert sum(gaps) / len(gaps) < 36  # all over the text: contexts have 6 to 30 tokens
     first = perm_mask.gather(1, places[..., None].expand(-1, -1, 122)).gather(2, places[:, None].expand(-1, 20, -1)).sum(2)
     assert float((first.float().mean(0) - 10.5).abs().max()) < 4.5 * math.sqrt(33.25 / count)  # 1 ... 20 not seen, itself too
     assert not perm_mask.masked_select(~target[:, None]).any()  # text and special tokens are hidden from nobody
     assert (perm_mask | ~target[:, None])[~target].all()  # and see no target
     empty = ours.choose(tokens((3, 4)), rng.Rows(0, 0, 0, 2, 2))[2]
     assert empty.tolist() == [[False], [True]]
+    alone = Tokens(torch.tensor([[7]]), torch.tensor([[True]]), torch.tensor([[0]]))
+    assert not ours.choose(alone, rng.Rows(0, 0, 0, 1, 1))[2].any()  # nothing is left to tell it from
 
 
 # --- BART against transformers
@@ -280,7 +285,7 @@ def test_bart_hidden_is_its_encoder():
 
 
 def test_translation_is_beam_search_and_deterministic():
-    """One token after the other by the model's own logits; padding of the source does not matter; beams find what is as likely."""
+    """One token after the other by the model's own logits; many beams find the best answer; padding does not matter."""
     made = encoder("transformer")
     source = tokens((20, 30, 9))
     found = made.translate(source, beams=1, length=12)
@@ -337,6 +342,14 @@ def test_infilling_replaces_a_share_in_spans():
     covered.scatter_add_(1, starts.clamp(max=words), (lengths > 0).float())
     first, last = covered[:, :100].mean(), covered[:, 800:900].mean()
     assert float(first / last) == pytest.approx(1, abs=0.05)  # anywhere
+
+
+def test_empty_spans_are_inserted_where_they_stand():
+    ours = objective("transformer", shuffle=False)
+    ours.spans = lambda count, rows: (torch.tensor([[0, 2, 6]]), torch.tensor([[0, 3, 0]]))
+    ids = torch.tensor([[START, 6, 7, 8, 9, 10, 11, END]])
+    source = ours.infilled(Tokens(ids, ids != PAD, torch.zeros_like(ids)), rng.Rows(0, 0, 0, 1, 1))
+    assert source.ids.tolist() == [[START, MASK, 6, 7, MASK, 11, MASK, END]]
 
 
 def test_texts_never_grow_and_short_ones_may_stay():
