@@ -49,8 +49,8 @@ def sample(logits: Tensor, noise: Tensor, temperature: float, top_k: int | None,
     chances = values[:, :top_k].softmax(-1)
     chances = chances * (chances.cumsum(-1) - chances < top_p)
     below = chances.cumsum(-1)
-    place = (below <= noise[:, None] * below[:, -1:]).sum(-1, keepdim=True)
-    return order.gather(1, place.clamp(max=(chances > 0).sum(-1, keepdim=True) - 1)).squeeze(1)
+    place = (below <= noise[:, None] * below[:, -1:]).sum(-1, keepdim=True)  # float32 noise times x is below x
+    return order.gather(1, place).squeeze(1)
 
 
 def fits(length: int, wanted: int) -> None:
