@@ -375,12 +375,14 @@ def misfits(names: dict[str, str]) -> list[str]:
             )
     for group in ("model", "task", "downstream"):
         if group in names and "dataset" in names:
-            needs = spec(group, names[group]).needs
-            if lacking := needs - spec("dataset", names["dataset"]).provides:
+            needs, there = spec(group, names[group]).needs, spec("dataset", names["dataset"]).provides
+            if lacking := needs - there:
                 fits = [d for d in choices("dataset") if needs <= spec("dataset", d).provides]
+                others = [x for x in choices(group) if spec(group, x).needs <= there]
                 lines.append(
                     f"{group}={names[group]} dataset={names['dataset']}: the data has no {', '.join(sorted(lacking))}; "
-                    f"with {group}={names[group]} there is: dataset={', '.join(fits)}"
+                    f"with {group}={names[group]} there is: dataset={', '.join(fits)}; "
+                    f"with dataset={names['dataset']}: {group}={', '.join(others)}"
                 )
     return lines
 

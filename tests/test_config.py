@@ -111,10 +111,16 @@ def test_help_lists_every_choice(ptmrun):
 def test_every_choice_composes(group):
     for name in config.choices(group):
         fits = []
-        if group in ("task", "finetune"):
-            needs = config.spec(group, name).requires
-            fits = [f"model={m}" for m in config.choices("model") if needs <= config.spec("model", m).provides]
-        parsed = compose([f"{group}={name}", *fits[-1:]])
+        if group in ("task", "finetune", "downstream"):
+            needs = config.spec(group, name).requires | (config.spec(group, name).needs - {"labels"})
+            fits = [
+                f"model={m}"
+                for m in config.choices("model")
+                if needs <= config.spec("model", m).provides | config.spec("model", m).needs
+            ]
+        elif group == "dataset" and "text" in config.spec(group, name).provides:
+            fits = ["model=bert"]
+        parsed = compose([*fits[-1:], f"{group}={name}"])
         assert getattr(parsed, group).name == name
         for key in config.spec(group, name).types:
             assert hasattr(getattr(parsed, group), key)

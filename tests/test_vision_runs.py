@@ -35,7 +35,7 @@ def photos(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("model", config.choices("model"))
+@pytest.mark.parametrize("model", [m for m in config.choices("model") if "images" in config.spec("model", m).needs])
 def test_a_folder_of_photos_works_for_every_model(ptmrun, photos, model):
     code, out, err = ptmrun(f"model={model}", "dataset=imagefolder", f"dataset.root={photos}", *SHORT)
     assert code == 0, err
