@@ -156,11 +156,15 @@ def transferred(context: Context) -> list[str]:
     try:
         context.pretrained()
     except UserError as error:
+        if context.data.noun != "images":
+            raise UserError(f"init={cfg.init}: its encoder does not fit this data: {error}") from None
         side = config.load(Run.open(Path(cfg.init)).path("config.yaml")).dataset.image_size
         hint = f"; dataset.image_size={side} gives images the side that it was made for" if side != cfg.dataset.image_size else ""
         raise UserError(f"init={cfg.init}: its encoder does not fit images of {cfg.dataset.image_size}: {error}{hint}") from None
-    if (side := getattr(encoder, "resize", context.data.size)) < context.data.size:
-        notes.append(f"images are scaled down from {context.data.size} pixels a side to the model's {side} (model.resize)")
+    if hasattr(encoder, "resize") and encoder.resize < context.data.size:
+        notes.append(
+            f"images are scaled down from {context.data.size} pixels a side to the model's {encoder.resize} (model.resize)"
+        )
     return notes
 
 

@@ -1,0 +1,128 @@
+"""Every text model with every objective that fits it: from raw text to a fine-tuned classifier, resumed and run again."""
+
+import csv
+import json
+
+import pytest
+from conftest import latest
+from texts import sentence, story
+
+from ptmrun import config, rng, run
+
+MODELS = [m for m in config.choices("model") if "text" in config.spec("model", m).needs]
+FITTING = [
+    (m, t) for m in MODELS for t in config.choices("task") if config.spec("task", t).requires <= config.spec("model", m).provides
+]
+SHORT = [
+    "model.length=32",
+    "pretrain.steps=4",
+    "pretrain.batch_size=6",
+    "pretrain.log_every=2",
+    "pretrain.probes=1",
+    "pretrain.checkpoint_every=0",
+    "finetune.steps=2",
+    "finetune.seeds=1",
+    "finetune.batch_size=6",
+    "finetune.checkpoint_every=0",
+    "evaluate.baselines=[chance,raw,frozen]",
+    "device=cpu",
+    "device.precision=fp32",
+    "device.threads=1",
+    "device.workers=0",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A file of 24 documents, and a table of 60 texts of two classes."""
+    import numpy as np
+
+    root = tmp_path_factory.mktemp("texts")
+    (root / "corpus.txt").write_text("\n\n".join(story(24, 6)), encoding="utf-8")
+    generator = np.random.default_rng(1)
+    with open(root / "labelled.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["text", "label"])
+        for i in range(60):
+            rows.writerow([sentence(generator) + (" How lovely." if i % 2 else " How dull."), ["bad", "good"][i % 2]])
+    return root
+
+
+@pytest.mark.parametrize(("model", "task"), FITTING)
+def test_from_raw_text_to_a_classifier_and_again(ptmrun, corpus, model, task):
+    data = ["dataset=text", f"dataset.root={corpus / 'corpus.txt'}", f"downstream.root={corpus / 'labelled.csv'}"]
+    code, out, err = ptmrun(f"model={model}", f"task={task}", *data, *SHORT)
+    assert code == 0, err
+    first = latest()
+    results = json.loads((first / "results.json").read_text())
+    assert results["metric"] == "accuracy"
+    assert results["n_test"] == 12
+    assert set(results["baselines"]) == {"chance", "raw", "frozen"}
+    assert results["baselines"]["raw"] > 0.9  # one word tells
+    assert results["pretrain"]["steps"] == 4
+    lines = [json.loads(x) for x in (first / "metrics.jsonl").read_text().splitlines()]
+    judged = [x for x in lines if "held_loss" in x]
+    assert [x["step"] for x in judged] == [0, 4]
+    assert ("bits_per_byte" in judged[0]) == (task == "clm")
+    assert {p.name for p in (first / "checkpoints/tokenizer").iterdir()} >= {"tokenizer.json"}
+    assert (first / "checkpoints/encoder/tokenizer.json").read_bytes() == (
+        first / "checkpoints/tokenizer/tokenizer.json"
+    ).read_bytes()
+    assert {"curves.png", "confusion.png", "lengths.png", "text_attribution.png"} <= {
+        p.name for p in (first / "figures").iterdir()
+    }
+    code, out, err = ptmrun("reproduce", first)
+    assert code == 0, err
+    assert "bit-exact" in out
+
+
+@pytest.mark.parametrize(("model", "task"), FITTING)
+def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, monkeypatch):
+    """1 x 6 = 2 x 3 but for rounding; interrupted before a step and resumed, bit for bit."""
+    same = [f"model={model}", f"task={task}", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "model.dropout=0", *SHORT]
+    losses, runs = [], []
+    for extra in ([], ["pretrain.accumulate=2"]):
+        assert ptmrun(*same, *extra)[0] == 0
+        runs.append(run.Run.open(latest()))
+        lines = [json.loads(x) for x in (latest() / "metrics.jsonl").read_text().splitlines()]
+        losses.append([x[k] for x in lines if "grad_norm" in x for k in ("loss", "grad_norm")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    drawn, seen = rng.Rows.uniform, []
+
+    def stop_once(self, *args, **kwargs):
+        seen.append(self.step)
+        if self.step == 3 and "stopped" not in seen:
+            seen.append("stopped")
+            raise KeyboardInterrupt
+        return drawn(self, *args, **kwargs)
+
+    if task != "clm":  # which draws nothing
+        monkeypatch.setattr(rng.Rows, "uniform", stop_once)
+        assert ptmrun(*same)[0] != 0
+        code, _, err = ptmrun("resume", latest())
+        assert code == 0, err
+        assert "stopped" in seen
+        assert run.Run.open(latest()).manifest["weights_sha256"] == runs[0].manifest["weights_sha256"]
+
+
+def test_a_run_goes_on_with_its_parents_tokenizer(ptmrun, corpus, tmp_path):
+    data = ["dataset=text", f"dataset.root={corpus / 'corpus.txt'}"]
+    assert ptmrun("model=gpt", *data, *SHORT)[0] == 0
+    parent = latest()
+    code, _, err = ptmrun(f"init={parent}", "stage=finetune", f"dataset.root={corpus / 'labelled.csv'}")
+    assert code == 0, err
+    assert (latest() / "checkpoints/tokenizer/tokenizer.json").read_bytes() == (
+        parent / "checkpoints/tokenizer/tokenizer.json"
+    ).read_bytes()
+    samples = json.loads((parent / "samples.json").read_text())["samples"]
+    assert [x["step"] for x in samples] == [0, 4]
+    assert samples[0]["given"] == samples[1]["given"]
+    assert samples[0]["said"] != samples[1]["said"]
+    assert "Samples" in (parent / "report.html").read_text()
+
+
+def test_the_built_in_text_needs_no_labels(ptmrun):
+    code, out, err = ptmrun("model=gpt", *SHORT, "dataset.limit=40")
+    assert code == 0, err
+    assert "Data: pydoc, 40 train" in out
+    assert "The data has no classes to tell apart: only the pretraining stage runs." in out
