@@ -19,8 +19,9 @@ import torch
 from torch import nn
 
 from ptmrun import adapt, checkpoint, config, estimate, optim, rng
-from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, depth_of, fit
+from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, depth_of, fit, labelled
 from ptmrun.data.decode import cache_folder
+from ptmrun.downstream.classes import counts
 from ptmrun.prepare import prepare
 from ptmrun.run import Run, console
 from ptmrun.signals import Stop
@@ -102,10 +103,10 @@ def about_data(context: Context) -> Finding:
     unreadable = len(data.unreadable) / (len(data.train) + len(data.val) + len(data.test) + len(data.unreadable))
     text += f"; {unreadable:.2%} unreadable"
     if data.train.labels is None:
-        return Finding(WARNING if unreadable else OK, "data", f"{text}; no labels")
-    counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
-    text += f"; {len(counts)} classes of {min(counts):,} to {max(counts):,} training images"
-    unbalanced = max(counts) > UNBALANCED * min(counts)
+        return Finding(WARNING if unreadable else OK, "data", text if labelled(context) else f"{text}; no labels")
+    found = counts(data.train.labels, len(data.classes)).tolist()
+    text += f"; {len(found)} classes of {min(found):,} to {max(found):,} training {data.noun}"
+    unbalanced = max(found) > UNBALANCED * min(found)
     return Finding(WARNING if unreadable or unbalanced else OK, "data", text + ", unbalanced" * unbalanced)
 
 

@@ -106,7 +106,8 @@ def duration(context: Context) -> dict[str, float]:
         tuned = trials(cfg, "tuned", labels)
         split = chosen_labels(context, tuned[0])
         model, _ = classifier(context, tuned[0])
-        start = timed(from_probe, context, model, split) if cfg.finetune.head == "probe" else 0.0
+        probed = cfg.finetune.head == "probe" and hasattr(model, "start_from_probe")
+        start = timed(from_probe, context, model, split) if probed else 0.0
         batches = batches_of(context, model, split, cfg.finetune, cfg.seed, "check")
         each = seconds_per_step(context, model, batches, cfg.finetune)
         once = each * steps_of(cfg.finetune, len(split))

@@ -283,7 +283,8 @@ def conclusions(entry: dict[str, Any]) -> list[str]:
     if "verdict" in entry:
         lines.append(f"With {label_words(entry['labels_per_class'])}: {noise.sentence(entry['verdict'])}")
     scores = {k: v["mean"] for k, v in entry["scores"].items()}
-    better = [k for k in ("raw", "random_frozen", "frozen", "scratch_long") if scores.get(k, 0) >= scores["tuned"]]
+    others = [k for k in ("raw", "random_frozen", "frozen", "scratch_long") if k in scores]
+    better = [k for k in others if scores[k] >= scores["tuned"]]
     if better:
         best = max(better, key=lambda k: scores[k])
         name = WORDS[best].format(longer="several")

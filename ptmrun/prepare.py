@@ -11,6 +11,7 @@ from ptmrun import adapt, budget, checkpoint, config, device, figures
 from ptmrun.config import Config
 from ptmrun.context import ENCODER, START, TOKENIZER, Context, check_stop, labelled, parent_of, part_of, source, unfinished
 from ptmrun.data import images
+from ptmrun.downstream.classes import imbalance
 from ptmrun.errors import UserError
 from ptmrun.models import files, outside
 from ptmrun.origin import origin
@@ -39,6 +40,8 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     check_labels(context)
     context.cfg, decided = by_rule(context)
     cfg = context.cfg
+    if cfg.stage != "pretrain" and data.train.labels is not None:
+        decided += imbalance(data.train.labels, data.classes)
     sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
     run.say(f"Data: {cfg.dataset.name}, {sizes}, {data}")
     for line in [*data.notes, *notes, *chosen, *why, *decided]:

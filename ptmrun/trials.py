@@ -50,6 +50,8 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     if options.resolution is not None:
         encoder.resize = options.resolution
     model = problem.build(encoder, context.data, options).to(context.device)
+    if hasattr(model, "balance") and options.class_weights == "balanced":
+        model.balance(chosen_labels(context, trial).labels)
     return model, adapt.adapt(model, options)
 
 
@@ -59,14 +61,12 @@ def tune(context: Context, trial: Trial) -> Any:
     loop = context.cfg.finetune
     split = chosen_labels(context, trial)
     model, _ = classifier(context, trial)
-    if hasattr(model, "balance") and loop.class_weights == "balanced":
-        model.balance(split.labels)
     steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
     probed = loop.head == "probe" and hasattr(model, "start_from_probe")
     if probed and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
         features = dropped_features(context, model.encoder, split, trial.seed)
-        model.start_from_probe(features, split.labels.repeat(len(features) // len(split)))
+        model.start_from_probe(features, torch.cat([split.labels] * (len(features) // len(split))))
     fit(context, model, split, loop, steps, trial.seed, tags)
     return model
 
@@ -125,8 +125,8 @@ def predict(context: Context, trial: Trial, split: str = "test") -> dict[str, Te
         model = tuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
         with context.autocast():
             found = model.predict(context.inputs(batch) for batch in samples.all())
-            if hasattr(model, "losses"):  # of the right answers, which the predictions do not tell
-                found |= model.losses(answered(context, samples))
+            if hasattr(model, "costs"):  # of the right answers, which the predictions do not tell
+                found |= model.costs(answered(context, samples))
         checkpoint.save(file, found)
     found = checkpoint.load(file)[0]
     known = context.part("downstream").fits(found, samples, context.data.classes)

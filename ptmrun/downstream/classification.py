@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun import probe, rng
+from ptmrun.downstream.classes import counts
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss
 
@@ -23,10 +24,13 @@ AUXILIARY = 0.4  # weight of the auxiliary classifier's loss, where the encoder 
 class Classifier(nn.Module):
     """encoder.features -> one logit a class. `alphas` of MixUp and CutMix: the batches that it trains on are mixed."""
 
+    weights: Tensor | None  # of the classes, [classes]
+
     def __init__(self, encoder: Any, classes: int, label_smoothing: float, alphas: tuple[float, float] = (0.0, 0.0)):
         super().__init__()
         self.encoder, self.label_smoothing, self.alphas = encoder, label_smoothing, alphas
         self.head = linear(encoder.width, classes)
+        self.register_buffer("weights", None, persistent=False)
         self.auxiliary_head = None
         if hasattr(encoder, "auxiliary"):
             encoder.auxiliary()
@@ -46,21 +50,39 @@ class Classifier(nn.Module):
         images, labels = batch["inputs"], batch["labels"]
         if self.auxiliary_head is None:
             logits = self.logits(images)
-            loss = self.cross_entropy(logits, batch)
+            loss = self.loss(logits, batch)
         else:
             features, branch = self.encoder.both(images)
             logits = exactly(self.head, features)
-            loss = self.cross_entropy(logits, batch) + AUXILIARY * self.cross_entropy(exactly(self.auxiliary_head, branch), batch)
-        right = Loss((logits.detach().argmax(1) == labels).sum(), len(labels))
-        return Loss(loss, len(labels)), {} if "share" in batch else {"accuracy": right}
+            loss = self.loss(logits, batch)
+            auxiliary = self.loss(exactly(self.auxiliary_head, branch), batch)
+            loss = Loss(loss.total + AUXILIARY * auxiliary.total, loss.n)
+        right = Loss(self.right(logits.detach(), labels).sum(), len(labels))
+        return loss, {} if "share" in batch else {"accuracy": right}
 
-    def cross_entropy(self, logits: Tensor, batch: dict[str, Any]) -> Tensor:
-        def against(labels: Tensor) -> Tensor:
-            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing, reduction="none")
+    def loss(self, logits: Tensor, batch: dict[str, Any]) -> Loss:
+        """Over the samples, or where classes have weights over these, so that every batch is a weighted mean."""
+        loss, weight = self.losses(logits, batch["labels"], self.label_smoothing)
+        if "share" in batch:
+            share, (others, weights) = batch["share"], self.losses(logits, batch["partners"], self.label_smoothing)
+            loss, weight = share * loss + (1 - share) * others, share * weight + (1 - share) * weights
+        return Loss(loss.sum(), len(loss) if self.weights is None else weight.sum())
 
-        if "share" not in batch:
-            return against(batch["labels"]).sum()
-        return (batch["share"] * against(batch["labels"]) + (1 - batch["share"]) * against(batch["partners"])).sum()
+    def losses(self, logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        """The weighted loss of each sample and its weight, [B] each."""
+        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing, reduction="none")
+        weight = torch.ones_like(loss) if self.weights is None else self.weights.to(labels.device)[labels]
+        return weight * loss, weight
+
+    def right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Which samples are classified rightly, [B] bool."""
+        return logits.argmax(1) == labels
+
+    def balance(self, labels: Tensor) -> None:
+        """From here on every class weighs as much as any other among these labels [N], and their mean weight is 1."""
+        found = counts(labels, self.head.out_features)
+        seen = int((found > 0).sum())
+        self.weights = (len(labels) / (seen * found.clamp(min=1))).to(self.head.weight)
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities, smoothed labels or not: ln(classes)."""
@@ -89,7 +111,8 @@ class Classifier(nn.Module):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = F.cross_entropy(probe((x - mean) / std), labels) + 0.01 * probe.weight.square().sum()
+            loss, weight = self.losses(probe((x - mean) / std), labels, smoothing=0.0)
+            loss = loss.sum() / weight.sum() + 0.01 * probe.weight.square().sum()
             loss.backward()
             return loss
 
@@ -137,6 +160,8 @@ def few(split: Any, classes: list[str], per_class: int | None, seed: int) -> Ten
     Raises UserError when a class has fewer.
     """
     labels = split.labels
+    if labels.ndim > 1:
+        raise UserError("downstream=text_classification: a text may have several labels here; choose downstream=text_multilabel")
     if per_class is None:
         return torch.arange(len(labels))
     order = rng.permutation(seed, "labels", len(labels))

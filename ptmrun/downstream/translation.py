@@ -109,7 +109,7 @@ class Translator(nn.Module):
         return {"ids": torch.cat([F.pad(ids, (0, longest - ids.shape[1]), value=pad) for ids in found])}
 
     @torch.no_grad()
-    def losses(self, batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    def costs(self, batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
         """Nats that the references cost, [N] on the CPU: the cross-entropy of their tokens, summed, labels as they are."""
         self.eval()
         found = []

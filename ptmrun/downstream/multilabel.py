@@ -1,0 +1,190 @@
+"""Classification of texts that may have several classes, or none: a linear head, binary cross-entropy of each class."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ptmrun import probe, rng
+from ptmrun.downstream.classes import counts
+from ptmrun.downstream.classification import Classifier, roc_auc
+from ptmrun.downstream.classification import fits as fits
+from ptmrun.errors import UserError
+
+METRIC = "f1_micro"
+COUNTED = "labels a class, or more: a text counts for each of its classes"
+CERTAIN = 30.0  # largest logit of a classical baseline
+
+
+class MultiLabel(Classifier):
+    """encoder.features -> one logit a class; above 0 the text has the class. Labels are 0 and 1, [B, classes]."""
+
+    def losses(self, logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+        """The weighted loss of each sample, summed over the classes, and its weight, [B] each."""
+        truth = labels.to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, truth * (1 - smoothing) + smoothing / 2, reduction="none")
+        weight = torch.ones_like(loss)
+        if self.weights is not None:
+            weight = torch.where(labels.bool(), self.weights.to(labels.device), weight)
+        return (weight * loss).sum(1), weight.mean(1)
+
+    def right(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Which samples have exactly their classes, [B] bool."""
+        return ((logits > 0) == labels.bool()).all(1)
+
+    def balance(self, labels: Tensor) -> None:
+        """From here on the samples that have a class weigh, together, as much as those that do not; labels [N, classes]."""
+        found = counts(labels, self.head.out_features)
+        self.weights = ((len(labels) - found).clamp(min=1) / found.clamp(min=1)).to(self.head.weight)
+
+    def initial_loss(self, batch: dict[str, Any]) -> float:
+        """Of equal probabilities, smoothed labels or not: ln 2 for each class."""
+        return math.log(2) * self.head.out_features
+
+    def lowest_loss(self, batch: dict[str, Any]) -> float:
+        """Of the smoothed labels themselves: their entropy."""
+        off = self.label_smoothing / 2
+        entropy = -(1 - off) * math.log(1 - off) - (off * math.log(off) if off else 0.0)
+        return entropy * self.head.out_features
+
+
+def build(encoder: Any, data: Any, options: Any) -> MultiLabel:
+    """The classifier of a fine-tuning with these options, before training."""
+    return MultiLabel(encoder, len(data.classes), options.label_smoothing, (options.mixup, options.cutmix))
+
+
+def few(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:
+    """Indices of `per_class` samples of each class, seeded, together: a class may have more, as samples of others have it too. A
+    smaller number gives a subset of a larger one's. None: all.
+
+    Raises UserError when a class has fewer, and where the samples have one label each.
+    """
+    labels = split.labels
+    if labels.ndim == 1:
+        raise UserError(
+            "downstream=text_multilabel: each text has one label; name what stands between several (label_separator), give lists "
+            "(jsonl), or choose downstream=text_classification"
+        )
+    if per_class is None:
+        return torch.arange(len(labels))
+    found = counts(labels, len(classes))
+    fewest = int(found.argmin())
+    if found[fewest] < per_class:
+        raise UserError(
+            f"downstream.labels_per_class={per_class}: class {classes[fewest]} has {int(found[fewest])} training samples; "
+            f"choose at most that, or null for all labels"
+        )
+    order = rng.permutation(seed, "labels", len(labels))
+    has = labels[order].bool()
+    wanted = (has & (has.cumsum(0) <= per_class)).any(1)
+    return order[wanted]
+
+
+def each(found: dict[str, Tensor], split: Any) -> np.ndarray:
+    """F1 of each sample's classes, [N] from 0 to 1; where it has none and gets none, 1."""
+    guess, truth = found["logits"] > 0, split.labels.bool()
+    shared, both = (guess & truth).sum(1), guess.sum(1) + truth.sum(1)
+    return torch.where(both > 0, 2 * shared / both.clamp(min=1), 1.0).numpy()
+
+
+def score(found: dict[str, Tensor], split: Any) -> float:
+    """F1 of all decisions together (micro)."""
+    guess, truth = found["logits"] > 0, split.labels.bool()
+    return float(2 * (guess & truth).sum() / (guess.sum() + truth.sum()).clamp(min=1))
+
+
+def floor(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
+    """What a method without a training loop predicts for the test split. kind: chance (the most frequent class alone), raw, or
+    one of which `features` gives those of a split [N, D]; a logistic regression for each class."""
+    labels = train.labels.bool().numpy()
+    logits = np.full((len(data.test), labels.shape[1]), -CERTAIN)
+    if kind == "chance":
+        logits[:, int(counts(data.train.labels, len(data.classes)).argmax())] = CERTAIN
+        return {"logits": torch.from_numpy(logits).float()}
+    if kind == "raw":
+        x, test, c = data.raw(train)
+        settings = {"c": c, "standardise": False}  # as in classification
+    else:
+        x, test, settings = features(kind, train), features(kind, data.test), {}
+    for column, truth in enumerate(labels.T):
+        if truth.all():
+            logits[:, column] = CERTAIN
+        elif truth.any():
+            scores = probe.logistic(x, truth, test, **settings)
+            logits[:, column] = (scores[:, 1] - scores[:, 0]).clip(-CERTAIN, CERTAIN)
+    return {"logits": torch.from_numpy(logits).float()}
+
+
+def columns(found: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
+    """Of predictions.parquet: the labels and the predictions, "; " between them, and how sure the least sure decision is."""
+    probabilities = found["logits"].sigmoid()
+
+    def named(rows: Tensor) -> pa.Array:
+        return pa.array(["; ".join(c for c, has in zip(classes, row, strict=True) if has) for row in rows.tolist()], pa.string())
+
+    confidence = torch.maximum(probabilities, 1 - probabilities).min(1).values
+    return {
+        "label": named(split.labels.bool()),
+        "prediction": named(found["logits"] > 0),
+        "confidence": pa.array(confidence.numpy()),
+    }
+
+
+def metrics(found: dict[str, Tensor], split: Any, classes: list[str], bins: int) -> dict[str, Any]:
+    """Precision, recall and F1 (micro, macro and per class), the share of samples with exactly their classes (accuracy) and of
+    right decisions (decisions), area under the ROC curve and negative log-likelihood of a sample (all of its classes); where the
+    split has groups, accuracy and macro F1 of every group.
+
+    The area of a class that all samples have, or none, is null, and so is the mean over classes then.
+    """
+    logits, truth = found["logits"], split.labels.bool()
+    right = of_decisions((logits > 0).numpy(), truth.numpy(), classes)
+    areas = [roc_auc(truth[:, c].numpy(), logits[:, c].numpy()) for c in range(len(classes))]
+    known = [area for area in areas if area is not None]
+    for name, area in zip(classes, areas, strict=True):
+        right["per_class"][name]["roc_auc"] = area
+    nll = F.binary_cross_entropy_with_logits(logits.double(), truth.double(), reduction="none").sum(1).mean()
+    result = {**right, "roc_auc_macro": float(np.mean(known)) if len(known) == len(areas) else None, "nll": float(nll)}
+    return result if split.groups is None else result | by_group((logits > 0).numpy(), truth.numpy(), split.groups)
+
+
+def of_decisions(guess: np.ndarray, truth: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """guess, truth: bool [N, classes]."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    precision, recall, f1, support = precision_recall_fscore_support(truth, guess, zero_division=0)
+    micro = precision_recall_fscore_support(truth, guess, average="micro", zero_division=0)
+    return {
+        "accuracy": float((guess == truth).all(1).mean()),
+        "decisions": float((guess == truth).mean()),
+        "precision_macro": float(precision.mean()),
+        "recall_macro": float(recall.mean()),
+        "f1_macro": float(f1.mean()),
+        "precision_micro": float(micro[0]),
+        "recall_micro": float(micro[1]),
+        "f1_micro": float(micro[2]),
+        "per_class": {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
+            for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
+        },
+    }
+
+
+def by_group(guess: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """Samples, accuracy and macro F1 of every group, and the group with the lowest accuracy. groups: names [N].
+
+    The F1 of a group is the mean over the classes that its samples have or are taken for.
+    """
+    found = {}
+    for name in np.unique(groups):
+        t, g = truth[groups == name], guess[groups == name]
+        both = t.sum(0) + g.sum(0)
+        f1 = (2 * (t & g).sum(0) / np.maximum(both, 1))[both > 0]
+        accuracy = float((g == t).all(1).mean())
+        found[str(name)] = {"n": len(t), "accuracy": accuracy, "f1_macro": float(f1.mean()) if len(f1) else 1.0}
+    return {"groups": found, "worst_group": min(found, key=lambda name: found[name]["accuracy"])}
