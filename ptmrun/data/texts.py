@@ -133,8 +133,9 @@ class TextBatches(Epochs):
         self.pairs = pairs
 
     def order(self, epoch: int) -> Tensor:
+        known = epoch in self.orders
         drawn = super().order(epoch)
-        if not isinstance(self.split, TextSplit):
+        if known or not isinstance(self.split, TextSplit):
             return drawn
         lengths, parts = self.split.lengths, []
         for chunk in drawn.split(BUCKET * self.batch_size):
@@ -142,7 +143,8 @@ class TextBatches(Epochs):
             full = [b for b in batches if len(b) == self.batch_size]
             mixed = rng.permutation(self.seed, f"{self.purpose}/buckets", len(full), epoch).tolist()
             parts += [*(full[i] for i in mixed), *batches[len(full) :]]
-        return torch.cat(parts)
+        self.orders[epoch] = torch.cat(parts)
+        return self.orders[epoch]
 
     def micro(self, samples: Tokens, ids: Tensor, rows: rng.Rows) -> dict[str, Any]:
         place = slice(rows.start, rows.stop)

@@ -1,0 +1,95 @@
+"""Texts whose words or passages are annotated: the files of each split, and where a text's tokens stand in it and in a frame."""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ptmrun.data.sources.imagefolder import SPLITS
+from ptmrun.errors import UserError, printable
+
+NAMES = {**SPLITS, "dev": "val"}
+
+
+def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
+    """The files of each split, sorted: those called train, val and test, or in folders called so; a file alone is train.
+
+    Raises UserError where there is nothing to train on.
+    """
+    place = Path(root).expanduser()
+    if place.is_file():
+        return {"train": [place]}
+    if not place.is_dir():
+        raise UserError(f"downstream.root={root}: no such file or folder")
+    there = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
+    splits: dict[str, list[Path]] = {}
+    for path in there:
+        first = path.relative_to(place).parts[0]
+        name = re.sub(r"-\d+-of-\d+$", "", path.stem) if first == path.name else first
+        if name.lower() in NAMES:
+            splits.setdefault(NAMES[name.lower()], []).append(path)
+    if "train" not in splits and len(there) == 1:
+        return {"train": there}
+    if "train" not in splits:
+        found = f"; there is {', '.join(printable(p.name) for p in there[:5])}" if there else ""
+        raise UserError(f"downstream.root={root}: expected a file train{suffixes[0]} (or {' '.join(suffixes[1:])}){found}")
+    return {name: splits[name] for name in ("train", "val", "test") if name in splits}
+
+
+def read(path: Path) -> str:
+    """The text of a file, with \\n at the end of its lines. Raises UserError for what is not UTF-8."""
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        byte = error.start + 3 * data.startswith(b"\xef\xbb\xbf")
+        raise UserError(f"{path}: byte {byte} is not UTF-8; convert it, as in: iconv -f latin1 -t utf-8") from None
+    if "\0" in text:
+        raise UserError(f"{path}: byte {data.index(0)} is NUL, so this is no text; remove it")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+class Encoded(NamedTuple):
+    """A text as tokens without special ones."""
+
+    ids: np.ndarray  # [n] int32
+    spans: np.ndarray  # [n, 2] int32: its first character, and the one after the last; without spaces around it, so maybe none
+
+
+def encoded(tokenizer: Any, texts: list[str]) -> list[Encoded]:
+    """Tokens of each text, and the characters that they stand for."""
+    found = []
+    for text, e in zip(texts, tokenizer.plain.encode_batch(texts, add_special_tokens=False), strict=True):
+        spans = np.array([trimmed(text, *span) for span in e.offsets], dtype=np.int32).reshape(-1, 2)
+        found.append(Encoded(np.array(e.ids, dtype=np.int32), spans))
+    return found
+
+
+def trimmed(text: str, start: int, stop: int) -> tuple[int, int]:
+    """A span of a text without the spaces around it."""
+    piece = text[start:stop]
+    start += len(piece) - len(piece.lstrip())
+    return start, max(start, start + len(piece.strip()))
+
+
+class Frame(NamedTuple):
+    """What a model reads: one text, or a second one after the first, with special tokens."""
+
+    ids: np.ndarray  # [T] int32
+    types: np.ndarray  # [T] uint8
+    places: np.ndarray  # [n]: where each token of the last text stands, -1 beyond the length
+
+
+def framed(tokenizer: Any, first: np.ndarray, second: np.ndarray | None, length: int) -> Frame:
+    """Tokens of a text, or of two, as the model family frames them in at most `length` tokens."""
+    last = first if second is None else second
+    marks = -1 - np.arange(len(last))  # the framing is asked where it puts them
+    ids, types = tokenizer.frame(marks, None, length) if second is None else tokenizer.frame(first, marks, length)
+    inside = np.nonzero(ids < 0)[0]
+    places = np.full(len(last), -1)
+    places[: len(inside)] = inside
+    ids[inside] = last[: len(inside)]
+    return Frame(ids.astype(np.int32), types.astype(np.uint8), places)

@@ -1,0 +1,415 @@
+"""downstream=token_classification: column files, alignment of words and sub-words, span F1, floors."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from texts import FRAMINGS, part
+from torch import nn
+
+from ptmrun import config
+from ptmrun.data import texts as data_texts
+from ptmrun.data import tokenizer as tokenizers
+from ptmrun.downstream import token_classification as problem
+from ptmrun.errors import UserError
+
+TRAIN = """-DOCSTART- -X- O
+
+# a comment of several words
+EU B-ORG
+rejects O
+German B-MISC
+call O
+
+Peter B-PER
+Blackburn I-PER
+met O
+Ann B-PER
+
+Ann B-PER
+met O
+EU B-ORG
+"""
+TEST = """Peter B-PER
+rejects O
+unheard O
+
+EU B-ORG
+"""
+
+
+@pytest.fixture(scope="module", params=["wordpiece", "bpe", "unigram"])
+def tokenizer(request, tmp_path_factory):
+    """Knows few words whole, so that most are cut into sub-words."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PTMRUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        documents = ["EU rejects German call . Peter Blackburn met Ann . Ünited Nations , (new) York's 1,5"] * 20
+        return tokenizers.choose(request.param, 300, request.param, FRAMINGS[request.param], part(documents))
+
+
+def options(root, **changes):
+    return SimpleNamespace(
+        **{"root": str(root), "token_column": 0, "tag_column": "last", "scheme": "auto", "repair": False} | changes
+    )
+
+
+def write(folder: Path, train: str | bytes = TRAIN, test: str | bytes | None = TEST, suffix: str = ".conll") -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, content in {"train": train, "test": test}.items():
+        if content is not None:
+            data = content if isinstance(content, bytes) else content.encode()
+            (folder / f"{name}{suffix}").write_bytes(data)
+    return folder
+
+
+def read(folder, tokenizer, length=64, **changes):
+    notes: list[str] = []
+    found, classes, fingerprint = problem.sets(options(folder, **changes), tokenizer, length, notes)
+    return found, classes, fingerprint, notes
+
+
+def refused(folder, tokenizer, **changes) -> str:
+    with pytest.raises(UserError) as caught:
+        read(folder, tokenizer, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+class Encoder(nn.Module):
+    """A token's hidden state is its embedding and those of the tokens around it; padding adds nothing."""
+
+    width, depth, length = 32, 1, 64
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, self.width)
+
+    def hidden(self, tokens):
+        x = self.embedding(tokens.ids) * tokens.mask[..., None]
+        return x + 0.3 * nn.functional.pad(x, (0, 0, 1, 0))[:, :-1] + 0.3 * nn.functional.pad(x, (0, 0, 0, 1))[:, 1:]
+
+
+def batches(split, size, accumulate=1):
+    return data_texts.TextBatches(split, lambda x: x, size, accumulate, 0, "finetune", False)
+
+
+def whole(split):
+    """Predictions that are right wherever the model sees a word."""
+    tags = []
+    for answers, row in zip(split.answers(torch.arange(len(split))), split.rows.tolist(), strict=True):
+        tags.append(answers[: len(split.ids[row])].clamp(min=0))
+    tags = torch.cat(tags).short()
+    return {"tags": tags, "confidence": torch.ones(len(tags))}
+
+
+def test_files_are_read(tmp_path, tokenizer):
+    found, classes, _, notes = read(write(tmp_path / "a"), tokenizer)
+    train, test = found["train"], found["test"]
+    assert classes == ["O", "B-MISC", "I-MISC", "B-ORG", "I-ORG", "B-PER", "I-PER"]
+    assert train.words == [["EU", "rejects", "German", "call"], ["Peter", "Blackburn", "met", "Ann"], ["Ann", "met", "EU"]]
+    assert [t.tolist() for t in train.tags] == [[3, 0, 1, 0], [5, 6, 0, 5], [5, 0, 3]]
+    assert (len(train), len(test), train.labels, train.answered) == (3, 2, None, True)
+    assert notes == ["3 kinds of names in BIO tags: F1 is that of whole names"]
+
+
+def test_columns(tmp_path, tokenizer):
+    """Tabs go before spaces; # begins a comment only where there are not the columns of a word; line ends do not matter."""
+    text = "# sent_id = 1\r\n1\tNew York\tPROPN\r\n2\t#\tSYM\r\n \r\n# x\r\n1\tmet\tVERB\r\n"
+    folder = write(tmp_path / "a", b"\xef\xbb\xbf" + text.encode(), None, ".tsv")
+    found, classes, _, notes = read(folder, tokenizer, token_column=1)
+    assert found["train"].words == [["New York", "#"], ["met"]]
+    assert classes == ["PROPN", "SYM", "VERB"]
+    assert notes == ["3 tags: F1 is that of words"]
+    _, classes, _, _ = read(folder, tokenizer, token_column=1, tag_column=0)
+    assert classes == ["1", "2"]
+
+
+def test_first_sub_words_carry_tags(tmp_path, tokenizer):
+    """Wherever the tokenizer cuts, the token at a word's place begins that word, whatever stands in it."""
+    words = ["EU", "Blackburns", "New York", "Ünited", "(Nations),", "é", "[SEP]", "York's", "日本", "1,5"]
+    folder = write(tmp_path / "a", "\n".join(f"{w}\tX{i}" for i, w in enumerate(words)), None)
+    found, classes, _, _ = read(folder, tokenizer)
+    split = found["train"]
+    ids, places = split.ids[0], split.places[0]
+    text = " ".join(words)
+    encoding = tokenizer.plain.encode(text, add_special_tokens=False)
+    starts = np.cumsum([0, *(len(w) + 1 for w in words[:-1])])
+    special = tokenizer.vocabulary.special.numpy()
+    inner = [i for i in range(len(ids)) if i not in (0, len(ids) - 1)]
+    begin = int(np.argmax(~special[ids])) if special[ids[0]] else 0
+    assert ids[begin : begin + len(encoding.ids)].tolist() == encoding.ids
+    for word, start, place in zip(words, starts, places, strict=True):
+        a, b = encoding.offsets[place - begin]
+        assert text[a:b].strip(), word
+        assert a + (text[a:b][0] == " ") == start, (word, text[a:b])
+    answers = split.answers(torch.tensor([0]))[0]
+    assert answers[torch.from_numpy(places)].tolist() == [classes.index(f"X{i}") for i in range(len(words))]
+    assert int((answers != problem.NONE).sum()) == len(words) < len(inner)
+
+
+def test_words_beyond_the_length_are_wrong(tmp_path, tokenizer):
+    train = "\n".join(f"{'Ann' if i % 2 else 'met'} {'B-PER' if i % 2 else 'O'}" for i in range(40))
+    found, classes, _, notes = read(write(tmp_path / "a", train, None), tokenizer, length=12)
+    split = found["train"]
+    assert len(split.ids[0]) <= 12
+    seen = int((split.places[0] >= 0).sum())
+    assert 2 <= seen < 11
+    assert notes[-1] == f"train: {40 - seen} of 40 words are not seen (model.length=12): they count as O"
+    result = problem.metrics(whole(split), split, classes, 15)
+    names = seen // 2
+    assert result["recall"] == pytest.approx(names / 20)
+    assert result["precision"] == 1
+    assert result["accuracy"] == pytest.approx((names + 20) / 40)
+    assert result["words_not_seen"] == 40 - seen
+    plain = train.replace("B-PER", "NOUN").replace("O", "VERB", 1)
+    found, classes, _, notes = read(write(tmp_path / "b", plain, None), tokenizer, length=12)
+    split = found["train"]
+    assert notes[-1].endswith("their tags count as wrong")
+    assert problem.score(whole(split), split) == pytest.approx(seen / 40)
+    columns = problem.columns(whole(split), split, classes)
+    assert columns["prediction"][0].as_py().split()[seen:] == ["-"] * (40 - seen)
+    assert columns["confidence"][0].as_py() == [1.0] * seen + [None] * (40 - seen)
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        ("B-PER I-PER O B-LOC", {("PER", 0, 2), ("LOC", 3, 4)}),
+        ("B-PER B-PER I-PER", {("PER", 0, 1), ("PER", 1, 3)}),
+        ("B-PER I-LOC I-LOC", {("PER", 0, 1), ("LOC", 1, 3)}),
+        ("O I-PER I-PER O I-LOC", {("PER", 1, 3), ("LOC", 4, 5)}),
+        ("B I O I B", {("", 0, 2), ("", 3, 4), ("", 4, 5)}),
+        ("O O", set()),
+        ("", set()),
+    ],
+)
+def test_spans(tags, expected):
+    """As conlleval and seqeval find them."""
+    assert problem.spans(tags.split()) == expected
+
+
+def scored(folder, tokenizer, predicted: list[list[str]], text: str):
+    found, classes, _, _ = read(write(folder, TRAIN, text), tokenizer)
+    split = found["test"]
+    words = torch.tensor([classes.index(tag) for line in predicted for tag in line])
+    return {"words": words}, split, classes
+
+
+def test_f1_of_names(tmp_path, tokenizer):
+    """Tjong Kim Sang's way: 2 of 4 found names are right, 2 of 3 true ones found."""
+    text = "Peter B-PER\nBlackburn I-PER\nmet O\nEU B-ORG\n\nAnn B-PER\nmet O\nmet O\n"
+    predicted = [["B-PER", "I-PER", "O", "B-PER"], ["B-PER", "B-ORG", "O"]]
+    found, split, _ = scored(tmp_path / "a", tokenizer, predicted, text)
+    assert problem.counts(found, split).tolist() == [[2, 2, 1], [1, 2, 1]]
+    assert problem.score(found, split) == pytest.approx(2 * 2 / (3 + 4))
+    assert problem.counts(found, split, "PER").sum(0).tolist() == [2, 3, 2]
+    assert problem.counts(found, split, "ORG").sum(0).tolist() == [1, 1, 0]
+    each = problem.each(found, split)
+    assert each.mean() == pytest.approx(problem.score(found, split))
+    assert each == pytest.approx([4 / 7 + (2 - 16 / 7) / 3.5, 4 / 7 + (2 - 12 / 7) / 3.5])
+
+
+def test_half_a_name_is_none(tmp_path, tokenizer):
+    text = "Peter B-PER\nBlackburn I-PER\n"
+    for predicted in (["B-PER", "O"], ["O", "B-PER"], ["B-PER", "B-PER"], ["B-ORG", "I-ORG"]):
+        found, split, _ = scored(tmp_path / "a", tokenizer, [predicted], text)
+        assert problem.score(found, split) == 0
+    found, split, _ = scored(tmp_path / "a", tokenizer, [["I-PER", "I-PER"]], text)
+    assert problem.score(found, split) == 1
+
+
+def test_metrics(tmp_path, tokenizer):
+    found, classes, _, _ = read(write(tmp_path / "a"), tokenizer)
+    split = found["test"]
+    right = whole(split)
+    result = problem.metrics(right, split, classes, 15)
+    assert (result["f1"], result["accuracy"], result["words"], result["words_not_seen"]) == (1, 1, 4, 0)
+    assert result["per_class"]["PER"] == {"f1": 1.0, "precision": 1.0, "recall": 1.0, "n": 1}
+    assert result["per_class"]["MISC"] == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "n": 0}
+    wrong = {**right, "tags": torch.full_like(right["tags"], classes.index("B-ORG"))}
+    result = problem.metrics(wrong, split, classes, 15)
+    assert result["accuracy"] == 1 / 4
+    assert (result["precision"], result["recall"]) == (1 / 4, 1 / 2)
+    columns = problem.columns(wrong, split, classes)
+    assert columns["words"].to_pylist() == [["Peter", "rejects", "unheard"], ["EU"]]
+    assert columns["label"].to_pylist() == ["B-PER O O", "B-ORG"]
+    assert columns["prediction"].to_pylist() == ["B-ORG B-ORG B-ORG", "B-ORG"]
+
+
+def test_plain_tags(tmp_path, tokenizer):
+    folder = write(tmp_path / "a", "EU N\nmet V\ncall N\n\nAnn N\n", "met V\nEU V\n\nAnn N\ncall V\n")
+    found, classes, _, _ = read(folder, tokenizer)
+    split = found["test"]
+    guess = whole(split) | {"confidence": torch.full((int(split.lengths.sum()),), 0.5)}
+    guess["tags"][:] = classes.index("V")
+    result = problem.metrics(guess, split, classes, 10)
+    assert result["f1"] == result["accuracy"] == problem.score(guess, split) == 0.75
+    assert result["confusion"] == [[0, 1], [0, 3]]
+    assert result["per_class"]["V"]["precision"] == 0.75
+    assert result["ece"] == pytest.approx(0.25)
+    assert problem.each(guess, split).tolist() == pytest.approx([1.0, 0.5])
+
+
+def test_floors(tmp_path, tokenizer):
+    """chance: O. raw: Peter was a name in training, Ann and EU were; an unknown word is O."""
+    found, classes, _, _ = read(write(tmp_path / "a"), tokenizer)
+    data = SimpleNamespace(**found)
+
+    def tags(kind, train):
+        return [classes[t] for t in problem.floor(kind, data, train, None)["words"].tolist()]
+
+    assert tags("chance", found["train"]) == ["O"] * 4
+    assert tags("raw", found["train"]) == ["B-PER", "O", "O", "B-ORG"]
+    assert tags("raw", found["train"].subset(torch.tensor([0]))) == ["O", "O", "O", "B-ORG"]
+    assert problem.score(problem.floor("raw", data, found["train"], None), found["test"]) == 1
+    assert problem.score(problem.floor("chance", data, found["train"], None), found["test"]) == 0
+
+
+def test_few(tmp_path, tokenizer):
+    split = read(write(tmp_path / "a"), tokenizer)[0]["train"]
+    two, all_of_them = problem.few(split, [], 2, 5), problem.few(split, [], None, 5)
+    assert (len(two), len(set(two.tolist())), all_of_them.tolist()) == (2, 2, [0, 1, 2])
+    assert problem.few(split, [], 1, 5).tolist() == two[:1].tolist()
+    assert split.subset(two).words is split.words
+    assert split.subset(two).read() == [split.texts[i] for i in two]
+    with pytest.raises(UserError, match="labels_per_class=4: there are 3 training samples"):
+        problem.few(split, [], 4, 5)
+
+
+def test_it_learns_what_it_was_shown(tmp_path, tokenizer):
+    """The loss begins at ln(tags) and ends near its lowest; predictions follow."""
+    found, classes, _, _ = read(write(tmp_path / "a"), tokenizer)
+    split = found["train"]
+    torch.manual_seed(0)
+    data = SimpleNamespace(classes=classes)
+    model = problem.build(Encoder(tokenizer.vocabulary.size), data, SimpleNamespace(label_smoothing=0.1))
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    losses = []
+    for (batch,) in batches(split, 3).iterate(0, 60):
+        loss, shown = model(batch)
+        losses.append(float(loss.total.detach()) / loss.n)
+        assert shown["accuracy"].n == loss.n == 11
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+    assert model.initial_loss(batch) == math.log(7)
+    assert losses[0] == pytest.approx(math.log(7), rel=0.25)
+    assert losses[-1] == pytest.approx(model.lowest_loss(batch), abs=0.02)
+    assert model.lowest_loss(batch) < losses[-1]
+    predicted = model.predict(split.all(2))
+    assert problem.fits(predicted, split, classes)
+    assert problem.score(predicted, split) == 1
+    assert not problem.fits(predicted, found["test"], classes)
+    assert not problem.fits(predicted, split, classes[:3])
+    assert not problem.fits({**predicted, "tags": predicted["tags"].float()}, split, classes)
+    assert all(torch.equal(v, model.predict(split.all(64))[k]) for k, v in predicted.items() if k == "tags")
+
+
+def test_accumulation(tmp_path, tokenizer):
+    """1 x 8 equals 4 x 2, though sentences are of different lengths: loss and gradients."""
+    lines = [[f"{'Ann' if (i + j) % 3 else 'rejects'} {'B-PER' if (i + j) % 3 else 'O'}" for j in range(1 + i)] for i in range(8)]
+    split = read(write(tmp_path / "a", "\n\n".join("\n".join(x) for x in lines), None), tokenizer)[0]["train"]
+    torch.manual_seed(0)
+    model = problem.Tagger(Encoder(tokenizer.vocabulary.size), 3, 0.1)
+    results = []
+    for accumulate in (1, 4):
+        (micros,) = batches(split, 8, accumulate).iterate(0, 1)
+        parts = [model(micro)[0] for micro in micros]
+        assert sum(int(part.n) for part in parts) == 36
+        model.zero_grad()
+        sum(part.total for part in parts).backward()
+        results.append((sum(part.total for part in parts).item(), [p.grad.clone() for p in model.parameters()]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_schemes(tmp_path, tokenizer):
+    """BIOES and BILOU are read as BIO; tags without kinds are; hyphens alone make no names."""
+    bioes = "a B-PER\nb I-PER\nc E-PER\nd S-ORG\ne O\n"
+    for text in (bioes, bioes.replace("E-", "L-").replace("S-", "U-")):
+        found, classes, _, _ = read(write(tmp_path / "a", text, None), tokenizer)
+        assert [classes[t] for t in found["train"].tags[0]] == ["B-PER", "I-PER", "I-PER", "B-ORG", "O"]
+    found, classes, _, _ = read(write(tmp_path / "a", "a B\nb I\nc O\n", None), tokenizer)
+    assert (classes, found["train"].bio) == (["O", "B", "I"], True)
+    found, classes, _, _ = read(write(tmp_path / "a", "a BE-HL\nb IN\nc -LRB-\n", None), tokenizer)
+    assert (classes, found["train"].bio) == (["-LRB-", "BE-HL", "IN"], False)
+    found, classes, _, _ = read(write(tmp_path / "a", TRAIN, None), tokenizer, scheme="plain")
+    assert (classes, found["train"].bio) == (["B-MISC", "B-ORG", "B-PER", "I-PER", "O"], False)
+
+
+def test_repair(tmp_path, tokenizer):
+    """IOB1, where names begin with I, becomes BIO."""
+    folder = write(tmp_path / "a", "EU I-ORG\nmet O\nAnn I-PER\nPeter B-PER\nX I-PER\nEU I-ORG\n", None)
+    assert f"{folder}/train.conll:1: I-ORG goes on with no B-ORG" in refused(folder, tokenizer)
+    found, classes, _, notes = read(folder, tokenizer, repair=True)
+    assert [classes[t] for t in found["train"].tags[0]] == ["B-ORG", "O", "B-PER", "B-PER", "I-PER", "B-ORG"]
+    assert notes[0] == "3 tags I-... that go on with nothing were made B-... (downstream.repair)"
+    folder = write(tmp_path / "b", "EU B-ORG\n\nX O\nmet I-ORG\n", None)
+    assert "train.conll:4: I-ORG goes on with no B-ORG" in refused(folder, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "changes", "expected"),
+    [
+        ("EU B-ORG\nmet\n", None, {}, "train.conll:2: 1 columns; expected a word and its tag in 2 columns"),
+        ("EU\tO\n\tB-ORG\n", None, {}, "train.conll:2: an empty column"),
+        ("EU\nmet\n", None, {}, "train.conll:1: 1 columns; expected a word in column 0"),
+        (
+            TRAIN,
+            None,
+            {"tag_column": 4},
+            "train.conll:4: 2 columns; expected a word in column 0 (downstream.token_column, from 0)",
+        ),
+        (TRAIN, None, {"token_column": 1}, "train.conll:4: 2 columns; expected a word in column 1"),
+        (TRAIN, "EU B-ORG\nx B-LOC\ny B-GPE\n", {}, "lack the tags B-GPE (FOLDER/test.conll:3), B-LOC (FOLDER/test.conll:2)"),
+        ("a N\nb V\n", "a N\n\nb ADV\n", {}, "the training files lack the tags ADV (FOLDER/test.conll:3)"),
+        ("\n\n# nothing\n", None, {}, "train.conll: holds no sentences"),
+        ("", None, {}, "train.conll: holds no sentences"),
+        (TRAIN, "", {}, "test.conll: holds no sentences"),
+        (b"caf\xe9 O\nEU B-ORG\n", None, {}, "train.conll: byte 3 is not UTF-8; convert it"),
+        (b"\xef\xbb\xbfcaf\xe9 O\n", None, {}, "train.conll: byte 6 is not UTF-8"),
+        ("a\0b O\n", None, {}, "train.conll: byte 1 is NUL"),
+        ("EU O\nmet O\n", None, {}, "train.conll: every word has the tag O; expected at least two tags"),
+        ("EU B-ORG\nAnn PER\nmet O\n", None, {}, "train.conll:2: the tag PER among BIO tags"),
+        ("EU N\nmet V\n", None, {"scheme": "bio"}, "train.conll:1: the tag N among BIO tags"),
+        (None, TEST, {}, "expected a file train.conll"),
+    ],
+)
+def test_bad_files(tmp_path, tokenizer, train, test, changes, expected):
+    folder = tmp_path / "a"
+    if train is None:
+        write(folder, "x", test)
+        (folder / "train.conll").rename(folder / "other.conll")
+    else:
+        write(folder, train, test)
+    assert expected.replace("FOLDER", str(folder)) in refused(folder, tokenizer, **changes)
+
+
+def test_no_files(tmp_path, tokenizer):
+    assert refused(tmp_path / "nowhere", tokenizer) == f"downstream.root={tmp_path}/nowhere: no such file or folder"
+    assert "expected a file train.conll (or .txt .tsv .bio)" in refused(tmp_path, tokenizer)
+
+
+def test_places_of_files(tmp_path, tokenizer):
+    """Folders name splits too, dev is val, and a file alone is train; the fingerprint is that of contents and reading."""
+    for split, name in {"train": "a.bio", "dev": "b.bio", "test": "c.bio"}.items():
+        (tmp_path / "in" / split).mkdir(parents=True)
+        (tmp_path / "in" / split / name).write_text(TRAIN)
+    found, _, mark, _ = read(tmp_path / "in", tokenizer)
+    assert list(found) == ["train", "val", "test"]
+    alone, _, other, _ = read(tmp_path / "in" / "train" / "a.bio", tokenizer)
+    assert list(alone) == ["train"]
+    assert mark != other
+    assert mark == read(tmp_path / "in", tokenizer)[2] != read(tmp_path / "in", tokenizer, repair=True)[2]
+
+
+def test_config():
+    options = config.section("downstream", "token_classification")
+    spec = config.spec("downstream", "token_classification")
+    assert spec.needs == {"text"}
+    known = {"name", "labels_per_class", "root", "token_column", "tag_column", "scheme", "repair"}
+    assert set(options.model_fields) == known
