@@ -27,6 +27,12 @@ def lr_at(step: int, steps: int, loop: Loop) -> float:
     return loop.min_lr + (loop.lr - loop.min_lr) * shape
 
 
+PLAIN = (  # in the names of parameters that are not decayed, though they have two dimensions or more
+    *("position_embeddings", "pos_embed", "embed_positions", ".wpe."),
+    *("_bias", "_token", "seg_embed", "mask_emb", "layer_scale"),
+)
+
+
 def groups(model: nn.Module, loop: Loop, depth_of: Callable[[str], int], top: int) -> list[dict]:
     """Parameter groups with `lr_scale` (layer_decay ** distance from the top) and weight decay on matrices only.
 
@@ -36,9 +42,7 @@ def groups(model: nn.Module, loop: Loop, depth_of: Callable[[str], int], top: in
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            plain = parameter.ndim < 2 or any(
-                word in name for word in ("position_embeddings", "pos_embed", "position_bias", "_token", "layer_scale")
-            )
+            plain = parameter.ndim < 2 or any(word in name for word in PLAIN)
             decay = 0.0 if plain else loop.weight_decay
             found.setdefault((loop.layer_decay ** (top - depth_of(name)), decay), []).append(parameter)
     return [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in found.items()]
