@@ -31,7 +31,7 @@ depth_of, load and adjusted they have:
     logits(hidden)                   of chosen positions, [n, D] -> float32 [n, vocabulary]
     features(tokens)                 [B, T] -> [B, width]
     save(folder, tokenizer), trim()
-    those of masked tokens and pairs: next_sentence(hidden) -> [B, 2]
+    those of masked tokens and pairs: next_sentence(hidden) -> [B, 2], pair_head (the modules that it alone needs)
     those that read in one direction: next_tokens(tokens) -> (logits [n, vocabulary], the tokens themselves [n]),
                                       generate(tokens, noise, temperature, top_k, top_p)
 """

@@ -86,6 +86,11 @@ class Encoder(nn.Module):
         """[B, T] -> [B, T, T]: how much each token looks at each."""
         return sequence.attention(self.net, self.net.bert, tokens, token_type_ids=tokens.types)
 
+    @property
+    def pair_head(self) -> list[nn.Module]:
+        """What next-sentence prediction alone trains."""
+        return [self.net.bert.pooler, self.net.cls.seq_relationship]
+
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the heads, and the pooler when tokens are averaged."""
         self.net.cls = nn.Identity()

@@ -20,6 +20,8 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.masking = Masking(encoder.vocabulary, encoder.length, options)
+        for module in getattr(encoder, "pair_head", ()):  # nothing here trains it
+            module.requires_grad_(False)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
         """batch: inputs (Tokens), rows. The loss is the cross-entropy in nats a hidden token; no others are projected."""
