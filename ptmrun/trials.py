@@ -111,7 +111,7 @@ def tuned(context: Context, trial: Trial) -> Any:
         raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
     model, _ = classifier(context, trial)
     tensors, classes = checkpoint.load(path)[0], len(context.data.classes)
-    if (bias := tensors.get("head.bias")) is not None and len(bias) != classes:
+    if classes and (bias := tensors.get("head.bias")) is not None and len(bias) != classes:
         raise UserError(f"{path}: its classifier tells {len(bias)} classes apart, the data has {classes}: stage=finetune first")
     checkpoint.into(model, {**model.state_dict(), **model.encoder.adjusted(tensors)[0]}, path)
     return model
