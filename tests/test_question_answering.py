@@ -238,7 +238,7 @@ def test_questions_without_an_answer(tmp_path, tokenizer):
     assert right["unanswered"] == right["answered"] == {"f1": 1.0, "exact_match": 1.0, "n": 1}
     found = perfect(split)
     start = sum(len(split.ids[w]) for w in split.own()[0]) + split.windows[split.targets[1][0]].place
-    found["logits"][start, 0] = found["logits"][start + 9, 1] = 6
+    found["logits"][start : start + 3, 0] = found["logits"][start + 8 : start + 11, 1] = 6
     wrong = problem.metrics(found, split, [], 15)
     assert (wrong["f1"], wrong["unanswered"]["f1"]) == (0.5, 0)
     both = read(write(tmp_path / "b", train=TRAIN, test=train), tokenizer)[0]["test"]
