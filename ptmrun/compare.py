@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.markup import escape
 from rich.table import Table
@@ -45,28 +44,29 @@ class Row:
 def scores(run: Run) -> dict[str, list[float]]:
     """Column title -> score of every repeat: accuracy for each number of labels, or the last linear probe of a pretraining."""
     if results := run.results():
-        return {label_words(e["labels_per_class"]): e["scores"]["tuned"]["values"] for e in results["by_labels"]}
+        counted = results.get("counted", "labels a class")
+        return {label_words(e["labels_per_class"], counted): e["scores"]["tuned"]["values"] for e in results["by_labels"]}
     score, _, name = run.score()
     return {} if score is None else {name: [score]}
 
 
 @functools.cache
 def correctness(run: Run, column: str) -> list[np.ndarray]:
-    """Which test samples are predicted rightly, one array [N] a repeat; empty where there are no predictions."""
+    """How right the prediction of each test sample is, 0 ... 1, one array [N] a repeat; empty where there are no predictions."""
     path = run.path("predictions.parquet")
     if not path.exists():
         return []
-    names = ["labels_per_class", "repeat", "label", "prediction"]
+    counted = (run.results() or {}).get("counted", "labels a class")
     try:
         file = pq.ParquetFile(path)
         if file.metadata.num_rows > MOST:
             raise UserError(f"{path}: {file.metadata.num_rows:,} rows, more than the {MOST:,} that can be compared; refused")
-        table = file.read(columns=names)
-        right = np.asarray(pc.equal(*(table[c].cast(pa.string()) for c in names[2:])))
-        counts, repeats = (table[c].cast(pa.int32()).to_pylist() for c in names[:2])
+        table = file.read(columns=["labels_per_class", "repeat", "score"])
+        right = np.asarray(table["score"].cast(pa.float32()))
+        counts, repeats = (table[c].cast(pa.int32()).to_pylist() for c in ("labels_per_class", "repeat"))
     except (pa.ArrowException, KeyError, OSError) as error:
         raise UserError(f"{path}: no predictions of ptmrun ({str(error).splitlines()[0][:80]}); refused") from None
-    mine = np.array([label_words(n) for n in counts]) == column
+    mine = np.array([label_words(n, counted) for n in counts]) == column
     return [right[mine & (np.array(repeats) == r)] for r in sorted({r for r, m in zip(repeats, mine, strict=True) if m})]
 
 

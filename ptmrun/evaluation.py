@@ -69,6 +69,7 @@ def evaluate(context: Context) -> None:
     result = {
         "metric": problem.METRIC,
         "counted": problem.COUNTED,
+        "words": getattr(problem, "WORDS", {}),
         "score": headline["scores"]["tuned"]["mean"],
         "score_sd": headline["scores"]["tuned"]["sd"],
         "labels_per_class": headline["labels_per_class"],
@@ -85,7 +86,7 @@ def evaluate(context: Context) -> None:
         "wall_s": run.manifest.get("wall_s", {}),
     }
     run.write_json("results.json", result)
-    show(context, sets, problem.METRIC, result["pretrain"])
+    show(context, result, sets)
 
 
 def weights_hash(run: Any) -> str | None:
@@ -153,11 +154,13 @@ def save_predictions(context: Context, problem: Any) -> None:
     count, tables = len(data.test), []
     for labels in label_counts(cfg):
         for repeat, trial in enumerate(trials(cfg, "tuned", labels)):
+            found = predict(context, trial)
             columns = {
                 "labels_per_class": pa.array([labels] * count, pa.int32()),
                 "repeat": pa.array([repeat] * count, pa.int32()),
                 "index": pa.array(np.arange(count, dtype=np.int32)),
-                **problem.columns(predict(context, trial), data.test, data.classes),
+                **problem.columns(found, data.test, data.classes),
+                "score": pa.array(problem.each(found, data.test).astype(np.float32)),
             }
             if data.test.groups is not None:
                 columns["group"] = pa.array(data.test.groups).dictionary_encode()
@@ -214,18 +217,19 @@ def single(split: Any) -> bool:
     return split.labels is not None and split.labels.ndim == 1
 
 
-def show(context: Context, sets: list[dict[str, Any]], metric: str, pretrained: dict[str, Any] | None) -> None:
+def show(context: Context, result: dict[str, Any], sets: list[dict[str, Any]]) -> None:
     """The summary table and the verdict, for a newcomer."""
-    run, cfg = context.run, context.cfg
+    run, pretrained, counted = context.run, result["pretrain"], result["counted"]
+    words = method_words(context.cfg.evaluate.longer, result["words"])
     if pretrained and "probe_linear" in pretrained:
         steps = [
             f"{name} {pretrained[f'{key}_untrained']:.3f} untrained -> {pretrained[key]:.3f} pretrained" for key, name in PROBES
         ]
         run.say(f"Features: {'; '.join(steps)} (held-out training {context.data.noun})")
-    table = Table(title=f"{title(metric)} on the test split (mean ± sd over repeats)", title_justify="left")
+    table = Table(title=f"{title(result['metric'])} on the test split (mean ± sd over repeats)", title_justify="left")
     table.add_column("")
     for entry in sets:
-        table.add_column(label_words(entry["labels_per_class"]), justify="right")
+        table.add_column(label_words(entry["labels_per_class"], counted), justify="right")
     best = [max(s["mean"] for s in entry["scores"].values()) for entry in sets]
     for kind in [k for k in WORDS if k in sets[0]["scores"]]:
         cells = []
@@ -233,12 +237,12 @@ def show(context: Context, sets: list[dict[str, Any]], metric: str, pretrained: 
             score = entry["scores"][kind]
             text = f"{score['mean']:.3f}" + (f" ± {score['sd']:.3f}" if score["sd"] is not None else "")
             cells.append(f"[bold]{text}[/bold]" if score["mean"] == top else text)
-        table.add_row(WORDS[kind].format(longer=cfg.evaluate.longer), *cells, style="cyan" if kind == "tuned" else None)
+        table.add_row(words[kind], *cells, style="cyan" if kind == "tuned" else None)
     show_table(run, table)
     if groups := sets[-1]["metrics"].get("groups"):
         show_groups(run, groups)
     for entry in sets:
-        for line in conclusions(entry):
+        for line in conclusions(entry, words, counted):
             run.say(line)
 
 
@@ -273,20 +277,26 @@ def group_lines(groups: dict[str, Any]) -> list[list[str]]:
     return [[name, f"{s['n']:,}", f"{s['accuracy']:.3f}", f"{s['f1_macro']:.3f}"] for name, s in order]
 
 
-def label_words(labels: int | None) -> str:
-    return "all labels" if labels is None else f"{labels} label{'s' * (labels > 1)} a class"
+def label_words(labels: int | None, counted: str = "labels a class") -> str:
+    """`counted`: what the problem counts."""
+    if labels is None:
+        return "all labels"
+    return f"{labels} {counted}" if labels > 1 else f"1 {counted.replace('labels', 'label', 1)}"
 
 
-def conclusions(entry: dict[str, Any]) -> list[str]:
+def method_words(longer: int | str, own: dict[str, str]) -> dict[str, str]:
+    """What each method is, those that are the problem's own in its words."""
+    return {kind: text.format(longer=longer) for kind, text in WORDS.items()} | {k: own[k] for k in WORDS if k in own}
+
+
+def conclusions(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
     """The verdict in words, and the truth when a simpler method wins."""
     lines = []
     if "verdict" in entry:
-        lines.append(f"With {label_words(entry['labels_per_class'])}: {noise.sentence(entry['verdict'])}")
+        lines.append(f"With {label_words(entry['labels_per_class'], counted)}: {noise.sentence(entry['verdict'])}")
     scores = {k: v["mean"] for k, v in entry["scores"].items()}
-    others = [k for k in ("raw", "random_frozen", "frozen", "scratch_long") if k in scores]
-    better = [k for k in others if scores[k] >= scores["tuned"]]
+    better = [k for k in ("raw", "random_frozen", "frozen", "scratch_long") if k in scores and scores[k] >= scores["tuned"]]
     if better:
         best = max(better, key=lambda k: scores[k])
-        name = WORDS[best].format(longer="several")
-        lines.append(f"But {name} does as well or better: {scores[best]:.3f} against {scores['tuned']:.3f}.")
+        lines.append(f"But {words[best]} does as well or better: {scores[best]:.3f} against {scores['tuned']:.3f}.")
     return lines

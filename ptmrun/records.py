@@ -93,6 +93,8 @@ class Results(Record):
     val_score: float | None
     seeds: Natural
     n_test: Natural
+    counted: str = "labels a class"
+    words: dict[str, str] = {}
     metrics: Metrics = Metrics()
     by_labels: Annotated[list[Scores], Field(min_length=1)]
     pretrain: dict[str, float] | None = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from ptmrun import config, recovery
 from ptmrun.errors import printable
-from ptmrun.evaluation import GROUP_TITLES, WORDS, conclusions, group_lines, label_words, title
+from ptmrun.evaluation import GROUP_TITLES, conclusions, group_lines, label_words, method_words, title
 from ptmrun.run import Run
 from ptmrun.saved import read, text
 
@@ -105,13 +105,14 @@ def samples(found: list[dict[str, Any]]) -> list[str]:
 def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
     """The verdict and the table of scores."""
     sets = results["by_labels"]
-    parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in conclusions(entry)]
-    titles = ["", *(label_words(entry["labels_per_class"]) for entry in sets)]
+    words, counted = method_words(cfg.evaluate.longer, results.get("words", {})), results.get("counted", "labels a class")
+    parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in conclusions(entry, words, counted)]
+    titles = ["", *(label_words(entry["labels_per_class"], counted) for entry in sets)]
     body = []
-    for kind in [k for k in WORDS if k in sets[0]["scores"]]:
+    for kind in [k for k in words if k in sets[0]["scores"]]:
         found = [entry["scores"][kind] for entry in sets]
         cells = [f"{s['mean']:.3f}" + ("" if s["sd"] is None else f" ± {s['sd']:.3f}") for s in found]
-        body.append(([WORDS[kind].format(longer=cfg.evaluate.longer), *cells], kind == "tuned"))
+        body.append(([words[kind], *cells], kind == "tuned"))
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
     parts.append(f"<h2>{title(results['metric'])} on {results['n_test']:,} test samples ({seeds})</h2>{html_table(titles, body)}")
     if groups := results.get("metrics", {}).get("groups"):

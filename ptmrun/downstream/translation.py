@@ -27,6 +27,7 @@ from ptmrun.tokens import Tokens
 METRIC = "bleu"
 COUNTED = "pairs of texts"
 FLOORS = ("raw",)
+WORDS = {"raw": "the translation of the most similar training text"}
 MOST_RAW = 10**9  # pairs that `raw` searches: all of them
 WHOLE = True  # the encoder is not trimmed: it has the decoder
 
