@@ -20,6 +20,7 @@ FRAMING = Framing(
     "<s> $A </s> $B:1 </s>:1",
 )
 TOKENIZER = "wordpiece"
+SCALE = 0.5  # of the first embeddings; with 1 / sqrt(width) the gates see next to nothing, and only frequencies are learned
 FRAMED = False  # a text goes on in the next block
 
 
@@ -57,7 +58,7 @@ class Encoder(nn.Module):
         self.bias: nn.Parameter | None = nn.Parameter(torch.zeros(vocabulary.size))  # of the softmax
         self.right = nn.LSTM(width, width, depth, batch_first=True, dropout=dropout)
         self.left = nn.LSTM(width, width, depth, batch_first=True, dropout=dropout) if bidirectional else None
-        nn.init.uniform_(self.embedding.weight, -1 / math.sqrt(width), 1 / math.sqrt(width))  # as PyTorch does for the LSTM
+        nn.init.normal_(self.embedding.weight, std=SCALE)
         with torch.no_grad():  # it remembers at first (Jozefowicz et al. 2015); of the four gates, forget is the second
             for name, parameter in self.named_parameters():
                 if ".bias_" in name:
