@@ -1,7 +1,6 @@
 """LSTM language model (Zaremba et al. 2014, arXiv:1409.2329) whose softmax shares the embeddings (Press & Wolf 2017,
 arXiv:1608.05859); with a second stack from right to left it is ELMo's (Peters et al. 2018, arXiv:1802.05365) on whole tokens."""
 
-import math
 import re
 from pathlib import Path
 from typing import Any
