@@ -256,7 +256,8 @@ def load(
         sets, classes, mark = problem.sets(cfg.downstream, own, length, notes)
         marks.append(mark)
     elif cfg.downstream.root:
-        other = text.read(cfg.downstream)
+        with text.as_downstream():
+            other = text.read(cfg.downstream)
         sets, classes = framed(other, own, length), other.classes
         notes += other.notes
         marks.append(other.fingerprint)

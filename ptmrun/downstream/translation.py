@@ -5,7 +5,6 @@ Needs a model with an encoder and a decoder (`sequence_to_sequence`). Both langu
 
 import importlib.util
 import math
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -149,16 +148,13 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
 
 def parallel(options: Any) -> Any:
     """The texts and, as second ones, their translations: a sources.TextSource."""
-    try:
+    with text.as_downstream(COLUMNS):
         headless = text.found(options.root)["train"][0].suffix.lower() == ".tsv"
         pair = ((options.source_column, "source", 1), (options.target_column, "target", 2))
         first, second = ((number if headless else name) if chosen == "auto" else chosen for chosen, name, number in pair)
         columns = {"text_column": first, "pair_column": second, "label_column": None, "label_separator": None, "group": None}
         read = {"root": options.root, "encoding": options.encoding, "errors": options.errors, "documents": "auto"}
         return text.read(SimpleNamespace(**columns, **read))
-    except UserError as error:  # in which the keys are those of a dataset
-        lines = [re.sub(r"\bdataset\.(\w+)", lambda m: f"downstream.{COLUMNS.get(m[1], m[1])}", line) for line in error.args]
-        raise UserError(*lines) from None
 
 
 def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:

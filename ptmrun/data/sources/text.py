@@ -1,6 +1,7 @@
 """Your own texts: .txt files, or tables (.csv, .tsv, .jsonl, .parquet) with a text a row, labelled or not."""
 
 import codecs
+import contextlib
 import csv
 import hashlib
 import io
@@ -89,6 +90,17 @@ def read(options: Any) -> TextSource:
         notes.append(f"{said} is a document (dataset.documents={kind})")
     makers = {name: partial(all_texts, paths, kind, options.encoding, options.errors) for name, paths in files.items()}
     return gathered(makers, options.root, None, options.errors, notes)
+
+
+@contextlib.contextmanager
+def as_downstream(names: dict[str, str] | None = None) -> Iterator[None]:
+    """For keys of a labelled problem: messages name these instead of a dataset's. `names`: what they are called there."""
+    try:
+        yield
+    except UserError as error:
+        known = names or {}
+        lines = [re.sub(r"\bdataset\.(\w+)", lambda m: f"downstream.{known.get(m[1], m[1])}", line) for line in error.args]
+        raise UserError(*lines) from None
 
 
 def found(root: str) -> dict[str, list[Path]]:
