@@ -269,6 +269,7 @@ def test_floors(tmp_path, tokenizer):
     test = squad(
         (ANN, [qa("a", "Where did Bob meet her?", ANN, "Rome")]),
         (other, [qa("b", "Whom did the king see near Boston?", other, "Ann Lee"), qa("c", "What fell then?", other, "New York")]),
+        (other, [qa("e", "Near what was Ann Lee?", other, "Boston")]),
         ("no capitals here", [qa("d", "who?", "no capitals here", "no capitals")]),
     )
     found = read(write(tmp_path / "a", train=train, test=test), tokenizer)[0]
@@ -277,10 +278,10 @@ def test_floors(tmp_path, tokenizer):
     def answers(kind):
         return problem.guesses(problem.floor(kind, data, found["train"], None), found["test"])
 
-    assert answers("chance") == ["Rome", "Then New York", "Then New York", "no"]
-    assert answers("raw") == ["Rome", "Ann Lee", "Then New York", "no"]
+    assert answers("chance") == ["Rome", "Then New York", "Then New York", "Then New York", "no"]
+    assert answers("raw") == ["Rome", "Ann Lee", "Then New York", "Boston", "no"]
     assert problem.score(problem.floor("raw", data, found["train"], None), found["test"]) == pytest.approx(
-        (2 + 4 / 5 + 2 / 3) / 4
+        (3 + 4 / 5 + 2 / 3) / 5
     )
 
 
