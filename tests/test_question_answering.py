@@ -247,7 +247,7 @@ def test_questions_without_an_answer(tmp_path, tokenizer):
     columns = problem.columns(found, split, [])
     assert columns["label"].to_pylist() == ["Ünited  Paris", ""]
     assert columns["id"].to_pylist() == ["a", "b"]
-    assert columns["f1"].to_pylist() == problem.each(found, split).tolist() == [1, 0]
+    assert columns["exact_match"].to_pylist() == problem.each(found, split).tolist() == [1, 0]
 
 
 def test_the_empty_answer_must_win_in_every_window(tmp_path, tokenizer):
@@ -276,7 +276,7 @@ def test_floors(tmp_path, tokenizer):
     data = SimpleNamespace(**found)
 
     def answers(kind):
-        return problem.guesses(problem.floor(kind, data, found["train"], None), found["test"])
+        return problem.guesses(problem.floor(kind, data, found["train"].subset(torch.tensor([3])), None), found["test"])
 
     assert answers("chance") == ["Rome", "Then New York", "Then New York", "Then New York", "no"]
     assert answers("raw") == ["Rome", "Ann Lee", "Then New York", "Boston", "no"]

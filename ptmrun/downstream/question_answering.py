@@ -36,8 +36,8 @@ METRIC = "f1"  # of the words of an answer, the mean over questions
 COUNTED = "labelled questions"  # what `labels_per_class` counts, in all
 FLOORS = ("chance", "raw")
 WORDS = {
-    "chance": "the most frequent answer where the context has it, else the first capitalised words",
-    "raw": "the capitalised words of the sentence that shares most words with the question",
+    "chance": "always the most frequent answer",
+    "raw": "a name in the sentence that shares most words with the question",
 }
 
 SUFFIXES = (".json",)
@@ -382,7 +382,7 @@ def floor(kind: str, data: Any, train: Questions, features: Callable[[str, Any],
     """What is answered without reading, as characters of the context [N, 2]: chance, the most frequent answer of the training
     questions where the context has it, else its first capitalised words; raw, of the sentence that shares most different words
     with the question the first capitalised words that the question has not (and if there are others, not its first word)."""
-    counts = Counter(question.answers[0] for question in train.asked() if question.answers)
+    counts = Counter(question.answers[0] for question in data.train.asked() if question.answers)
     most = max(counts, key=lambda answer: (counts[answer], answer), default="")
     found = []
     for question in data.test.asked():
@@ -422,14 +422,13 @@ def lexical(question: str, context: str) -> tuple[int, int]:
 
 
 def columns(found: dict[str, Tensor], split: Questions, classes: list[str]) -> dict[str, pa.Array]:
-    """Of predictions.parquet: the question's id, its first answer and the predicted one, and how right that is."""
+    """Of predictions.parquet: the question's id, its first answer and the predicted one, and whether that is right exactly."""
     asked, answers = split.asked(), guesses(found, split)
     exact = [exact_of(guess, question.answers) for guess, question in zip(answers, asked, strict=True)]
     return {
         "id": pa.array([question.name for question in asked], pa.string()),
         "label": pa.array([next(iter(question.answers), "") for question in asked], pa.string()),
         "prediction": pa.array(answers, pa.string()),
-        "f1": pa.array(each(found, split)),
         "exact_match": pa.array(exact),
     }
 

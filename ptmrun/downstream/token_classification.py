@@ -384,10 +384,11 @@ def floor(kind: str, data: Any, train: Sentences, features: Callable[[str, Any],
     raw, the word's most frequent one in training, of unknown words the most frequent of all."""
     seen: dict[str, Counter[int]] = defaultdict(Counter)
     whole: Counter[int] = Counter()
-    for r in train.rows.tolist():
-        tags = train.tags[r].tolist()
+    shown = data.train if kind == "chance" else train
+    for r in shown.rows.tolist():
+        tags = shown.tags[r].tolist()
         whole.update(tags)
-        for word, tag in zip(train.words[r], tags, strict=True):
+        for word, tag in zip(shown.words[r], tags, strict=True):
             seen[word][tag] += 1
     most = most_frequent(whole)
     known = {word: most_frequent(tags) for word, tags in seen.items()} if kind == "raw" else {}
