@@ -35,7 +35,6 @@ from ptmrun.tokens import Tokens
 METRIC = "f1"  # of the words of an answer, the mean over questions
 COUNTED = "labelled questions"  # what `labels_per_class` counts, in all
 FLOORS = ("chance", "raw")
-WORDS = {"chance": "always the most frequent answer", "raw": "a name in the sentence that shares most words with the question"}
 WORDS = {
     "chance": "the most frequent answer where the context has it, else the first capitalised words",
     "raw": "the capitalised words of the sentence that shares most words with the question",

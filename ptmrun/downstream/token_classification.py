@@ -31,7 +31,6 @@ from ptmrun.loss import Loss
 METRIC = "f1"  # of whole names (BIO); of plain tags micro-averaged over words, which is the share of right words
 COUNTED = "labelled sentences"  # what `labels_per_class` counts, in all
 FLOORS = ("chance", "raw")
-WORDS = {"chance": "always the most frequent tag", "raw": "the most frequent tag of each word"}
 MOST_RAW = 10**9  # training samples of the raw baseline: counting words takes no time
 WORDS = {
     "chance": "always the most frequent tag",
