@@ -6,10 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from texts import part, story
 from torch import nn
-from transformers import AutoModel, BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel
+from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel
 
 from ptmrun import checkpoint, config
+from ptmrun.data import tokenizer
 from ptmrun.errors import UserError
 from ptmrun.models import bert, files, gpt, lstm, sequence
 from ptmrun.tokens import Tokens, Vocabulary
@@ -249,6 +251,24 @@ def test_loads_in_transformers(tmp_path, kind):
             torch.testing.assert_close(logits[tokens.mask], model.logits(hidden[tokens.mask]), rtol=1e-5, atol=1e-5)
             if whole is BertForPreTraining:
                 torch.testing.assert_close(output.seq_relationship_logits, model.next_sentence(hidden), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt"])
+def test_what_the_saved_tokenizer_gives_is_what_the_saved_model_takes(tmp_path, kind):
+    """model(**tokenizer(texts)), as users of transformers write it."""
+    family, stories = FAMILIES[kind], story(20, 4)
+    own = tokenizer.choose("auto", "auto", family.TOKENIZER, family.FRAMING, part(stories))
+    torch.manual_seed(0)
+    model = family.build(options(), own.vocabulary, 64, "sdpa").eval()
+    nn.init.normal_(model.embeddings.weight)
+    model.save(tmp_path / "encoder", own)
+    read, body = AutoTokenizer.from_pretrained(tmp_path / "encoder"), AutoModel.from_pretrained(tmp_path / "encoder").eval()
+    firsts, seconds = [stories[0][:60], stories[1][:40]], [stories[2][:30], stories[3][:50]]
+    for given, pairs in (([firsts], None), ([firsts, seconds], own.encode(seconds))):
+        tokens = own.batch(own.encode(firsts), pairs, 64)
+        with torch.no_grad():
+            found = body(**read(*given, padding=True, return_tensors="pt")).last_hidden_state
+            torch.testing.assert_close(found[tokens.mask], model.hidden(tokens)[tokens.mask], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt"])

@@ -21,7 +21,7 @@ END = "<|endoftext|>"  # before a text, so that its first token is predicted too
 FRAMING = Framing(
     {"bos_token": END, "eos_token": END, "unk_token": END, "pad_token": "<|pad|>"},
     f"{END} $A {END}",
-    f"{END} $A {END} $B:1 {END}:1",
+    f"{END} $A {END} $B {END}",  # of one type: the library adds the embeddings of token 0 and 1 as those of types
 )
 TOKENIZER = "bpe"
 FRAMED = False  # a text goes on in the next block
