@@ -183,7 +183,12 @@ def curves(run: Run) -> None:
     losses, probes = [x for x in lines if "loss" in x], [x for x in lines if "probe_knn" in x]
     figure = Figure(figsize=(7.6 if probes else 4, 2.7))
     axes = figure.subplots(1, 2 if probes else 1, squeeze=False)[0]
-    axes[0].plot([x["step"] for x in losses], [x["loss"] for x in losses], color=BLUE)
+    axes[0].plot([x["step"] for x in losses], [x["loss"] for x in losses], color=BLUE, label="training")
+    if held := [x for x in lines if "held_loss" in x and "split" not in x]:
+        axes[0].plot(
+            [x["step"] for x in held], [x["held_loss"] for x in held], "o-", color=ORANGE, label="held out", markersize=3
+        )
+        axes[0].legend(frameon=False)
     axes[0].set(xlabel="step", ylabel="pretraining loss")
     if probes:
         for name, label, color in (("probe_linear", "linear probe", ORANGE), ("probe_knn", "k-NN", GREEN)):
@@ -252,7 +257,7 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
 
 def scores(run: Run, sets: list[dict[str, Any]], metric: str) -> None:
     """Every method's score, a panel for each number of labels; the bars are the mean, the lines the standard deviation."""
-    titles = {"chance": "chance", "raw": "pixels + LR", "random_frozen": "random + LR", "frozen": "pretrained + LR"}
+    titles = {"chance": "chance", "raw": "raw input", "random_frozen": "random + LR", "frozen": "pretrained + LR"}
     titles |= {"scratch": "scratch", "scratch_long": "scratch, longer", "tuned": "pretrained, tuned"}
     figure = Figure(figsize=(3.7 * len(sets) + 0.6, 2.6))
     axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]

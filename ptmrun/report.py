@@ -24,7 +24,7 @@ FIGURES = {
     "attention": "How much each patch flows into the features: attention rollout over all blocks (held-out images).",
     "confusion": "Which classes are taken for which (first repeat, most labels).",
     "grad_cam": "Which places speak for the predicted class: Grad-CAM of the fine-tuned model (first repeat, most labels).",
-    "embedding": "Features of test images in two dimensions, before and after pretraining; the colour is the class.",
+    "embedding": "Features of test samples in two dimensions, before and after pretraining; the colour is the class.",
 }
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d2430 }
