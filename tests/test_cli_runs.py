@@ -79,7 +79,7 @@ def test_report_is_self_contained(done_run):
     assert page.count("<img") == 7
     assert "http://" not in page
     assert "https://" not in page
-    assert "logistic regression on the pixels" in page
+    assert "logistic regression on the raw input (pixels, TF-IDF)" in page
 
 
 def test_reproduce_is_bit_exact(done_run, ptmrun):

@@ -359,6 +359,13 @@ CASES = [
     Case("file as checkpoints", put("checkpoints", "x"), "checkpoints", READERS),
     Case("file as figures", put("figures", "x"), "figures", ("resume",)),
     Case("predictions replaced", put("predictions.parquet", PICKLE), NOTHING, ("report", "resume", "evaluate")),
+    Case("samples replaced", put("samples.json", PICKLE), "not valid JSON", ("report",)),
+    Case(
+        "samples that do not match",
+        put("samples.json", '{"samples": [{"step": 1, "given": [], "said": [""]}]}'),
+        "samples.0",
+        ("report",),
+    ),
     # chains, texts
     Case("a chain without end", parent_loop, "has no end", STARTS),
     Case("escape in the command", change("manifest.json", command="\x1b[2J\x1b]0;owned\x07"), NOTHING, ("report", "resume")),
