@@ -9,7 +9,7 @@ import pytest
 from conftest import TINY, latest
 from test_cli_runs import same, weights
 
-from ptmrun import checkpoint, compare, config, listing, stages, train
+from ptmrun import checkpoint, compare, config, listing, pretraining, train
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
 from ptmrun.run import Run
@@ -130,8 +130,8 @@ def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):
     assert ptmrun(*FAST)[0] == 0
     first = latest()
     trained = []
-    real = stages.train_objective
-    monkeypatch.setattr(stages, "train_objective", lambda context: trained.append(1) or real(context))
+    real = pretraining.train_objective
+    monkeypatch.setattr(pretraining, "train_objective", lambda context: trained.append(1) or real(context))
     code, out, err = ptmrun(*FAST, "skip_done=true", "finetune=linear", "name=b")
     assert code == 0, err
     second = latest()
