@@ -322,8 +322,9 @@ def test_initial_weights_of_the_lstm():
     torch.manual_seed(0)
     model = lstm.build(options(bidirectional=True), vocabulary(), LENGTH, "sdpa")
     assert model.width == 256
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
+    assert model.embedding.weight.std().item() == pytest.approx(0.5, rel=0.05)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and name != "embedding.weight":
             assert parameter.abs().max() <= 1 / math.sqrt(128)
             assert parameter.std().item() == pytest.approx(1 / math.sqrt(3 * 128), rel=0.05)
     gates = (model.left.bias_ih_l1 + model.left.bias_hh_l1).unflatten(0, (4, 128))
