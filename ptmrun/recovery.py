@@ -12,6 +12,7 @@ from ptmrun import checkpoint
 from ptmrun.errors import UserError
 from ptmrun.rng import Rows
 from ptmrun.state import State, save
+from ptmrun.tokens import Tokens
 
 if TYPE_CHECKING:
     from ptmrun.train import Plan
@@ -76,7 +77,9 @@ def save_batch(file: Path, model: nn.Module, micros: list[dict[str, Any]], state
     """Writes weights and batch of the last step, which was skipped: all that `replay` needs to run it again."""
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, micro in enumerate(micros):
-        tensors |= {f"batch.{i}.{k}": v.clone() for k, v in micro.items() if isinstance(v, Tensor)}
+        for name, value in micro.items():
+            parts = value._asdict() if isinstance(value, Tokens) else {"": value}
+            tensors |= {f"batch.{i}.{name}.{k}".rstrip("."): v.clone() for k, v in parts.items() if isinstance(v, Tensor)}
     rows = [dataclasses.asdict(m["rows"]) if "rows" in m else None for m in micros]
     step = {"purpose": plan.purpose, "seed": plan.seed, "step": state.step - 1, "first": (state.step - 1) * plan.loop.accumulate}
     checkpoint.save(file, tensors, {**step, "precision": state.precision, "limit": limit(state), "rows": rows})
@@ -89,7 +92,7 @@ def load_batch(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dic
     try:
         if any(type(found[k]) is not kind for k, kind in kinds.items()):
             raise TypeError
-        micros: list[dict[str, Any]] = [checkpoint.part(tensors, f"batch.{i}.") for i in range(len(found["rows"]))]
+        micros: list[dict[str, Any]] = [together(checkpoint.part(tensors, f"batch.{i}.")) for i in range(len(found["rows"]))]
         total = sum(len(micro["ids"]) for micro in micros)
         for micro, rows in zip(micros, found["rows"], strict=True):
             if rows:
@@ -97,3 +100,9 @@ def load_batch(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dic
     except (KeyError, TypeError):
         raise UserError(f"{file}: not a batch that ptmrun saved; refused") from None
     return checkpoint.part(tensors, "model."), micros, found
+
+
+def together(named: dict[str, Tensor]) -> dict[str, Any]:
+    """What `save_batch` took apart, by name: tensors, and Tokens of those whose names have a dot."""
+    found: dict[str, Any] = {name: value for name, value in named.items() if "." not in name}
+    return found | {name: Tokens(**checkpoint.part(named, f"{name}.")) for name in {n.split(".")[0] for n in named if "." in n}}

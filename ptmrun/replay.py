@@ -15,6 +15,7 @@ from ptmrun.errors import UserError
 from ptmrun.prepare import prepare
 from ptmrun.run import Run
 from ptmrun.signals import Stop
+from ptmrun.tokens import Tokens
 from ptmrun.trials import classifier, label_counts, trials
 
 
@@ -42,7 +43,9 @@ def replay(run: Run) -> bool:
         context = prepare(run, config.load(run.path("config.yaml")), Stop())
         model = model_of(context, step["purpose"])
         checkpoint.into(model, weights, file, sound=False)
-        micros = [{k: v.to(context.device) if isinstance(v, Tensor) else v for k, v in micro.items()} for micro in micros]
+        micros = [
+            {k: v.to(context.device) if isinstance(v, Tensor | Tokens) else v for k, v in micro.items()} for micro in micros
+        ]
         run.say(f"Replaying step {step['step'] + 1} of {step['purpose']} in {step['precision']}, with the batch in {file}")
         run.say(f"  weights: {health(dict(model.named_parameters()))}")
         run.say(f"  batch: {health({f'{k}[{i}]': v for i, micro in enumerate(micros) for k, v in micro.items()})}")
@@ -141,5 +144,7 @@ def health(named: dict[str, Any]) -> str:
     bad = [k for k, v in tensors.items() if not v.isfinite().all()]
     if bad:
         return f"{len(bad)} of {len(tensors)} tensors are not finite: {', '.join(bad[:3])}{', ...' if len(bad) > 3 else ''}"
+    if not tensors:
+        return "nothing but whole numbers"
     largest = max(tensors, key=lambda k: float(tensors[k].abs().max()))
     return f"finite, the largest is {float(tensors[largest].abs().max()):.3g} in {largest}"

@@ -339,10 +339,10 @@ def test_replay_names_the_module(spoilt, ptmrun):
 
 
 def test_replay_names_the_batch(spoilt, ptmrun):
-    change(spoilt, "pretrain.safetensors", "batch.0.images", 0, math.nan)
+    change(spoilt, "pretrain.safetensors", "batch.0.inputs", 0, math.nan)
     code, out, err = ptmrun("replay", spoilt)
     assert code == 0, err
-    assert "batch: 1 of 1 tensors are not finite: images[0]" in out
+    assert "batch: 1 of 1 tensors are not finite: inputs[0]" in out
     assert "its input is not finite already" in out
 
 

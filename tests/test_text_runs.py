@@ -126,3 +126,21 @@ def test_the_built_in_text_needs_no_labels(ptmrun):
     assert code == 0, err
     assert "Data: pydoc, 40 train" in out
     assert "The data has no classes to tell apart: only the pretraining stage runs." in out
+
+
+def test_text_that_diverges_is_replayed(ptmrun, corpus):
+    data = ["dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "stage=pretrain"]
+    wild = [
+        "pretrain.lr=1e9",
+        "pretrain.warmup=0",
+        "pretrain.clip=null",
+        "pretrain.max_skipped=1",
+        "on_nan=stop",
+        "pretrain.steps=20",
+    ]
+    code, _, err = ptmrun("model=gpt", *data, *[x for x in SHORT if "pretrain.steps" not in x], *wild)
+    assert code == 2
+    assert "to see where it begins: ptmrun replay" in err
+    code, out, err = ptmrun("replay", latest())
+    assert code == 0, err
+    assert "batch: nothing but whole numbers" in out

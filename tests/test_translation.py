@@ -223,7 +223,7 @@ def test_fewer_pairs(read):
     five, ten = (set(translation.few(split, [], n, 1).tolist()) for n in (5, 10))
     assert (len(five), len(ten), five < ten) == (5, 10, True)
     assert translation.few(split, [], None, 1).tolist() == list(range(24))
-    with pytest.raises(UserError, match="labels_per_class=25: there are 24 training pairs"):
+    with pytest.raises(UserError, match="labels_per_class=25: there are 24 training samples"):
         translation.few(split, [], 25, 1)
 
 

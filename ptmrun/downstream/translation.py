@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptmrun import rng
 from ptmrun.data.sources import text
 from ptmrun.data.texts import TextSplit, framed, padded
+from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss
 from ptmrun.tokens import Tokens
@@ -177,20 +177,6 @@ def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:
     if cut:
         lines.append(f"{cut:,} of {len(coded):,} targets are longer than model.length and are cut; scores are against whole ones")
     return lines
-
-
-def few(split: ParallelSplit, classes: list[str], count: int | None, seed: int) -> Tensor:
-    """Indices of `count` pairs, seeded; a smaller number gives a subset of a larger one's. None: all.
-
-    Raises UserError when there are fewer.
-    """
-    if count is None:
-        return torch.arange(len(split))
-    if count > len(split):
-        raise UserError(
-            f"downstream.labels_per_class={count}: there are {len(split)} training pairs; choose at most that, or null for all"
-        )
-    return rng.permutation(seed, "labels", len(split))[:count]
 
 
 def fits(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> bool:

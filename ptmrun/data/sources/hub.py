@@ -25,30 +25,37 @@ class Column:
         return f"{self.split} row {index}"
 
 
-def read(options: Any) -> Source:
+def loaded(options: Any) -> Any:
+    """What the library makes of `root` and `subset`: rows by split. Raises UserError."""
     import datasets
 
     if not options.root:
         raise UserError("dataset.root: the hub id or a local folder is needed, as in dataset.root=owner/name")
     datasets.disable_progress_bars()
     try:
-        loaded = datasets.load_dataset(options.root, options.subset)
+        return datasets.load_dataset(options.root, options.subset)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"dataset.root={options.root}: the datasets library cannot load it: {str(error).splitlines()[0]}"
         ) from None
-    features = next(iter(loaded.values())).features
+
+
+def read(options: Any) -> Source:
+    import datasets
+
+    found = loaded(options)
+    features = next(iter(found.values())).features
     image = column(features, options.image_column, datasets.Image, "dataset.image_column")
     label = column(features, options.label_column, datasets.ClassLabel, "dataset.label_column", needed=False)
     parts = {}
-    for name, rows in loaded.items():
+    for name, rows in found.items():
         split = {"validation": "val", "valid": "val"}.get(str(name), str(name))
         if split in ("train", "val", "test"):
             labels = np.asarray(rows[label], dtype=np.int64) if label else None
             parts[split] = Part(Column(rows, image, split), labels, groups(rows, options.group, split) if options.group else None)
     if "train" not in parts:
-        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, loaded))}")
-    fingerprint = "-".join(rows._fingerprint for rows in loaded.values())
+        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, found))}")
+    fingerprint = "-".join(rows._fingerprint for rows in found.values())
     return Source(parts, list(features[label].names) if label else [], fingerprint, [])
 
 

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def read(options: Any) -> Source:
     notes: list[str] = []
     if "train" not in splits:
         splits = {"train": root}
-    found = {name: images_below(folder) for name, folder in splits.items()}
+    found = {name: files_below(folder, SUFFIXES) for name, folder in splits.items()}
     if not found["train"]:
         raise UserError(
             f"dataset.root={options.root}: no images in {splits['train']} (files ending in {' '.join(sorted(SUFFIXES))})"
@@ -121,8 +122,8 @@ def listed(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Image files below a folder, sorted by path."""
+def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files with one of these endings below a folder, sorted by path; hidden ones are left out."""
 
     def fail(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
@@ -131,5 +132,5 @@ def images_below(folder: Path) -> list[Path]:
         Path(where) / name
         for where, _, names in os.walk(folder, onerror=fail)
         for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+        if Path(name).suffix.lower() in suffixes and not name.startswith(".")
     )

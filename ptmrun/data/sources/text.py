@@ -6,7 +6,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ptmrun.data.sources import TextPart, TextSource
-from ptmrun.data.sources.imagefolder import SPLITS
+from ptmrun.data.sources.imagefolder import SPLITS, files_below
 from ptmrun.errors import UserError, nearest, printable
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -112,7 +111,7 @@ def found(root: str) -> dict[str, list[Path]]:
         return {"train": [place]}
     if not place.is_dir():
         raise UserError(f"dataset.root={root}: no such file or folder")
-    files = below(place)
+    files = files_below(place, SUFFIXES)
     if not files:
         raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(SUFFIXES)})")
     splits: dict[str, list[Path]] = {}
@@ -122,20 +121,6 @@ def found(root: str) -> dict[str, list[Path]]:
         if name.lower() in SPLITS:
             splits.setdefault(SPLITS[name.lower()], []).append(path)
     return splits if "train" in splits else {"train": files}
-
-
-def below(folder: Path) -> list[Path]:
-    """Text files below a folder, sorted by path."""
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
-
-    return sorted(
-        Path(where) / name
-        for where, _, names in os.walk(folder, onerror=fail)
-        for name in names
-        if Path(name).suffix.lower() in SUFFIXES and not name.startswith(".")
-    )
 
 
 def lines(path: Path, encoding: str, errors: str) -> Iterator[str]:

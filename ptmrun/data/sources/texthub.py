@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from ptmrun.data.sources import TextSource
+from ptmrun.data.sources import TextSource, hub
 from ptmrun.data.sources.imagefolder import SPLITS
 from ptmrun.data.sources.text import Row, gathered
 from ptmrun.errors import UserError, nearest
@@ -18,20 +18,10 @@ class Columns(NamedTuple):
 
 
 def read(options: Any) -> TextSource:
-    import datasets
-
-    if not options.root:
-        raise UserError("dataset.root: the hub id or a local folder is needed, as in dataset.root=owner/name")
-    datasets.disable_progress_bars()
-    try:
-        loaded = datasets.load_dataset(options.root, options.subset)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"dataset.root={options.root}: the datasets library cannot load it: {str(error).splitlines()[0]}"
-        ) from None
-    splits = {SPLITS[str(name).lower()]: rows for name, rows in loaded.items() if str(name).lower() in SPLITS}
+    rows_by_split = hub.loaded(options)
+    splits = {SPLITS[str(name).lower()]: rows for name, rows in rows_by_split.items() if str(name).lower() in SPLITS}
     if "train" not in splits:
-        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, loaded))}")
+        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, rows_by_split))}")
     columns = choose(splits["train"].features, options)
     names = class_names(splits["train"].features.get(columns.label))
     notes = []
