@@ -291,3 +291,22 @@ def test_large_texts_are_sampled(monkeypatch):
     assert list(tokenizer.texts_of(texts)) == [["a.", "b.", "c.", "d."]]
     monkeypatch.setattr(tokenizer, "ENOUGH", 4)
     assert list(tokenizer.texts_of(texts)) == [["a.", "c."]]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_a_runs_tokenizer_is_read_as_data(kind, tmp_path):
+    made = tokenizer.train(kind, 300, FRAMINGS[kind], part(story(20, 5)))
+    made.save(tmp_path)
+    again = tokenizer.of_run(tmp_path, FRAMINGS[kind])
+    text = story(1, 5, seed=3)[0]
+    assert again.fingerprint == made.fingerprint
+    assert again.encode([text])[0].tolist() == made.encode([text])[0].tolist()
+    whole = (tmp_path / "tokenizer.json").read_text()
+    for spoilt in ("", "[1]", whole[:-20], whole.replace(FRAMINGS[kind].special["pad_token"], "other")):
+        (tmp_path / "tokenizer.json").write_text(spoilt)
+        with pytest.raises(UserError, match="not a tokenizer that ptmrun wrote"):
+            tokenizer.of_run(tmp_path, FRAMINGS[kind])
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").symlink_to("/etc/hostname")
+    with pytest.raises(UserError, match=r"cannot be read|not a regular file"):
+        tokenizer.of_run(tmp_path, FRAMINGS[kind])

@@ -234,7 +234,7 @@ def load(
     length = LENGTH if cfg.model.length == "auto" else cfg.model.length
     train = source.parts["train"]
     if folder:
-        own = tokenizer.load(str(folder), family.FRAMING)
+        own = tokenizer.of_run(folder, family.FRAMING)
     else:
         kind, size = cfg.model.tokenizer, cfg.model.vocabulary
         own = tokenizer.choose(kind, size, family.TOKENIZER, family.FRAMING, train, progress=progress)

@@ -19,6 +19,7 @@ import tokenizers
 import torch
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from ptmrun import saved
 from ptmrun.data.decode import cache_folder
 from ptmrun.data.sources import TextPart
 from ptmrun.data.sources.text import ends
@@ -243,13 +244,32 @@ def load(source: str, framing: Framing) -> Tokenizer:
         ) from None
     if not getattr(fast, "is_fast", False):
         raise UserError(f"model.tokenizer={source}: has no tokenizer.json, which is needed")
-    own = {role: getattr(fast, role, None) or token for role, token in framing.special.items()}
-    renamed = {token: own[role] for role, token in framing.special.items()}
+    return Tokenizer(fast.backend_tokenizer, with_own(framing, {role: getattr(fast, role, None) for role in framing.special}))
+
+
+def of_run(folder: Path, framing: Framing) -> Tokenizer:
+    """The tokenizer that a run saved, read as data: a stranger may have made it. Raises UserError for what is none."""
+    file = folder / "tokenizer.json"
+    settings, content = saved.plain_json(folder / "tokenizer_config.json"), saved.text(file)
+    own = {role: settings.get(role) for role in framing.special} if isinstance(settings, dict) else {}
+    try:
+        backend = tokenizers.Tokenizer.from_str(content)
+        if not all(isinstance(token, str) and backend.token_to_id(token) is not None for token in own.values()) or not own:
+            raise ValueError("its special tokens are not among its tokens")
+        return Tokenizer(backend, with_own(framing, own))
+    except Exception as error:  # the tokenizers library raises no narrower one
+        raise UserError(f"{file}: not a tokenizer that ptmrun wrote: {str(error)[:100]}; refused") from None
+
+
+def with_own(framing: Framing, own: dict[str, str | None]) -> Framing:
+    """A family's framing with the special tokens that a tokenizer has for the same roles."""
+    special = {role: own[role] or token for role, token in framing.special.items()}
+    renamed = {token: special[role] for role, token in framing.special.items()}
 
     def translated(template: str) -> str:
         return " ".join(re.sub(r"^(.*?)(:\d+)?$", lambda m: renamed.get(m[1], m[1]) + (m[2] or ""), w) for w in template.split())
 
-    return Tokenizer(fast.backend_tokenizer, Framing(own, translated(framing.single), translated(framing.pair)))
+    return Framing(special, translated(framing.single), translated(framing.pair))
 
 
 def train(
