@@ -1,12 +1,12 @@
 """Texts whose words or passages are annotated: the files of each split, and where a text's tokens stand in it and in a frame."""
 
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ptmrun.data.sources.imagefolder import SPLITS
+from ptmrun.data.sources.text import by_split
 from ptmrun.errors import UserError, printable
 
 NAMES = {**SPLITS, "dev": "val"}
@@ -23,12 +23,7 @@ def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     if not place.is_dir():
         raise UserError(f"downstream.root={root}: no such file or folder")
     there = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
-    splits: dict[str, list[Path]] = {}
-    for path in there:
-        first = path.relative_to(place).parts[0]
-        name = re.sub(r"-\d+-of-\d+$", "", path.stem) if first == path.name else first
-        if name.lower() in NAMES:
-            splits.setdefault(NAMES[name.lower()], []).append(path)
+    splits = by_split(place, there, NAMES)
     if "train" not in splits and len(there) == 1:
         return {"train": there}
     if "train" not in splits:

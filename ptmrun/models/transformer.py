@@ -94,8 +94,7 @@ class Encoder(nn.Module):
 
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens."""
-        total = self.hidden(tokens).masked_fill(~tokens.mask[..., None], 0.0).sum(1)
-        return total / tokens.mask.sum(1, keepdim=True)
+        return sequence.mean(self.hidden(tokens), tokens.mask)
 
     def decoded(self, source: Tokens, target: Tokens) -> Tensor:
         """The decoder's last layer, where each place stands before the target token that it predicts: -> [B, T, D].

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import XLNetConfig, XLNetLMHeadModel
 
-from ptmrun.models import files
+from ptmrun.models import files, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
 
 SIZES = {"tiny": (128, 2), "mini": (256, 4), "base": (768, 12)}  # width, layers
@@ -115,10 +115,7 @@ class Encoder(nn.Module):
 
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens, or the last one, <cls>."""
-        hidden, count = self.hidden(tokens), tokens.mask.sum(1, keepdim=True)
-        if self.pool == "last":
-            return hidden.gather(1, (count - 1)[..., None].expand(-1, -1, self.width))[:, 0]
-        return hidden.masked_fill(~tokens.mask[..., None], 0.0).sum(1) / count
+        return (sequence.mean if self.pool == "mean" else sequence.last)(self.hidden(tokens), tokens.mask)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """By the library's head: [n, D] -> float32 [n, V]."""

@@ -114,13 +114,19 @@ def found(root: str) -> dict[str, list[Path]]:
     files = files_below(place, SUFFIXES)
     if not files:
         raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(SUFFIXES)})")
+    splits = by_split(place, files, SPLITS)
+    return splits if "train" in splits else {"train": files}
+
+
+def by_split(place: Path, files: list[Path], names: dict[str, str]) -> dict[str, list[Path]]:
+    """Those of the files below a folder that say of which split they are, by their own name or that of a folder in it."""
     splits: dict[str, list[Path]] = {}
     for path in files:
         first = path.relative_to(place).parts[0]
         name = re.sub(r"-\d+-of-\d+$", "", path.stem) if first == path.name else first
-        if name.lower() in SPLITS:
-            splits.setdefault(SPLITS[name.lower()], []).append(path)
-    return splits if "train" in splits else {"train": files}
+        if name.lower() in names:
+            splits.setdefault(names[name.lower()], []).append(path)
+    return splits
 
 
 def lines(path: Path, encoding: str, errors: str) -> Iterator[str]:
