@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ptmrun import checkpoint, config, device, probe, recovery, rng, train
+from ptmrun import checkpoint, config, device, normalisation, probe, recovery, rng, train
 from ptmrun.config import Config, Loop
 from ptmrun.data.epochs import Epochs
 from ptmrun.errors import Interrupted, UserError
@@ -79,6 +79,11 @@ class Context:
         rng.seed_everything(self.cfg.seed, "objective")
         known = {"classes": len(self.data.classes)} if "labels" in config.spec("task", self.cfg.task.name).needs else {}
         return self.part("task").Objective(encoder, self.cfg.task, **known).to(self.device)
+
+    def refresh(self, encoder: Any, split: Any) -> None:
+        """See `normalisation.refresh`: by samples of a split, evenly spaced."""
+        with self.autocast():
+            normalisation.refresh(encoder, (self.inputs(batch) for batch in split.spaced(normalisation.SEEN).all()))
 
     def features(self, encoder: Any, split: Any, dropout: bool = False) -> Any:
         return probe.features(encoder, split, self.inputs, self.autocast, dropout=dropout)

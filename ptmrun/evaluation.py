@@ -108,11 +108,16 @@ class Inputs:
         if split is self.context.data.test and kind in self.tests:
             return self.tests[kind]
         if kind not in self.encoders:
-            self.encoders[kind] = self.context.pretrained() if kind == "frozen" else self.context.encoder("scratch")
+            self.encoders[kind] = self.context.pretrained() if kind == "frozen" else self.untrained()
         found = self.context.features(self.encoders[kind], split)
         if split is self.context.data.test:
             self.tests[kind] = found
         return found
+
+    def untrained(self) -> Any:
+        encoder = self.context.encoder("scratch")
+        self.context.refresh(encoder, self.context.data.train)
+        return encoder
 
 
 def floors(context: Context, problem: Any, kind: str, labels: int | None, inputs: Inputs) -> list[dict[str, Tensor]]:

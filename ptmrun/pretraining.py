@@ -14,13 +14,14 @@ SHOWN = 24  # tokens of a text in the picture of attention
 
 def pretrain(context: Context) -> None:
     """Trains an encoder on samples without their labels; writes checkpoints/encoder and the objective's heads."""
-    folder = context.run.path(ENCODER)
+    folder, data = context.run.path(ENCODER), context.data
     if not folder.exists():
         objective = train_objective(context)
         heads = {k: v for k, v in objective.state_dict().items() if not k.startswith("encoder.")}
         checkpoint.save(context.run.path("checkpoints", "heads.safetensors"), heads)
+        context.refresh(objective.encoder, data.corpus)
         draw_pretraining(context, objective)
-        objective.encoder.save(folder, *context.data.preprocessing)
+        objective.encoder.save(folder, *data.preprocessing)
     context.run.update(weights_sha256=encoder_hash(folder))
 
 
@@ -38,6 +39,7 @@ def train_objective(context: Context) -> Any:
     tags = {"stage": "pretrain"}
 
     def look(step: int) -> None:
+        context.refresh(encoder, data.corpus)
         found = probe.probe(encoder, data.train, data.val, context.inputs, context.autocast)
         said = [f"{probe.describe(found)} (held-out training {data.noun})"]
         if data.held is not None:

@@ -63,11 +63,13 @@ def tune(context: Context, trial: Trial) -> Any:
     model, _ = classifier(context, trial)
     steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
+    context.refresh(model.encoder, split)
     probed = loop.head == "probe" and hasattr(model, "start_from_probe")
     if probed and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
         features = dropped_features(context, model.encoder, split, trial.seed)
         model.start_from_probe(features, torch.cat([split.labels] * (len(features) // len(split))))
     fit(context, model, split, loop, steps, trial.seed, tags)
+    context.refresh(model.encoder, split)
     return model
 
 
