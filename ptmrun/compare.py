@@ -23,12 +23,13 @@ from ptmrun.run import Run, console, new_folder, stamp, write_atomic
 NOTE = """Mean ± standard deviation over the runs of a setting (over the repeats, where there is one run). A difference within
 noise is smaller than the 95 % interval from the seeds and from the test samples; the best of many looks better than it is."""
 MOST = 10_000_000  # rows of predictions
+REPEATS = ("seed", "dataset.fold")  # what runs of one setting may differ in
 UNIMPORTANT = ("outputs", "name", "logger", "budget", "strict", "skip_done", "init")  # settings that do not make runs different
 
 
 @dataclass
 class Row:
-    """Runs of one setting, which differ by their seed alone."""
+    """Runs of one setting, which differ by REPEATS alone."""
 
     setting: dict[str, str]
     runs: list[Run] = field(default_factory=list)
@@ -188,11 +189,11 @@ def differences(runs: list[Run]) -> dict[str, list[Any]]:
 
 
 def grouped(runs: list[Run]) -> list[Row]:
-    """A row for each setting, named A, B ...: runs whose configs differ by the seed alone share one."""
+    """A row for each setting, named A, B ...: runs whose configs differ by REPEATS alone share one."""
     found = differences(runs)
     rows: dict[str, Row] = {}
     for i, run in enumerate(runs):
-        identity = repr([values[i] for key, values in found.items() if key != "seed"])
+        identity = repr([values[i] for key, values in found.items() if key not in REPEATS])
         row = rows.setdefault(identity, Row({"run": letters(len(rows))}))
         row.runs.append(run)
         row.seconds += sum(run.manifest.get("wall_s", {}).values())
@@ -209,7 +210,9 @@ def compare(runs: list[Run], outputs: str) -> Path:
     rows = grouped(runs)
     found = differences([row.runs[0] for row in rows])
     names = [(row.setting["run"], ", ".join(str(run.folder) for run in row.runs)) for row in rows]
-    changed = [([key, *("" if v is None else str(v) for v in values)], False) for key, values in found.items() if key != "seed"]
+    changed = [
+        ([key, *("" if v is None else str(v) for v in values)], False) for key, values in found.items() if key not in REPEATS
+    ]
     for name, folders in names:
         console.print(f"{name}: {folders}", markup=False)
     settings = Table(title="Settings that differ", title_justify="left")

@@ -146,6 +146,8 @@ class Dataset(Strict):
     test_limit: Count | None
     val_fraction: Ratio
     test_fraction: Ratio
+    folds: Annotated[int, Field(ge=2, le=1000)] | None
+    fold: Natural
     split_seed: Natural
     cache_gb: NotNegative
     max_unreadable: Fraction

@@ -21,7 +21,19 @@ from ptmrun.signals import Stop
 
 ENCODER = "checkpoints/encoder"
 TOKENIZER = "checkpoints/tokenizer"  # of text models
-SAME_DATA = ("name", "root", "image_size", "limit", "test_limit", "val_fraction", "test_fraction", "split_seed", "group")
+SAME_DATA = (
+    "name",
+    "root",
+    "image_size",
+    "limit",
+    "test_limit",
+    "val_fraction",
+    "test_fraction",
+    "folds",
+    "fold",
+    "split_seed",
+    "group",
+)
 FIT_IMAGES = 512  # for what an encoder learns from training images before it is trained
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
 

@@ -314,7 +314,7 @@ def terminable() -> Iterator[None]:
 
 
 def finish(ledger: Ledger) -> None:
-    """Writes results.csv and report.html and shows the table: one row a setting, seeds together."""
+    """Writes results.csv and report.html and shows the table: one row a setting, seeds and folds together."""
     from ptmrun import compare, matrix
 
     for entry in ledger.jobs():
@@ -323,7 +323,7 @@ def finish(ledger: Ledger) -> None:
     jobs = ledger.jobs()
     rows = rows_of(ledger, jobs)
     if rows:
-        console.print(compare.table(rows, "Scores (mean ± sd over seeds)"))
+        console.print(compare.table(rows, "Scores (mean ± sd over seeds and folds)"))
         write_atomic(ledger.folder / "results.csv", compare.csv_text(rows))
         if text := matrix.markdown(rows):
             write_atomic(ledger.folder / "matrix.md", text)
@@ -337,15 +337,15 @@ def finish(ledger: Ledger) -> None:
 
 
 def rows_of(ledger: Ledger, jobs: list[Job]) -> list[Any]:
-    """One row a setting (the overrides that vary, but for the seed), with the runs that are done."""
-    from ptmrun.compare import Row
+    """One row a setting (the overrides that vary, but for seed and fold), with the runs that are done."""
+    from ptmrun.compare import REPEATS, Row
 
     settings = varying(jobs)
     rows: dict[str, Row] = {}
     for entry in jobs:
         run = ledger.run(entry)
         if entry.status == "done" and run is not None:
-            setting = {k: v for k, v in settings[entry.number].items() if k != "seed"}
+            setting = {k: v for k, v in settings[entry.number].items() if k not in REPEATS}
             row = rows.setdefault(title(setting), Row(setting))
             row.runs.append(run)
             row.seconds += sum(run.manifest.get("wall_s", {}).values())

@@ -3,6 +3,7 @@
 import gzip
 import os
 import struct
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,26 @@ def test_limit_is_a_subset(tmp_path):
     assert len(few) == 100
     assert set(few.rows.tolist()) < set(whole.test.rows.tolist())
     assert few.labels.bincount().tolist() == [10] * 10
+
+
+def test_folds_share_out_the_training_split(tmp_path):
+    root = folder(tmp_path / "pets", each=13)
+    folds = [load(imagefolder, *own(root), "dataset.folds=4", f"dataset.fold={i}") for i in range(4)]
+    tests = [f.test.rows.tolist() for f in folds]
+    assert sorted(chain(*tests)) == list(range(26))
+    for data in folds:
+        assert not set(data.test.rows.tolist()) & set(data.train.rows.tolist() + data.val.rows.tolist())
+        assert len(data.test) + len(data.train) + len(data.val) == 26
+        counts = data.test.labels.bincount(minlength=2)
+        assert abs(counts[0] - counts[1]) <= 1
+        assert sorted(data.made) == ["test", "train", "val"]
+    assert len({f.fingerprint for f in folds}) == 4
+    other = load(imagefolder, *own(root), "dataset.folds=4", "dataset.split_seed=1")
+    assert other.test.rows.tolist() != tests[0]
+    with pytest.raises(UserError, match=r"dataset.fold=4: with dataset.folds=4 the parts are 0 ... 3"):
+        load(imagefolder, *own(root), "dataset.folds=4", "dataset.fold=4")
+    with pytest.raises(UserError, match=r"dataset.folds=27: the training split has 26 samples"):
+        load(imagefolder, *own(root), "dataset.folds=27")
 
 
 def test_cached_and_streamed_pixels_are_the_same(tmp_path):

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTr
 from ptmrun import checkpoint, config
 from ptmrun.data import tokenizer
 from ptmrun.errors import UserError
-from ptmrun.models import bert, files, gpt, lstm, sequence
+from ptmrun.models import bert, files, gpt, lstm, neighbours, sequence
 from ptmrun.tokens import Tokens, Vocabulary
 
 SIZE, LENGTH = 60, 16
@@ -28,7 +28,9 @@ def vocabulary(size=SIZE):
 
 
 def options(**changes):
-    return SimpleNamespace(**{"size": "tiny", "pool": "mean", "dropout": 0.0, "bidirectional": False} | changes)
+    return SimpleNamespace(
+        **{"size": "tiny", "pool": "mean", "dropout": 0.0, "bidirectional": False, "initial": "library"} | changes
+    )
 
 
 def encoder(kind, seed=0, size=SIZE, length=LENGTH, attention="sdpa", initial=False, **changes):
@@ -103,6 +105,24 @@ def test_bert_is_transformers():
         hidden = model.hidden(tokens)
         torch.testing.assert_close(model.logits(hidden[tokens.mask]), theirs.prediction_logits[tokens.mask], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model.next_sentence(hidden), theirs.seq_relationship_logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "width", "heads"), [("tiny", 128, 2), ("mini", 256, 4)])
+def test_heads_look_at_their_neighbours_at_first(size, width, heads):
+    """Whatever the words are, most of the attention of each head is at its offset, and logits are as large as in width 128."""
+    torch.manual_seed(0)
+    made = bert.build(options(size=size, initial="neighbours"), vocabulary(3000), 128, "eager").eval()
+    ids = torch.randint(5, 3000, (4, 128), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        found = made.net.bert(ids, output_attentions=True)
+        logits = made.logits(found.last_hidden_state.flatten(0, 1))
+    for i, block in enumerate(found.attentions):
+        for head in range(heads):
+            offset = neighbours.OFFSETS[(i * heads + head) % 8]
+            there = {o: float(block[:, head].diagonal(o, 1, 2).mean()) for o in range(-6, 7)}
+            assert max(there, key=there.get) == offset
+            assert there[offset] > 0.45
+    assert logits.std() == pytest.approx(1.6, abs=0.1)
 
 
 def test_features_are_pooled_without_padding():
@@ -359,7 +379,7 @@ def test_lstm_against_its_equations():
 
 def test_sized_for_minutes():
     for name, family in FAMILIES.items():
-        changes, [note] = family.resolve(options(size="auto"), vocabulary(), LENGTH)
+        changes, [note, *_] = family.resolve(options(size="auto"), vocabulary(), LENGTH)
         assert changes == {"size": "tiny"}
         assert note.startswith("model.size=tiny: width 128, 2 layers")
         assert family.resolve(options(size="base"), vocabulary(), LENGTH) == ({}, [])
@@ -367,6 +387,13 @@ def test_sized_for_minutes():
         assert types["size"].split("|") == ["auto", *family.SIZES]
         assert config.spec("model", name).needs == {"text"}
         assert all(token in family.FRAMING.special.values() for token in family.FRAMING.single.split() if token != "$A")
+
+
+def test_first_weights_of_bert_by_size():
+    for size, wanted in (("auto", "neighbours"), ("mini", "neighbours"), ("small", "library"), ("base", "library")):
+        changes, _ = bert.resolve(options(size=size, initial="auto"), vocabulary(), LENGTH)
+        assert changes["initial"] == wanted
+    assert bert.resolve(options(size="tiny", initial="library"), vocabulary(), LENGTH) == ({}, [])
 
 
 def test_image_encoders_keep_their_files(tmp_path):

@@ -8,6 +8,7 @@ from conftest import latest
 from texts import sentence, story
 
 from ptmrun import config, rng, run
+from ptmrun.models import bert
 
 MODELS = [m for m in config.choices("model") if "text" in config.spec("model", m).needs]
 FITTING = [
@@ -103,6 +104,24 @@ def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, 
         assert code == 0, err
         assert "stopped" in seen
         assert run.Run.open(latest()).manifest["weights_sha256"] == runs[0].manifest["weights_sha256"]
+
+
+def test_nothing_is_pretrained_on_texts_that_are_held_out_to_test(corpus):
+    from ptmrun.compose import compose
+    from ptmrun.context import part_of
+    from ptmrun.data import texts
+    from ptmrun.downstream import classification
+
+    table = f"dataset.root={corpus / 'labelled.csv'}"
+    for fold in (["dataset.folds=3", "dataset.fold=1"], []):
+        cfg = compose(["model=bert", "dataset=text", table, "model.length=32", *fold])
+        data = texts.load(part_of(cfg, "dataset").read, cfg, bert, classification, None, lambda *_: None)
+        assert len(data.test) == (20 if fold else 12)
+        used = {tuple(x.blocks.corpus.document(i)) for x in (data.corpus, data.held) for i in range(len(x.blocks.corpus))}
+        tested = {tuple(x) for x in data.tokenizer.encode(data.test.read())}
+        assert len(tested) > 10
+        assert not used & tested
+        assert len(used) >= 0.9 * (60 - len(data.test))
 
 
 def test_a_run_goes_on_with_its_parents_tokenizer(ptmrun, corpus, tmp_path):

@@ -64,7 +64,13 @@ def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> t
     made = {}
     train, val, test = sets["train"], sets.get("val"), sets.get("test")
     total = sum(map(len, sets.values()))
-    if test is None and val is not None:
+    if options.folds:
+        train, test = folded(train, options.folds, options.fold, options.split_seed)
+        made["test"], val = test, None
+        unused = sum(len(sets[name]) for name in ("val", "test") if name in sets)
+        besides = f"; the {unused} {noun} of its own other splits are not used" if unused else ""
+        notes.append(f"fold {options.fold} of {options.folds}: {len(test)} {noun} are the test split (splits.json){besides}")
+    elif test is None and val is not None:
         test, val = val, None
         notes.append("there is no test split: the validation split takes its place")
     if test is None:
@@ -85,13 +91,31 @@ def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> t
     return train, val, test, made
 
 
+def folded(split: Any, folds: int, fold: int, seed: int) -> tuple[Any, Any]:
+    """(the rest, one of the parts that cross-validation cuts it into), seeded; classes are dealt out evenly.
+
+    Raises UserError when there is no such part.
+    """
+    if fold >= folds:
+        raise UserError(f"dataset.fold={fold}: with dataset.folds={folds} the parts are 0 ... {folds - 1}")
+    if folds > len(split):
+        raise UserError(f"dataset.folds={folds}: the training split has {len(split)} samples; expected at most as many folds")
+    held = torch.zeros(len(split), dtype=torch.bool)
+    held[torch.cat(kinds(split, rng.permutation(seed, "split/folds", len(split))))[fold::folds]] = True
+    return split.subset(torch.nonzero(~held)[:, 0]), split.subset(torch.nonzero(held)[:, 0])
+
+
+def kinds(split: Any, order: Tensor) -> list[Tensor]:
+    """The samples in this order, class by class where each has one."""
+    one = split.labels is not None and split.labels.ndim == 1
+    return [order[split.labels[order] == c] for c in split.labels.unique()] if one else [order]
+
+
 def hold_out(split: Any, fraction: float, seed: int, purpose: str) -> tuple[Any, Any]:
     """(the rest, the held-out share), seeded; the same share of every class where each sample has one."""
     order = rng.permutation(seed, f"split/{purpose}", len(split))
     held = torch.zeros(len(split), dtype=torch.bool)
-    one = split.labels is not None and split.labels.ndim == 1
-    kinds = [order[split.labels[order] == c] for c in split.labels.unique()] if one else [order]
-    for members in kinds:
+    for members in kinds(split, order):
         held[members[: round(fraction * len(members))]] = True
     if not held.any() and len(split) > 1:
         held[order[0]] = True

@@ -238,17 +238,7 @@ def load(
     else:
         kind, size = cfg.model.tokenizer, cfg.model.vocabulary
         own = tokenizer.choose(kind, size, family.TOKENIZER, family.FRAMING, train, progress=progress)
-    corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
-    held = corpora.pop("val", None)
-    if held is None:
-        corpora["train"], held = corpus.hold_out(corpora["train"], options.val_fraction, options.split_seed, "val")
-        notes.append(f"{len(held):,} of {len(held) + len(corpora['train']):,} documents are held out to judge by")
-    sequences, judged = packed(corpora["train"], length, family), packed(held, length, family)
-    if options.limit and options.limit < len(sequences):
-        order = rng.permutation(options.split_seed, "split/limit", len(sequences))
-        sequences = sequences.subset(order[: options.limit].sort().values)
-    unseen = packed(corpora["test"], length, family) if "test" in corpora else None
-    marks = [source.fingerprint, own.fingerprint, length, len(sequences), options.val_fraction, options.split_seed]
+    marks = [source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
     sets, classes = {}, []
     if hasattr(problem, "sets") and not cfg.downstream.root and cfg.stage != "pretrain":
         raise UserError(f"downstream.root: downstream={cfg.downstream.name} needs a file or folder of its own")
@@ -267,11 +257,31 @@ def load(
     if sets:
         first, val, test, made = divide(sets, options, "texts", notes)
         marks += [hashlib.sha256(x.rows.numpy().tobytes()).hexdigest() for x in (first, val, test)]
-    else:
+    corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
+    if "test" in made and not cfg.downstream.root:  # nothing is pretrained on texts that are held out here to test with
+        corpora["train"] = corpora["train"].subset(without(made["test"].rows, len(corpora["train"])))
+    held = corpora.pop("val", None)
+    if held is None:
+        corpora["train"], held = corpus.hold_out(corpora["train"], options.val_fraction, options.split_seed, "val")
+        notes.append(f"{len(held):,} of {len(held) + len(corpora['train']):,} documents are held out to judge by")
+    sequences, judged = packed(corpora["train"], length, family), packed(held, length, family)
+    if options.limit and options.limit < len(sequences):
+        order = rng.permutation(options.split_seed, "split/limit", len(sequences))
+        sequences = sequences.subset(order[: options.limit].sort().values)
+    unseen = packed(corpora["test"], length, family) if "test" in corpora else None
+    marks.append(len(sequences))
+    if not sets:
         first, val, test = sequences, judged, unseen or judged
     fingerprint = hashlib.sha256("/".join(map(str, marks)).encode()).hexdigest()
     listed = {name: [f"row {r}" for r in split.rows.tolist()] for name, split in made.items()}
     return Texts(first, val, test, sequences, judged, unseen, classes, own, length, fingerprint, notes, listed)
+
+
+def without(rows: Tensor, count: int) -> Tensor:
+    """0 ... count - 1 but for these."""
+    kept = torch.ones(count, dtype=torch.bool)
+    kept[rows] = False
+    return kept.nonzero()[:, 0]
 
 
 def packed(tokenized: Any, length: int, family: Any) -> Sequences:

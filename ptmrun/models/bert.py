@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import BertConfig, BertForPreTraining
 
-from ptmrun.models import files, sequence
+from ptmrun.models import files, neighbours, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
 
 SIZES = {  # width, blocks; heads of 64. Google's miniatures (Turc et al. 2019, arXiv:1908.08962) and BERT-base
@@ -17,6 +17,7 @@ SIZES = {  # width, blocks; heads of 64. Google's miniatures (Turc et al. 2019, 
     "medium": (512, 8),
     "base": (768, 12),
 }
+SMALL = ("tiny", "mini")  # which little text is for
 FRAMING = Framing(
     {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
     "[CLS] $A [SEP]",
@@ -27,11 +28,17 @@ TOKENIZER = "wordpiece"
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    return sequence.sized(options, SIZES)
+    found, notes = sequence.sized(options, SIZES)
+    if options.initial == "auto":
+        size = found.get("size", options.size)
+        found["initial"] = "neighbours" if size in SMALL else "library"
+        if size in SMALL:
+            notes.append("model.initial=neighbours: heads that look at nearby tokens at first, so that little text is enough")
+    return found, notes
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
-    """An encoder of texts of at most `length` tokens with the library's initial weights, from resolved options."""
+    """An encoder of texts of at most `length` tokens, from resolved options."""
     width, depth = SIZES[options.size]
     config = BertConfig(
         vocab_size=vocabulary.size,
@@ -45,7 +52,10 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         pad_token_id=vocabulary.pad,
         attn_implementation=attention,
     )
-    return Encoder(config, vocabulary, options.pool, f"bert-{options.size}")
+    encoder = Encoder(config, vocabulary, options.pool, f"bert-{options.size}")
+    if options.initial == "neighbours":
+        neighbours.look(encoder.net.bert)
+    return encoder
 
 
 class Encoder(nn.Module):
