@@ -153,9 +153,14 @@ def parent_of(cfg: Config, start: Path | None = None) -> dict[str, Any]:
         weights = None
     else:
         raise UserError(f"init={cfg.init}: that run has no {ENCODER}, nor a checkpoint of its pretraining")
-    same = all(getattr(saved.dataset, key, None) == getattr(cfg.dataset, key, None) for key in SAME_DATA)
-    data = parent.manifest.get("data", {}).get("fingerprint") if same else None
+    data = parent.manifest.get("data", {}).get("fingerprint") if reads(saved) == reads(cfg) else None
     return {"run": parent.folder.resolve().name, "weights_sha256": weights, "data": data}
+
+
+def reads(cfg: Config) -> list[Any]:
+    """The settings that decide what the data is."""
+    labelled = cfg.downstream.model_dump(exclude={"labels_per_class"})
+    return [*(getattr(cfg.dataset, key, None) for key in SAME_DATA), labelled, getattr(cfg.model, "length", None)]
 
 
 def unfinished(run: Run) -> dict[str, torch.Tensor]:

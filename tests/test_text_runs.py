@@ -128,8 +128,12 @@ def test_a_run_goes_on_with_its_parents_tokenizer(ptmrun, corpus, tmp_path):
     data = ["dataset=text", f"dataset.root={corpus / 'corpus.txt'}"]
     assert ptmrun("model=gpt", *data, *SHORT)[0] == 0
     parent = latest()
-    code, _, err = ptmrun(f"init={parent}", "stage=finetune", f"dataset.root={corpus / 'labelled.csv'}")
-    assert code == 0, err
+    for changes in (
+        [f"dataset.root={corpus / 'labelled.csv'}"],
+        [f"downstream.root={corpus / 'labelled.csv'}", "model.length=24"],
+    ):
+        code, _, err = ptmrun(f"init={parent}", "stage=finetune", *changes)
+        assert code == 0, err
     assert (latest() / "checkpoints/tokenizer/tokenizer.json").read_bytes() == (
         parent / "checkpoints/tokenizer/tokenizer.json"
     ).read_bytes()
