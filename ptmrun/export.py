@@ -1,5 +1,6 @@
 """`ptmrun export`: a run's model as its library's own, without ptmrun."""
 
+import json
 import math
 import os
 from pathlib import Path
@@ -14,15 +15,15 @@ from ptmrun.context import ENCODER, START, Context, source
 from ptmrun.errors import UserError
 from ptmrun.models import files
 from ptmrun.prepare import prepare
-from ptmrun.run import Run
+from ptmrun.run import Run, write_atomic
 from ptmrun.signals import Stop
-from ptmrun.trials import label_counts, trials, tuned, weights_file
+from ptmrun.trials import label_counts, trials, trims, tuned, weights_file
 
-IMAGES = 64  # real test images that the export is compared on
+SAMPLES = 64  # real test samples that the export is compared on
 
 
 def export(run: Run, folder: Path) -> float:
-    """Writes the fine-tuned classifier (first repeat, most labels), or the encoder where nothing was fine-tuned, into a new
+    """Writes the fine-tuned model (first repeat, most labels), or the encoder where nothing was fine-tuned, into a new
     folder; loads it again in the library and returns the largest difference. Raises UserError when there is nothing to export."""
     if os.path.lexists(folder):
         raise UserError(f"export {folder}: is there already; choose a folder that is not")
@@ -33,31 +34,23 @@ def export(run: Run, folder: Path) -> float:
         raise UserError(f"{run.folder}: has trained nothing yet that could be exported")
     with run.lock():
         context = prepare(run, cfg, Stop())
-        images = context.inputs(context.data.test.some(IMAGES))
-        what, ours, theirs = write(context, tuned(context, trial) if fine_tuned else None, folder, images)
+        inputs = context.inputs(next(context.data.test.spaced(SAMPLES).all()))
+        what, ours, theirs = write(context, tuned(context, trial) if fine_tuned else None, folder, inputs)
         worst = float((ours - theirs).abs().max())
-        run.say(f"Exported to {folder}: {what}. Loaded again: largest difference {worst:.1e} on {len(images)} test images")
+        seen = f"{min(SAMPLES, len(context.data.test))} test {context.data.noun}"
+        run.say(f"Exported to {folder}: {what}. Loaded again: largest difference {worst:.1e} on {seen}")
     return worst
 
 
 @torch.no_grad()
-def write(context: Context, model: Any, folder: Path, images: Tensor) -> tuple[str, Tensor, Tensor]:
-    """(what was written, what the run gives for these images, what the export gives)"""
+def write(context: Context, model: Any, folder: Path, inputs: Any) -> tuple[str, Tensor, Tensor]:
+    """(what was written, what the run gives for these inputs, what the export gives)"""
     encoder = (model.encoder if model else context.pretrained()).eval()
-    if not hasattr(encoder, "classifier"):
-        raise UserError(f"export: model={context.cfg.model.name} has no classifier in its library, which reads {ENCODER}")
-    whole = encoder.classifier(model.head, model.auxiliary_head, context.data.classes) if model else None
+    whole = None
+    if model and hasattr(encoder, "classifier"):
+        whole = encoder.classifier(model.head, model.auxiliary_head, context.data.classes)
     if whole is None:
-        encoder.save(folder, *context.data.preprocessing)
-        back = context.encoder().eval()
-        back.load(folder)
-        if not model:
-            return "the encoder; nothing was fine-tuned", encoder.features(images), back.features(images)
-        back.resize = getattr(encoder, "resize", None)
-        checkpoint.save(folder / "head.safetensors", model.head.state_dict())
-        model.head.load_state_dict(checkpoint.load(folder / "head.safetensors")[0])
-        what = f"the encoder, and its linear head apart, as the library has no classifier like it ({encoder.alone})"
-        return what, model.eval().logits(images), model.head(back.features(images))
+        return write_apart(context, model, encoder, folder, inputs)
     net, about = whole
     files.save(net, folder, about, encoder.preprocessing(*context.data.preprocessing))
     if isinstance(net, PreTrainedModel):
@@ -66,5 +59,34 @@ def write(context: Context, model: Any, folder: Path, images: Tensor) -> tuple[s
     else:
         theirs = encoder.empty(len(context.data.classes))
         theirs.load_state_dict(files.tensors_of(folder))
-    given = theirs.to(context.device).eval()(encoder.prepare(images))
-    return type(net).__name__, model.eval().logits(images), given.logits if isinstance(net, PreTrainedModel) else given
+    given = theirs.to(context.device).eval()(encoder.prepare(inputs))
+    return type(net).__name__, model.eval().logits(inputs), given.logits if isinstance(net, PreTrainedModel) else given
+
+
+def write_apart(context: Context, model: Any, encoder: Any, folder: Path, inputs: Any) -> tuple[str, Tensor, Tensor]:
+    """The encoder as its library reads it and, where something was fine-tuned, the head that stands on it and the classes."""
+    complete = encoder
+    if model and trims(context, encoder):  # the library's readers want all of it
+        complete = context.pretrained()
+        complete.load_state_dict(encoder.state_dict(), strict=False)
+    complete.save(folder, *context.data.preprocessing)
+    back = context.encoder().eval()
+    back.load(folder)
+    if model is None:
+        return "the encoder; nothing was fine-tuned", encoder.features(inputs), back.features(inputs)
+    back.resize = getattr(encoder, "resize", None)
+    ours = answers(model, inputs)
+    model.encoder, what = back, "the encoder"
+    if hasattr(model, "head"):
+        checkpoint.save(folder / "head.safetensors", model.head.state_dict())
+        model.head.load_state_dict(checkpoint.load(folder / "head.safetensors")[0])
+        why = f", as the library has no classifier like it ({encoder.alone})" if hasattr(encoder, "alone") else ""
+        what += f", and its linear head apart{why}"
+    if context.data.classes:
+        write_atomic(folder / "classes.json", json.dumps(context.data.classes, ensure_ascii=False) + "\n")
+    return what, ours, answers(model, inputs)
+
+
+def answers(model: Any, inputs: Any) -> Tensor:
+    """All numbers that a fine-tuned model says of some samples."""
+    return torch.cat([x.float().flatten() for x in model.predict([inputs]).values()])

@@ -43,7 +43,7 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     """The trial's model before training, and its (trainable, all) parameters."""
     encoder = context.pretrained() if trial.kind == "tuned" else context.encoder("scratch", trial.seed)
     problem = context.part("downstream")
-    if hasattr(encoder, "trim") and not getattr(problem, "WHOLE", False):
+    if trims(context, encoder):
         encoder.trim()
     rng.seed_everything(trial.seed, "head")
     options = context.cfg.finetune
@@ -53,6 +53,11 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     if hasattr(model, "balance") and options.class_weights == "balanced":
         model.balance(chosen_labels(context, trial).labels)
     return model, adapt.adapt(model, options)
+
+
+def trims(context: Context, encoder: Any) -> bool:
+    """Whether fine-tuning leaves out what only pretraining needs."""
+    return hasattr(encoder, "trim") and not getattr(context.part("downstream"), "WHOLE", False)
 
 
 def tune(context: Context, trial: Trial) -> Any:
