@@ -176,7 +176,7 @@ class Logger(Strict):
 class Config(Strict):
     """One run. The sections that have a config group hold more keys than the base class names: those of the choice."""
 
-    stage: Literal["all", "pretrain", "finetune", "evaluate"]
+    stage: Literal["all", "pretrain", "finetune", "evaluate", "finetune+evaluate"]
     init: Annotated[Text, Field(min_length=1)]
     seed: Natural
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,79}$")] | None

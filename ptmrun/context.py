@@ -134,7 +134,7 @@ def labelled(context: Context) -> bool:
 def chosen_stages(context: Context) -> list[str]:
     """The stages that the config asks for and the data allows."""
     if context.cfg.stage != "all":
-        return [context.cfg.stage]
+        return context.cfg.stage.split("+")
     return ["pretrain", "finetune", "evaluate"] if labelled(context) else ["pretrain"]
 
 

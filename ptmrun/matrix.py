@@ -1,4 +1,4 @@
-"""Two settings against each other: rows of the first, columns of the second, floors beside them, as Markdown for a document."""
+"""Tables of a sweep as Markdown for a document: two settings against each other, or the methods for each value of one."""
 
 from ptmrun import noise
 from ptmrun.compare import Row
@@ -7,23 +7,45 @@ from ptmrun.run import Run
 
 SCORES = {"frozen": "logistic regression on the frozen features", "tuned": "fine-tuned"}
 FLOORS = {
-    "frozen": {"raw": "pixels", "random_frozen": "untrained"},
-    "tuned": {"raw": "pixels", "scratch": "scratch", "scratch_long": "scratch, longer"},
+    "frozen": {"raw": "raw input", "random_frozen": "untrained"},
+    "tuned": {"raw": "raw input", "scratch": "scratch", "scratch_long": "scratch, longer"},
 }
+METHODS = {**FLOORS["frozen"], "frozen": "pretrained", **FLOORS["tuned"], "tuned": "fine-tuned"}
 
 
 def markdown(rows: list[Row]) -> str | None:
-    """A table for each number of labels and kind of score; None unless exactly two settings vary, and fine-tuning was run."""
+    """A table for each number of labels, and with two settings that vary for each kind of score; None where more of them vary, or
+    nothing was fine-tuned."""
     keys = list(dict.fromkeys(key for row in rows for key in row.setting))
     found = [results for row in rows for run in row.runs if (results := run.results())]
-    if len(keys) != 2 or not found:
+    if len(keys) not in (1, 2) or not found:
         return None
     counts = dict.fromkeys(entry["labels_per_class"] for results in found for entry in results["by_labels"])
-    tables = [table(rows, keys, labels, kind) for labels in counts for kind in SCORES]
+    about = {n: (found[0]["metric"], label_words(n, found[0].get("counted", "labels a class"))) for n in counts}
+    if len(keys) == 1:
+        tables = [methods(rows, keys[0], n, about[n]) for n in counts]
+    else:
+        tables = [table(rows, keys, n, kind, about[n]) for n in counts for kind in SCORES]
     return "\n\n".join(t for t in tables if t) + "\n"
 
 
-def table(rows: list[Row], keys: list[str], labels: int | None, kind: str) -> str:
+def methods(rows: list[Row], key: str, labels: int | None, about: tuple[str, str]) -> str:
+    """A column for each method that was run; the best of a row is bold. "untrained" and "pretrained" are frozen features."""
+    columns = [m for m in METHODS if any(values(row.runs, labels, m) for row in rows)]
+    titles = [key, *(METHODS[m] for m in columns)]
+    text = [heading(*about), "", bar(titles), bar(["---"] * len(titles))]
+    for row in rows:
+        found = [values(row.runs, labels, m) for m in columns]
+        best = max((noise.spread(v)["mean"] for v in found if v), default=None)
+        text.append(bar([row.setting[key], *(words(v, best) for v in found)]))
+    return "\n".join(text)
+
+
+def heading(*about: str) -> str:
+    return f"Test {', '.join(about)} (mean ± sd over seeds)"
+
+
+def table(rows: list[Row], keys: list[str], labels: int | None, kind: str, about: tuple[str, str]) -> str:
     """Mean ± standard deviation over the runs of a setting; the best of a row is bold."""
     lines, columns = (list(dict.fromkeys(row.setting[key] for row in rows)) for key in keys)
     where = {(row.setting[keys[0]], row.setting[keys[1]]): values(row.runs, labels, kind) for row in rows}
@@ -33,7 +55,7 @@ def table(rows: list[Row], keys: list[str], labels: int | None, kind: str) -> st
     floors = [f for f in FLOORS[kind] if any(values(every[name], labels, f) for name in lines)]
     titles = [keys[0], *(FLOORS[kind][f] for f in floors), *columns]
     text = [
-        f"Test accuracy, {SCORES[kind]}, {label_words(labels)} (mean ± sd over seeds)",
+        heading(*about, SCORES[kind]),
         "",
         bar(titles),
         bar(["---"] * len(titles)),

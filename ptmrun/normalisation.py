@@ -15,7 +15,11 @@ SEEN = 512  # samples are enough for means and variances
 def refresh(encoder: Any, batches: Iterable[Tensor]) -> None:
     """Replaces the statistics of all layers that are trained, or not yet, by those over these inputs; none is left half-way:
     layers that `features` does not use keep theirs. Without such layers nothing is computed."""
-    layers = [m for m in encoder.modules() if isinstance(m, _BatchNorm) and any(p.requires_grad for p in m.parameters())]
+    layers = [
+        m
+        for m in encoder.modules()
+        if isinstance(m, _BatchNorm) and m.track_running_stats and any(p.requires_grad for p in m.parameters())
+    ]
     if not layers:
         return
     training, momenta = encoder.training, [layer.momentum for layer in layers]
@@ -23,6 +27,7 @@ def refresh(encoder: Any, batches: Iterable[Tensor]) -> None:
     for layer in layers:
         layer.train()
         layer.momentum = None  # the plain average, from the first batch on
+        assert layer.num_batches_tracked is not None
         layer.num_batches_tracked.zero_()
     for inputs in batches:
         if len(inputs) > 1:  # one image may be a single value a channel, which has no variance

@@ -61,7 +61,7 @@ class Run:
     def create(cls, cfg: config.Config, overrides: list[str], manifest: dict[str, Any]) -> "Run":
         """A new folder `outputs/<time>_<name>`; a name that is taken gets a number, so no two runs share a folder."""
         root = Path(cfg.outputs)
-        words = [cfg.model.name, cfg.task.name, cfg.dataset.name, *([] if cfg.stage == "all" else [cfg.stage])]
+        words = [cfg.model.name, cfg.task.name, cfg.dataset.name, *([] if cfg.stage == "all" else [cfg.stage.replace("+", "-")])]
         stem = f"{stamp()}_{cfg.name or '-'.join(words)}"
         try:
             folder = new_folder(root, stem)

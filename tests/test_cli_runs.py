@@ -187,6 +187,9 @@ def test_stages_one_by_one(done_run, ptmrun):
     parent = json.loads((latest() / "manifest.json").read_text())["parents"][0]
     fingerprint = json.loads((done_run / "manifest.json").read_text())["data"]["fingerprint"]
     assert parent == {"run": second.name, "weights_sha256": whole["weights_sha256"], "data": fingerprint}
+    assert ptmrun("stage=finetune+evaluate", f"init={first}", "device.threads=1", "device.precision=fp32")[0] == 0
+    assert latest().name.endswith("-finetune-evaluate")
+    assert json.loads((latest() / "results.json").read_text())["by_labels"] == whole["by_labels"]
     assert ptmrun("stage=finetune", f"init={first}", "finetune=linear", "finetune.seeds=1")[0] == 0
     assert config.load(latest() / "config.yaml").finetune.name == "linear"
 

@@ -98,17 +98,23 @@ def test_two_settings_make_a_matrix():
             {"labels_per_class": 5, "scores": {"tuned": {"mean": t}, "scratch": {"mean": 0.5}, "random_frozen": {"mean": s}}}
             for t, s in scores
         ]
-        runs = [SimpleNamespace(results=lambda e=e: {"by_labels": [e]}) for e in entries]
+        runs = [SimpleNamespace(results=lambda e=e: {"metric": "accuracy", "by_labels": [e]}) for e in entries]
         return compare.Row({"model": model, "task": task}, runs)
 
     rows = [row("a", "x", (0.6, 0.3), (0.8, 0.3)), row("a", "y", (0.9, 0.3)), row("b", "x", (0.4, 0.2))]
     assert matrix.markdown(rows) == (
-        "Test accuracy, fine-tuned, 5 labels a class (mean ± sd over seeds)\n\n"
+        "Test accuracy, 5 labels a class, fine-tuned (mean ± sd over seeds)\n\n"
         "| model | scratch | x | y |\n| --- | --- | --- | --- |\n"
         "| a | 0.500 ± 0.000 | 0.700 ± 0.141 | **0.900** |\n"
         "| b | 0.500 | **0.400** |  |\n"
     )
-    assert matrix.markdown([compare.Row({"model": "a"}, rows[0].runs)]) is None
+    assert matrix.markdown([compare.Row({"model": m}, rows[i].runs) for i, m in enumerate("ab")]) == (
+        "Test accuracy, 5 labels a class (mean ± sd over seeds)\n\n"
+        "| model | untrained | scratch | fine-tuned |\n| --- | --- | --- | --- |\n"
+        "| a | 0.300 ± 0.000 | 0.500 ± 0.000 | **0.700 ± 0.141** |\n"
+        "| b | 0.300 | 0.500 | **0.900** |\n"
+    )
+    assert matrix.markdown([compare.Row({"model": "a", "task": "x", "lr": "1"}, rows[0].runs)]) is None
 
 
 BAD = {
