@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTr
 
 from ptmrun import checkpoint, config
 from ptmrun.data import tokenizer
+from ptmrun.data.texts import padded
 from ptmrun.errors import UserError
 from ptmrun.models import bert, files, gpt, lstm, neighbours, sequence
 from ptmrun.tokens import Tokens, Vocabulary
@@ -284,8 +285,9 @@ def test_what_the_saved_tokenizer_gives_is_what_the_saved_model_takes(tmp_path, 
     model.save(tmp_path / "encoder", own)
     read, body = AutoTokenizer.from_pretrained(tmp_path / "encoder"), AutoModel.from_pretrained(tmp_path / "encoder").eval()
     firsts, seconds = [stories[0][:60], stories[1][:40]], [stories[2][:30], stories[3][:50]]
-    for given, pairs in (([firsts], None), ([firsts, seconds], own.encode(seconds))):
-        tokens = own.batch(own.encode(firsts), pairs, 64)
+    for given, pairs in (([firsts], [None, None]), ([firsts, seconds], own.encode(seconds))):
+        framed = [own.frame(a, b, 64) for a, b in zip(own.encode(firsts), pairs, strict=True)]
+        tokens = padded(*map(list, zip(*framed, strict=True)), own.vocabulary.pad)
         with torch.no_grad():
             found = body(**read(*given, padding=True, return_tensors="pt")).last_hidden_state
             torch.testing.assert_close(found[tokens.mask], model.hidden(tokens)[tokens.mask], rtol=1e-5, atol=1e-5)

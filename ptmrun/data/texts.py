@@ -236,8 +236,8 @@ def load(
     if folder:
         own = tokenizer.of_run(folder, family.FRAMING)
     else:
-        kind, size = cfg.model.tokenizer, cfg.model.vocabulary
-        own = tokenizer.choose(kind, size, family.TOKENIZER, family.FRAMING, train, progress=progress)
+        kind, size, lower = cfg.model.tokenizer, cfg.model.vocabulary, cfg.model.lowercase
+        own = tokenizer.choose(kind, size, family.TOKENIZER, family.FRAMING, train, lower, progress)
     marks = [source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
     sets, classes = {}, []
     if hasattr(problem, "sets") and not cfg.downstream.root and cfg.stage != "pretrain":

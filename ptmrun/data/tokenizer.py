@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ptmrun.data.decode import cache_folder
 from ptmrun.data.sources import TextPart
 from ptmrun.data.sources.text import ends
 from ptmrun.errors import UserError
-from ptmrun.tokens import Framing, Tokens, Vocabulary
+from ptmrun.tokens import Framing, Vocabulary
 
 KINDS = ("wordpiece", "bpe", "unigram")
 ENOUGH = 2**28  # bytes to train on; of more text, evenly spaced documents
@@ -138,17 +138,6 @@ class Tokenizer:
             np.concatenate([part.astype(np.int64) for part, _ in parts]),
             np.concatenate([np.full(len(part), kind, dtype=np.int64) for part, kind in parts]),
         )
-
-    def batch(self, ids: Sequence[np.ndarray], pair_ids: Sequence[np.ndarray] | None, length: int) -> Tokens:
-        """Framed texts, or pairs of texts, padded to the longest of them: [B, T <= length]."""
-        framed = [self.frame(a, None if pair_ids is None else pair_ids[i], length) for i, a in enumerate(ids)]
-        longest = max(len(x) for x, _ in framed)
-        whole = torch.full((len(framed), longest), self.vocabulary.pad)
-        mask, types = torch.zeros_like(whole, dtype=torch.bool), torch.zeros_like(whole)
-        for row, (x, kinds) in enumerate(framed):
-            whole[row, : len(x)], mask[row, : len(x)] = torch.from_numpy(x), True
-            types[row, : len(x)] = torch.from_numpy(kinds)
-        return Tokens(whole, mask, types)
 
     def save(self, folder: Path) -> None:
         """tokenizer.json and its settings, as transformers' AutoTokenizer reads them."""
