@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -224,13 +225,13 @@ LONG = ["evaluate.baselines=[chance]", "pretrain.checkpoint_every=30", "finetune
 
 
 def test_a_budget_ends_on_time(ptmrun):
+    begun = time.thread_time()  # what the budget is counted in on a CPU; other work on the machine takes none of it
     code, out, err = ptmrun(*[x for x in TINY if "steps" not in x], "budget=20s", *LONG)
     assert code == 0, err
+    assert 5 < time.thread_time() - begun < 40
     cfg = config.load(latest() / "config.yaml")
     assert cfg.pretrain.steps > 10
     assert cfg.budget is None
-    wall = json.loads((latest() / "manifest.json").read_text())["wall_s"]
-    assert 5 < sum(wall.values()) < 40
     assert f"pretrain.steps={cfg.pretrain.steps}: for budget=20s" in out
 
 

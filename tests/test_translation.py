@@ -111,7 +111,7 @@ def test_tables_with_names(own):
 def test_what_a_source_lacks_is_held_out_of_it_and_limits_hold(own):
     tsv(Path("one.tsv"), pairs(50))
     sets = translation.sets(options("one.tsv"), own, LENGTH, [])[0]
-    limits = SimpleNamespace(name="x", test_fraction=0.2, val_fraction=0.1, split_seed=0, limit=None, test_limit=4)
+    limits = SimpleNamespace(name="x", test_fraction=0.2, val_fraction=0.1, split_seed=0, limit=None, test_limit=4, folds=None)
     train, val, test, made = splits.divide(sets, limits, "texts", [])
     assert (len(train), len(val), len(test)) == (36, 4, 4)
     assert sorted(made) == ["test", "train", "val"]
