@@ -33,7 +33,7 @@ def methods(rows: list[Row], key: str, labels: int | None, about: tuple[str, str
     """A column for each method that was run; the best of a row is bold. "untrained" and "pretrained" are frozen features."""
     columns = [m for m in METHODS if any(values(row.runs, labels, m) for row in rows)]
     titles = [key, *(METHODS[m] for m in columns)]
-    text = [heading(*about), "", bar(titles), bar(["---"] * len(titles))]
+    text = head(titles, *about)
     for row in rows:
         found = [values(row.runs, labels, m) for m in columns]
         best = max((noise.spread(v)["mean"] for v in found if v), default=None)
@@ -41,8 +41,9 @@ def methods(rows: list[Row], key: str, labels: int | None, about: tuple[str, str
     return "\n".join(text)
 
 
-def heading(*about: str) -> str:
-    return f"Test {', '.join(about)} (mean ± sd over seeds)"
+def head(titles: list[str], *about: str) -> list[str]:
+    """What a table is about, and its first lines."""
+    return [f"Test {', '.join(about)} (mean ± sd over seeds)", "", bar(titles), bar(["---"] * len(titles))]
 
 
 def table(rows: list[Row], keys: list[str], labels: int | None, kind: str, about: tuple[str, str]) -> str:
@@ -54,12 +55,7 @@ def table(rows: list[Row], keys: list[str], labels: int | None, kind: str, about
     every = {name: [run for row in rows if row.setting[keys[0]] == name for run in row.runs] for name in lines}
     floors = [f for f in FLOORS[kind] if any(values(every[name], labels, f) for name in lines)]
     titles = [keys[0], *(FLOORS[kind][f] for f in floors), *columns]
-    text = [
-        heading(*about, SCORES[kind]),
-        "",
-        bar(titles),
-        bar(["---"] * len(titles)),
-    ]
+    text = head(titles, *about, SCORES[kind])
     for name in lines:
         found = [where.get((name, column), []) for column in columns]
         best = max((noise.spread(v)["mean"] for v in found if v), default=None)

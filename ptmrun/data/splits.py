@@ -102,6 +102,11 @@ def folded(split: Any, folds: int, fold: int, seed: int) -> tuple[Any, Any]:
         raise UserError(f"dataset.folds={folds}: the training split has {len(split)} samples; expected at most as many folds")
     held = torch.zeros(len(split), dtype=torch.bool)
     held[torch.cat(kinds(split, rng.permutation(seed, "split/folds", len(split))))[fold::folds]] = True
+    return parted(split, held)
+
+
+def parted(split: Any, held: Tensor) -> tuple[Any, Any]:
+    """(the rest, the samples that are held [N] bool), both in their order."""
     return split.subset(torch.nonzero(~held)[:, 0]), split.subset(torch.nonzero(held)[:, 0])
 
 
@@ -119,4 +124,4 @@ def hold_out(split: Any, fraction: float, seed: int, purpose: str) -> tuple[Any,
         held[members[: round(fraction * len(members))]] = True
     if not held.any() and len(split) > 1:
         held[order[0]] = True
-    return split.subset(torch.nonzero(~held)[:, 0]), split.subset(torch.nonzero(held)[:, 0])
+    return parted(split, held)
