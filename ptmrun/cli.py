@@ -104,7 +104,7 @@ def help_text() -> str:
         "Keys (key=value; all of them with their defaults: ptmrun --cfg job)",
         "  stage=all|pretrain|finetune|evaluate   init=random|pretrained|RUN|FILE  seed=0  name=TEXT  budget=20m  outputs=FOLDER",
         "  pretrain.epochs= .steps= .batch_size= .lr= ...       finetune.steps= .batch_size= .lr= .seeds= ...",
-        "  dataset.root= .limit= .image_size=    downstream.labels_per_class=10|[10,100]|null",
+        "  dataset.root= .limit= .image_size=    downstream.labels_per_class=10|[10,100,null]|null",
         "  device.precision=auto|fp32|bf16  .workers=  .threads=  .compile=",
         "  skip_done=true (stages that an earlier run did)    strict=true (no unread keys)    on_nan=recover|stop",
         "",

@@ -8,7 +8,7 @@ of its own YAML file, so that a new model, task or data set needs no change here
       needs / provides / requires: [...]         # what fits together, see `misfits`
       types: {mask_ratio: ratio, patch: auto|count}
 
-A type is a name of TYPES, anything else a literal; `|` is "or", `[count]` a list. Defaults stand in YAML only.
+A type is a name of TYPES, anything else a literal; `|` is "or", `[null|count]` a list of either. Defaults stand in YAML only.
 """
 
 import functools
@@ -218,6 +218,12 @@ SECTIONS: dict[str, type[Strict]] = {
     "device": Device,
     "logger": Logger,
 }
+METHOD_NEEDS = {  # of fine-tuning methods, in words
+    "maps": "a network that works at any side",
+    "layers": "plain linear or convolutional layers in its blocks",
+    "blocks": "residual blocks",
+    "values": "layers of keys and values",
+}
 EXPECTED = {
     "name": "letters, digits, . _ - (at most 80)",
     "budget": "a number and s, m or h, such as 20m",
@@ -261,7 +267,7 @@ def spec(group: str, name: str) -> Spec:
 def parse_type(text: str) -> Any:
     """`auto|count` -> Literal["auto"] | Count"""
     union: Any = None
-    for word in text.split("|"):
+    for word in re.split(r"\|(?![^\[]*\])", text):  # not at the bars within a list
         if word == "null":
             kind: Any = type(None)
         elif word.startswith("["):
@@ -353,12 +359,15 @@ def shown(value: Any) -> str:
 def misfits(names: dict[str, str]) -> list[str]:
     """Combinations that cannot work, with the list of what can."""
     lines = []
-    if "model" in names and "finetune" in names and not fine_tunes(names["finetune"], names["model"]):
-        fits = [m for m in choices("model") if fine_tunes(names["finetune"], m)]
-        lines.append(
-            f"model={names['model']} finetune={names['finetune']}: the method sets the side at which the model works, which is "
-            f"fixed here; with finetune={names['finetune']} there is: model={', '.join(fits)}"
-        )
+    if "model" in names and "finetune" in names:
+        if lacking := spec("finetune", names["finetune"]).requires - spec("model", names["model"]).provides:
+            fits = [m for m in choices("model") if fine_tunes(names["finetune"], m)]
+            methods = [f for f in choices("finetune") if fine_tunes(f, names["model"])]
+            lines.append(
+                f"model={names['model']} finetune={names['finetune']}: the method needs {', '.join(METHOD_NEEDS[x] for x in sorted(lacking))}, "
+                f"which the model does not have; with finetune={names['finetune']} there is: model={', '.join(fits)}; "
+                f"with model={names['model']}: finetune={', '.join(methods)}"
+            )
     if "model" in names and "task" in names:
         model = spec("model", names["model"])
         if lacking := spec("task", names["task"]).requires - model.provides:

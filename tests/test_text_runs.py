@@ -89,15 +89,16 @@ def test_from_raw_text_to_a_classifier_and_again(ptmrun, corpus, model, task):
 
 @pytest.mark.parametrize(("model", "task"), FITTING)
 def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, monkeypatch):
-    """1 x 6 = 2 x 3 but for rounding; interrupted before a step and resumed, bit for bit."""
+    """1 x 6 = 2 x 3 but for rounding; with two worker processes, and interrupted before a step and resumed, bit for bit."""
     same = [f"model={model}", f"task={task}", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "model.dropout=0", *SHORT]
     losses, runs = [], []
-    for extra in ([], ["pretrain.accumulate=2"]):
+    for extra in ([], ["pretrain.accumulate=2"], ["device.workers=2"]):
         assert ptmrun(*same, *extra)[0] == 0
         runs.append(run.Run.open(latest()))
         lines = [json.loads(x) for x in (latest() / "metrics.jsonl").read_text().splitlines()]
         losses.append([x[k] for x in lines if "grad_norm" in x for k in ("loss", "grad_norm")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert runs[2].manifest["weights_sha256"] == runs[0].manifest["weights_sha256"]
     drawn, seen = rng.Rows.uniform, []
 
     def stop_once(self, *args, **kwargs):

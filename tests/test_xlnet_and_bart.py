@@ -10,7 +10,7 @@ from transformers import BartForConditionalGeneration, XLNetLMHeadModel
 
 from ptmrun import config, rng
 from ptmrun.errors import UserError
-from ptmrun.models import transformer, xlnet
+from ptmrun.models import neighbours, transformer, xlnet
 from ptmrun.objectives import denoising, plm
 from ptmrun.tokens import Tokens, Vocabulary
 
@@ -24,11 +24,14 @@ def vocabulary(size=SIZE):
     return Vocabulary(size, PAD, UNKNOWN, MASK, START, END, numbers < STOP, (numbers >= 50) & (numbers < 60), numbers == STOP)
 
 
+FIRST = {"dropout": 0.1, "pool": "mean", "initial": "library"}
+
+
 def encoder(family, length=LENGTH, size="tiny", **changes):
     """Weights are larger than at the start, so that mistakes show."""
     module, _ = FAMILIES[family]
     torch.manual_seed(0)
-    made = module.build(SimpleNamespace(**{"size": size, "dropout": 0.1, "pool": "mean"} | changes), vocabulary(), length, "sdpa")
+    made = module.build(SimpleNamespace(**FIRST | {"size": size} | changes), vocabulary(), length, "sdpa")
     for name, parameter in made.named_parameters():
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -94,7 +97,7 @@ def measured(objective, batches):
 def test_base_sizes_are_the_published_ones(module, size, length, count):
     """XLNet-base has 116.7 M parameters (transformers' XLNetModel) and the head's biases, BART-base 139.4 M."""
     with torch.device("meta"):
-        made = module.build(SimpleNamespace(size="base", dropout=0.1, pool="mean"), vocabulary(size), length, "sdpa")
+        made = module.build(SimpleNamespace(**FIRST | {"size": "base"}), vocabulary(size), length, "sdpa")
     assert sum(p.numel() for p in made.parameters()) == count
     assert made.kind == {"xlnet": "xlnet-base", "transformer": "transformer-base"}[module.__name__.split(".")[-1]]
 
@@ -102,10 +105,10 @@ def test_base_sizes_are_the_published_ones(module, size, length, count):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_auto_is_the_smallest_and_depths_are_in_order(family):
     module = FAMILIES[family][0]
-    changes, [note] = module.resolve(SimpleNamespace(size="auto"), vocabulary(), LENGTH)
+    changes, [note] = module.resolve(SimpleNamespace(size="auto", initial="library"), vocabulary(), LENGTH)
     assert changes == {"size": "tiny"}
     assert "width 128, 2" in note
-    assert module.resolve(SimpleNamespace(size="mini"), vocabulary(), LENGTH) == ({}, [])
+    assert module.resolve(SimpleNamespace(size="mini", initial="library"), vocabulary(), LENGTH) == ({}, [])
     made = encoder(family, size="mini")
     depths = {name: made.depth_of(name) for name, _ in made.named_parameters()}
     assert made.depth == {"xlnet": 4, "transformer": 6}[family]
@@ -120,6 +123,34 @@ def test_auto_is_the_smallest_and_depths_are_in_order(family):
         assert depths["bart.model.encoder.layers.2.fc1.weight"] == 3
         assert depths["bart.model.decoder.layers.0.encoder_attn.q_proj.weight"] == 4
         assert depths["bart.model.decoder.layers.2.fc1.bias"] == 6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("size", "heads"), [("tiny", 2), ("mini", 4)])
+def test_heads_look_at_their_neighbours_at_first(size, heads):
+    ids = torch.randint(STOP + 1, SIZE, (4, LENGTH), generator=torch.Generator().manual_seed(1))
+    made = {}
+    for name, family in (("xlnet", xlnet), ("transformer", transformer)):
+        torch.manual_seed(0)
+        options = SimpleNamespace(**FIRST | {"size": size, "initial": "auto"})
+        changes, notes = family.resolve(options, vocabulary(), LENGTH)
+        assert changes == {"initial": "neighbours"}
+        assert "look at nearby tokens" in notes[0]
+        made[name] = family.build(SimpleNamespace(**vars(options) | changes), vocabulary(), LENGTH, "eager").eval()
+        base = SimpleNamespace(**vars(options) | {"size": "base"})
+        assert family.resolve(base, vocabulary(), LENGTH) == ({"initial": "library"}, [])
+    bart = made["transformer"].bart.model(ids, decoder_input_ids=ids, output_attentions=True)
+    for blocks, offsets in (
+        (made["xlnet"].xlnet.transformer(ids, output_attentions=True).attentions, neighbours.OFFSETS),
+        (bart.encoder_attentions, neighbours.OFFSETS),
+        (bart.decoder_attentions, neighbours.BEHIND),
+        (bart.cross_attentions, neighbours.BEHIND),
+    ):
+        for i, block in enumerate(blocks):
+            for head in range(heads):
+                there = {o: float(block[:, head].diagonal(o, 1, 2).mean()) for o in range(-6, 7)}
+                assert max(there, key=there.get) == neighbours.offset(i, head, heads, offsets)
+                assert max(there.values()) > 0.4
 
 
 def test_configs_say_what_fits():
@@ -435,7 +466,7 @@ def test_random_numbers_are_those_of_the_step(family):
 def test_first_loss_is_that_of_equal_probabilities(family):
     torch.manual_seed(0)
     module = FAMILIES[family][0]
-    made = module.build(SimpleNamespace(size="tiny", dropout=0.1, pool="mean"), vocabulary(), LENGTH, "sdpa")
+    made = module.build(SimpleNamespace(**FIRST | {"size": "tiny"}), vocabulary(), LENGTH, "sdpa")
     ours = objective(family, made)
     with torch.no_grad():
         loss, _ = ours(batch())
@@ -448,7 +479,7 @@ def test_learns_to_copy_what_it_can_see(family):
     """Texts of one repeated token: both can know every target."""
     torch.manual_seed(0)
     module = FAMILIES[family][0]
-    made = module.build(SimpleNamespace(size="tiny", dropout=0.0, pool="mean"), vocabulary(), 24, "sdpa")
+    made = module.build(SimpleNamespace(**FIRST | {"size": "tiny", "dropout": 0.0}), vocabulary(), 24, "sdpa")
     ours = objective(family, made).train()
     optimizer = torch.optim.AdamW(ours.parameters(), lr=3e-3)
     for step in range(60):
@@ -486,12 +517,12 @@ def test_saved_folders_load_in_transformers(family, tmp_path):
             found = theirs.eval()(inputs.ids, attention_mask=inputs.mask.long(), labels=labels).logits[inputs.mask]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     module = FAMILIES[family][0]
-    other = module.build(SimpleNamespace(size="tiny", dropout=0.1, pool="mean"), vocabulary(), LENGTH, "sdpa").eval()
+    other = module.build(SimpleNamespace(**FIRST | {"size": "tiny"}), vocabulary(), LENGTH, "sdpa").eval()
     other.load(tmp_path / "encoder")
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in made.state_dict().items())
     made.save(tmp_path / "encoder", None)
     assert not (tmp_path / "encoder" / "tokenizer.json").exists()
-    bigger = module.build(SimpleNamespace(size="mini", dropout=0.1, pool="mean"), vocabulary(), LENGTH, "sdpa")
+    bigger = module.build(SimpleNamespace(**FIRST | {"size": "mini"}), vocabulary(), LENGTH, "sdpa")
     with pytest.raises(UserError, match="does not fit the model"):
         bigger.load(tmp_path / "encoder")
 

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import BertConfig, BertForPreTraining
@@ -17,7 +17,6 @@ SIZES = {  # width, blocks; heads of 64. Google's miniatures (Turc et al. 2019, 
     "medium": (512, 8),
     "base": (768, 12),
 }
-SMALL = ("tiny", "mini")  # which little text is for
 FRAMING = Framing(
     {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
     "[CLS] $A [SEP]",
@@ -29,12 +28,8 @@ TOKENIZER = "wordpiece"
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
     found, notes = sequence.sized(options, SIZES)
-    if options.initial == "auto":
-        size = found.get("size", options.size)
-        found["initial"] = "neighbours" if size in SMALL else "library"
-        if size in SMALL:
-            notes.append("model.initial=neighbours: heads that look at nearby tokens at first, so that little text is enough")
-    return found, notes
+    first, why = neighbours.initial(options, found.get("size", options.size))
+    return found | first, notes + why
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
@@ -62,6 +57,11 @@ class Encoder(nn.Module):
     """`net` is the library's network, its parameter names kept."""
 
     unit = "token"
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "values": r".*\.attention\.self\.(key|value)",
+        "attention": r".*\.attention\.output\.dense",
+        "feed_forward": r".*\.layer\.\d+\.output\.dense",
+    }
 
     def __init__(self, config: BertConfig, vocabulary: Vocabulary, pool: str, kind: str):
         super().__init__()

@@ -1,7 +1,7 @@
 """BiT, Big Transfer (Kolesnikov et al. 2020, arXiv:1912.11370): transformers' BitModel, a ResNet-v2 with group normalisation and
 weight standardisation."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import BitConfig, BitForImageClassification, BitModel
@@ -33,6 +33,9 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 class Encoder(encoder.Encoder):
     whole = BitForImageClassification
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "feed_forward": r".*\.conv3",
+    }
 
     def __init__(self, options: Any, channels: int, size: int):
         self.kind = f"bit-{options.size}"

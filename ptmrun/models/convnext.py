@@ -1,6 +1,6 @@
 """ConvNeXt (Liu et al. 2022, arXiv:2201.03545): transformers' ConvNextModel, smaller for small images."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 class Encoder(encoder.Encoder):
     whole = ConvNextForImageClassification
     layout = torch.channels_last
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "feed_forward": r".*\.pwconv2",
+    }
 
     def __init__(self, options: Any, channels: int, size: int):
         self.kind = f"convnext-{options.size}"

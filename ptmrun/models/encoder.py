@@ -38,11 +38,7 @@ class Encoder(nn.Module, abc.ABC):
         self.net = net.to(memory_format=self.layout)
         self.width, self.channels, self.side, self.resize = width, channels, side, resize
         self.depth = len(blocks) - 1
-        prefixes = [block if isinstance(block, tuple) else (block,) for block in blocks]
-        self.depths = {
-            name: next((i for i, p in enumerate(prefixes) if name.startswith(tuple(f"{x}." for x in p))), self.depth + 1)
-            for name, _ in net.named_parameters()
-        }
+        self.blocks = [tuple(f"{x}." for x in (block if isinstance(block, tuple) else (block,))) for block in blocks]
 
     @functools.cached_property
     def map_shape(self) -> tuple[int, int]:
@@ -82,7 +78,8 @@ class Encoder(nn.Module, abc.ABC):
 
     def depth_of(self, name: str) -> int:
         """How deep a parameter of this module sits."""
-        return self.depths[name[name.index("net.") + 4 :]]
+        own = name[name.index("net.") + 4 :]
+        return next((i for i, prefixes in enumerate(self.blocks) if own.startswith(prefixes)), self.depth + 1)
 
     def preprocessing(self, mean: list[float], std: list[float]) -> dict[str, Any]:
         """What becomes of an image before it is the network's input."""

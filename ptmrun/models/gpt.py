@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,11 @@ class Encoder(nn.Module):
     """`net` is the library's network, its parameter names kept."""
 
     unit = "token"
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "values": r".*\.attn\.c_attn",
+        "attention": r".*\.attn\.c_proj",
+        "feed_forward": r".*\.mlp\.c_proj",
+    }
 
     def __init__(self, config: GPT2Config, vocabulary: Vocabulary, pool: str, kind: str):
         super().__init__()

@@ -7,7 +7,7 @@ read in raster order after a start token.
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sklearn.cluster import KMeans
@@ -77,6 +77,11 @@ class Encoder(nn.Module):
     """`layer` is the block whose output gives the features: the middle one, until `choose` or the config names another."""
 
     unit = "pixel"  # what a token is
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "values": r".*\.attn\.c_attn",
+        "attention": r".*\.attn\.c_proj",
+        "feed_forward": r".*\.mlp\.c_proj",
+    }
 
     def __init__(self, config: ImageGPTConfig, side: int, channels: int, layer: int | str):
         super().__init__()
@@ -146,6 +151,11 @@ class Encoder(nn.Module):
     def started(self, tokens: Tensor) -> Tensor:
         """With the start token in front: [B, n] -> [B, n + 1]."""
         return F.pad(tokens, (1, 0), value=self.vocabulary)
+
+    @property
+    def net(self) -> ImageGPTForCausalImageModeling:
+        """The library's network."""
+        return self.gpt
 
     def layers(self, tokens: Tensor, count: int) -> list[Tensor]:
         """What each of the first `count` blocks gives at every position that sees the tokens before it: [B, T, D] each."""

@@ -44,6 +44,8 @@ class Encoder(encoder.Encoder):
         self.kind, self.layers = f"resnet{options.size}", options.size
         self.adapted = ("one block a stage",) if options.size == 10 else ()
         block, layers = SIZES[options.size]
+        last = "conv2" if block is resnet.BasicBlock else "conv3"
+        self.places = {"feed_forward": rf"layer\d\.\d+\.{last}"}  # where fine-tuning methods put what they add
         net = resnet.ResNet(block, layers)
         width, net.fc = net.fc.in_features, nn.Identity()
         blocks = [f"layer{stage + 1}.{i}" for stage, n in enumerate(layers) for i in range(n)]

@@ -1,6 +1,6 @@
 """Swin Transformer (Liu et al. 2021, arXiv:2103.14030): transformers' SwinModel, smaller for small images."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import SwinConfig, SwinForImageClassification, SwinModel
@@ -47,6 +47,11 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 class Encoder(encoder.Encoder):
     whole = SwinForImageClassification
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "values": r".*\.attention\.(k_proj|v_proj)",
+        "attention": r".*\.attention\.o_proj",
+        "feed_forward": r".*\.mlp\.fc2",
+    }
 
     def __init__(self, options: Any, channels: int, size: int, attention: str):
         self.kind = f"swin-{options.size}"

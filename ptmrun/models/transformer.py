@@ -3,7 +3,7 @@ transformers' BartForConditionalGeneration."""
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from transformers import BartConfig, BartForConditionalGeneration
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
 from ptmrun.errors import UserError
-from ptmrun.models import files, sequence
+from ptmrun.models import files, neighbours, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
 
 SIZES = {"tiny": (128, 2), "mini": (256, 3), "small": (512, 6), "base": (768, 6)}  # width, layers of encoder and of decoder each
@@ -35,10 +35,9 @@ FRAMING = Framing(
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    if options.size != "auto":
-        return {}, []
-    width, depth = SIZES["tiny"]
-    return {"size": "tiny"}, [f"model.size=tiny: width {width}, {depth} + {depth} layers, which a laptop trains in minutes"]
+    found, notes = sequence.sized(options, SIZES)
+    first, why = neighbours.initial(options, found.get("size", options.size))
+    return found | first, notes + why
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
@@ -62,11 +61,20 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         forced_eos_token_id=vocabulary.end,
         attn_implementation=attention,
     )
-    return Encoder(config, vocabulary, length, f"transformer-{options.size}")
+    encoder = Encoder(config, vocabulary, length, f"transformer-{options.size}")
+    if options.initial == "neighbours":
+        neighbours.look_across(encoder.bart.model)
+    return encoder
 
 
 class Encoder(nn.Module):
     """Features are the encoder's; the decoder serves objectives that write text, and goes with `trim`."""
+
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "values": r".*\.(self_attn|encoder_attn)\.(k_proj|v_proj)",
+        "attention": r".*\.(self_attn|encoder_attn)\.out_proj",
+        "feed_forward": r".*\.layers\.\d+\.fc2",
+    }
 
     def __init__(self, config: BartConfig, vocabulary: Vocabulary, length: int, kind: str):
         super().__init__()

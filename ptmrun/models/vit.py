@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +80,12 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
 
 class Encoder(nn.Module):
     """ViTModel taken apart, so that an objective can leave patches out or replace them."""
+
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "values": r".*\.attention\.(k_proj|v_proj)",
+        "attention": r".*\.attention\.o_proj",
+        "feed_forward": r".*\.mlp\.fc2",
+    }
 
     def __init__(self, config: ViTConfig, pool: str, kind: str):
         super().__init__()

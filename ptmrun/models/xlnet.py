@@ -5,13 +5,13 @@ It has no table of positions: attention sees how far two tokens are apart, as in
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import XLNetConfig, XLNetLMHeadModel
 
-from ptmrun.models import files, sequence
+from ptmrun.models import files, neighbours, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
 
 SIZES = {"tiny": (128, 2), "mini": (256, 4), "base": (768, 12)}  # width, layers
@@ -33,10 +33,9 @@ FRAMING = Framing(  # <cls> is a segment of its own, as in transformers' XLNetTo
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    if options.size != "auto":
-        return {}, []
-    width, depth = SIZES["tiny"]
-    return {"size": "tiny"}, [f"model.size=tiny: width {width}, {depth} layers, which a laptop trains in minutes"]
+    found, notes = sequence.sized(options, SIZES)
+    first, why = neighbours.initial(options, found.get("size", options.size))
+    return found | first, notes + why
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
@@ -54,11 +53,18 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         bos_token_id=vocabulary.start,
         eos_token_id=vocabulary.end,
     )
-    return Encoder(config, vocabulary, length, options.pool, f"xlnet-{options.size}")
+    encoder = Encoder(config, vocabulary, length, options.pool, f"xlnet-{options.size}")
+    if options.initial == "neighbours":
+        neighbours.look_by_distance(encoder.xlnet.transformer)
+    return encoder
 
 
 class Encoder(nn.Module):
     """The library's weights, computed so that only targets have queries, and distances are projected once for a batch."""
+
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "feed_forward": r".*\.ff\.layer_2",
+    }
 
     def __init__(self, config: XLNetConfig, vocabulary: Vocabulary, length: int, pool: str, kind: str):
         super().__init__()
