@@ -43,7 +43,10 @@ def inputs(context: Context, stage: str) -> str:
     weights += [] if stage == "pretrain" else [manifest.get("weights_sha256")]
     weights += [manifest.get("finetuned_sha256")] if stage == "evaluate" else []
     versions = [manifest[k] for k in ("code_sha256", "packages", "hardware")]
-    everything = [stage, sections, cfg["seed"], cfg["on_nan"], weights, context.data.fingerprint, versions]
+    data = context.data.fingerprint
+    if stage == "pretrain":
+        data = getattr(context.data, "corpus_fingerprint", data)
+    everything = [stage, sections, cfg["seed"], cfg["on_nan"], weights, data, versions]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
@@ -66,10 +69,10 @@ def take(context: Context, stage: str, wanted: str) -> None:
 
 
 def others(run: Run) -> Iterator[Run]:
-    """The other runs in the same folder, or in the same sweep."""
+    """The other runs in the same folder of outputs, those of sweeps included."""
     root = run.folder.resolve().parent
-    root, pattern = (root.parent, "*/*/manifest.json") if (root / "job.json").exists() else (root, "*/manifest.json")
-    for path in sorted(root.glob(pattern)):
+    root = root.parent.parent if (root / "job.json").exists() else root
+    for path in sorted([*root.glob("*/manifest.json"), *root.glob("*/*/*/manifest.json")]):
         if not path.parent.is_symlink() and path.parent.name != run.folder.resolve().name:
             try:
                 yield Run.open(path.parent)

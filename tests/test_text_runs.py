@@ -135,6 +135,17 @@ def test_nothing_is_pretrained_on_texts_that_are_held_out_to_test(corpus):
         assert len(used) >= 0.9 * (60 - len(data.test))
 
 
+def test_other_labelled_texts_need_no_other_pretraining(ptmrun, corpus):
+    same = ["model=gpt", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", *SHORT]
+    assert ptmrun(*same)[0] == 0
+    first = latest()
+    code, out, err = ptmrun(*same, f"downstream.root={corpus / 'labelled.csv'}", "skip_done=true")
+    assert code == 0, err
+    assert run.Run.open(latest()).manifest["reused"] == {"pretrain": first.name}
+    assert ptmrun(*same, "skip_done=true", "model.length=24")[0] == 0
+    assert "reused" not in run.Run.open(latest()).manifest
+
+
 def test_a_run_goes_on_with_its_parents_tokenizer(ptmrun, corpus, tmp_path):
     data = ["dataset=text", f"dataset.root={corpus / 'corpus.txt'}"]
     assert ptmrun("model=gpt", *data, *SHORT)[0] == 0

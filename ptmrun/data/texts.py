@@ -175,6 +175,7 @@ class Texts:
     tokenizer: Any  # tokenizer.Tokenizer
     length: int
     fingerprint: str
+    corpus_fingerprint: str  # of what is pretrained on, whatever is labelled
     notes: list[str] = field(default_factory=list)
     made: dict[str, list[str]] = field(default_factory=dict)
     unreadable: list[str] = field(default_factory=list)
@@ -256,10 +257,12 @@ def load(
     made: dict[str, Any] = {}
     if sets:
         first, val, test, made = divide(sets, options, "texts", notes)
-        marks += [hashlib.sha256(x.rows.numpy().tobytes()).hexdigest() for x in (first, val, test)]
+        marks += [fingerprint_of(x.rows.tolist()) for x in (first, val, test)]
     corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
+    alone = marks[:5]
     if "test" in made and not cfg.downstream.root:  # nothing is pretrained on texts that are held out here to test with
         corpora["train"] = corpora["train"].subset(without(made["test"].rows, len(corpora["train"])))
+        alone.append(fingerprint_of(made["test"].rows.tolist()))
     held = corpora.pop("val", None)
     if held is None:
         corpora["train"], held = corpus.hold_out(corpora["train"], options.val_fraction, options.split_seed, "val")
@@ -272,9 +275,13 @@ def load(
     marks.append(len(sequences))
     if not sets:
         first, val, test = sequences, judged, unseen or judged
-    fingerprint = hashlib.sha256("/".join(map(str, marks)).encode()).hexdigest()
     listed = {name: [f"row {r}" for r in split.rows.tolist()] for name, split in made.items()}
-    return Texts(first, val, test, sequences, judged, unseen, classes, own, length, fingerprint, notes, listed)
+    prints = fingerprint_of(marks), fingerprint_of([*alone, len(sequences)])
+    return Texts(first, val, test, sequences, judged, unseen, classes, own, length, *prints, notes, listed)
+
+
+def fingerprint_of(marks: list[Any]) -> str:
+    return hashlib.sha256("/".join(map(str, marks)).encode()).hexdigest()
 
 
 def without(rows: Tensor, count: int) -> Tensor:

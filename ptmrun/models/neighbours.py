@@ -1,4 +1,4 @@
-"""Initial weights with which a small BERT, XLNet or BART learns from little text: heads that look at nearby tokens from the beginning.
+"""Initial weights with which a small BERT, XLNet or BART learns from little text: heads that look at nearby tokens at first.
 
 With the published ones, N(0, 0.02), the average attention is even and the loss of a short masked training stays near that of word
 frequencies: steps of Adam's size carry positions this small in one common direction before a head can tell them apart. Here words
