@@ -2,6 +2,9 @@
 
 import difflib
 import fnmatch
+import importlib
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -28,31 +31,87 @@ def top(classifier: Any, options: Any) -> None:
         parameter.requires_grad_(encoder.depth_of(name) > encoder.depth - options.blocks)
 
 
-METHODS = {"full": full, "linear": linear, "top": top, "bit_hyperrule": full}
+def bitfit(classifier: Any, options: Any) -> None:
+    """The head and every bias (BitFit: Ben Zaken et al. 2022, arXiv:2106.10199)."""
+    for name, parameter in classifier.encoder.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+
+
+METHODS = {
+    "full": full,
+    "lp_ft": full,
+    "layer_decay": full,
+    "linear": linear,
+    "top": top,
+    "bitfit": bitfit,
+    "bit_hyperrule": full,
+}
+ADDED = {
+    "adapter": "bottleneck",
+    "lora": "lowrank",
+    "dora": "lowrank",
+    "adalora": "lowrank",
+    "ia3": "lowrank",
+}  # and their modules
 RULES = {"bit_hyperrule": hyperrule.decide}  # methods that settle what is auto by the data
 
 
-def adapt(classifier: Any, options: Any) -> tuple[int, int]:
-    """Freezes what the method `options.name` does not train, then what `freeze` names, and frees what `unfreeze` names; returns
-    (trainable, all) parameters. Raises UserError for a pattern that matches nothing, and when nothing is left to train."""
-    METHODS[options.name](classifier, options)
+def adapt(classifier: Any, options: Any, steps: int) -> tuple[int, int]:
+    """Freezes what the method `options.name` does not train and adds what it adds, for a fit of so many steps; then freezes what
+    `freeze` names, and frees what `unfreeze` names; returns (trainable, all) parameters. Raises UserError for a pattern that
+    matches nothing, and when nothing is left to train."""
+    if options.name in ADDED:
+        add(classifier, options, steps)
+    else:
+        METHODS[options.name](classifier, options)
     for key, trained in (("freeze", False), ("unfreeze", True)):
         for pattern in getattr(options, key) or []:
-            for parameter in matching(classifier, pattern, f"finetune.{key}"):
-                parameter.requires_grad_(trained)
+            for name in matching(dict(classifier.named_parameters()), pattern, f"finetune.{key}"):
+                classifier.get_parameter(name).requires_grad_(trained)
     trainable = parameters(classifier, trainable=True)
     if not trainable:
         raise UserError("finetune.freeze: leaves nothing to train")
     return trainable, parameters(classifier)
 
 
-def matching(module: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
-    """The parameters whose names a glob pattern matches; at least one."""
-    named = dict(module.named_parameters())
-    found = [p for name, p in named.items() if fnmatch.fnmatchcase(name, pattern)]
+def add(classifier: Any, options: Any, steps: int) -> None:
+    """Puts the method's own parameters beside those of the encoder, which are frozen."""
+    method = importlib.import_module(f"ptmrun.{ADDED[options.name]}")  # peft takes seconds to import
+    encoder = classifier.encoder
+    encoder.requires_grad_(False)
+    allocation = getattr(method, options.name)(encoder, chosen(encoder, options, method.FITTING), options, steps)
+    if allocation is not None:
+        classifier.allocation = allocation
+        classifier.after_step = lambda done, _: allocation.after_step(encoder.net, done)
+        classifier.register_forward_hook(allocation.regularised)
+
+
+def chosen(encoder: Any, options: Any, fitting: tuple[type, ...]) -> list[str]:
+    """Names of the modules of encoder.net that the method works on: those that `targets` name, or what is usual: the family's own
+    places (adapters, IA3) or every layer of its blocks (low rank). Raises UserError for a pattern that matches none."""
+    inside = next(name for name, module in encoder.named_modules() if module is encoder.net)
+    layers = {name: module for name, module in encoder.net.named_modules() if type(module) in fitting}
+    layers = {name: m for name, m in layers.items() if getattr(m, "groups", 1) == 1}
+    if options.targets != "auto":
+        return sorted({name for pattern in options.targets for name in matching(layers, pattern, "finetune.targets")})
+    if options.name in ("lora", "dora", "adalora"):
+        return [n for n in layers if 0 < encoder.depth_of(f"encoder.{inside}.{n}.weight") <= encoder.depth]
+    wanted = {"ia3": ("values", "feed_forward"), "pfeiffer": ("feed_forward",), "houlsby": ("attention", "feed_forward")}[
+        "ia3" if options.name == "ia3" else options.placement
+    ]
+    if lacking := [place for place in wanted if place not in encoder.places]:
+        raise UserError(
+            f"finetune.placement=houlsby: this model has no layer that ends its {lacking[0]}; choose placement=pfeiffer"
+        )
+    return [n for n in layers if any(re.fullmatch(encoder.places[place], n) for place in wanted)]
+
+
+def matching(named: Mapping[str, Any], pattern: str, key: str) -> list[str]:
+    """The names that a glob pattern matches; at least one."""
+    found = [name for name in named if fnmatch.fnmatchcase(name, pattern)]
     if not found:
         near = ", ".join(difflib.get_close_matches(pattern, named, n=3, cutoff=0))
-        raise UserError(f"{key}={pattern}: matches no parameter; the nearest are: {near}")
+        raise UserError(f"{key}={pattern}: matches no name; the nearest are: {near}")
     return found
 
 

@@ -359,15 +359,16 @@ def shown(value: Any) -> str:
 def misfits(names: dict[str, str]) -> list[str]:
     """Combinations that cannot work, with the list of what can."""
     lines = []
-    if "model" in names and "finetune" in names:
-        if lacking := spec("finetune", names["finetune"]).requires - spec("model", names["model"]).provides:
-            fits = [m for m in choices("model") if fine_tunes(names["finetune"], m)]
-            methods = [f for f in choices("finetune") if fine_tunes(f, names["model"])]
-            lines.append(
-                f"model={names['model']} finetune={names['finetune']}: the method needs {', '.join(METHOD_NEEDS[x] for x in sorted(lacking))}, "
-                f"which the model does not have; with finetune={names['finetune']} there is: model={', '.join(fits)}; "
-                f"with model={names['model']}: finetune={', '.join(methods)}"
-            )
+    if "model" in names and "finetune" in names and not fine_tunes(names["finetune"], names["model"]):
+        unmet = spec("finetune", names["finetune"]).requires - spec("model", names["model"]).provides
+        wanted = ", ".join(METHOD_NEEDS[x] for x in sorted(unmet))
+        fits = [m for m in choices("model") if fine_tunes(names["finetune"], m)]
+        methods = [f for f in choices("finetune") if fine_tunes(f, names["model"])]
+        lines.append(
+            f"model={names['model']} finetune={names['finetune']}: the method needs {wanted}, which the model does not have; "
+            f"with finetune={names['finetune']} there is: model={', '.join(fits)}; with model={names['model']}: "
+            f"finetune={', '.join(methods)}"
+        )
     if "model" in names and "task" in names:
         model = spec("model", names["model"])
         if lacking := spec("task", names["task"]).requires - model.provides:

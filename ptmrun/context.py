@@ -119,6 +119,12 @@ def source(run: Run, cfg: Config, name: str) -> Path | None:
     raise UserError(f"init={cfg.init}: the chain of runs that start from one another has no end")
 
 
+def weights_hash(run: Run) -> str | None:
+    """Of the encoder that was fine-tuned: this run's, or its parent's."""
+    parents = [p["weights_sha256"] for p in run.manifest["parents"]]
+    return run.manifest.get("weights_sha256") or next(iter(parents), None)
+
+
 def check_stop(stop: Stop) -> None:
     """Raises Interrupted when a signal is pending."""
     if signum := stop.pending():

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from ptmrun import attribution, embedding, figures, noise, probe
-from ptmrun.context import Context, check_stop
+from ptmrun import attribution, checkpoint, embedding, figures, noise, probe
+from ptmrun.context import Context, check_stop, source, weights_hash
 from ptmrun.errors import printable
 from ptmrun.run import console
-from ptmrun.trials import chosen_labels, label_counts, predict, trials, tuned
+from ptmrun.trials import chosen_labels, label_counts, predict, trials, tuned, weights_file
 
 WORDS = {
     "chance": "always the most frequent class",
@@ -84,15 +84,20 @@ def evaluate(context: Context) -> None:
         "pretrain": pretraining(lines),
         "weights_sha256": weights_hash(run),
         "wall_s": run.manifest.get("wall_s", {}),
+        "ranks": ranks(context, headline["labels_per_class"]),
     }
     run.write_json("results.json", result)
     show(context, result, sets)
 
 
-def weights_hash(run: Any) -> str | None:
-    """Of the encoder that was fine-tuned: this run's, or its parent's."""
-    parents = [p["weights_sha256"] for p in run.manifest["parents"]]
-    return run.manifest.get("weights_sha256") or next(iter(parents), None)
+def ranks(context: Context, labels: int | None) -> dict[str, int]:
+    """What the first repeat's AdaLoRA left of each module's rank; empty for other methods."""
+    if context.cfg.finetune.name != "adalora":
+        return {}
+    from ptmrun import lowrank  # peft takes seconds to import
+
+    file = source(context.run, context.cfg, weights_file(trials(context.cfg, "tuned", labels)[0]))
+    return lowrank.ranks(checkpoint.load(file)[0]) if file else {}
 
 
 class Inputs:

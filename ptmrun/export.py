@@ -1,5 +1,6 @@
 """`ptmrun export`: a run's model as its library's own, without ptmrun."""
 
+import importlib
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from ptmrun import checkpoint, config
+from ptmrun import adapt, checkpoint, config
 from ptmrun.context import ENCODER, START, Context, source
 from ptmrun.errors import UserError
 from ptmrun.models import files
@@ -22,9 +23,10 @@ from ptmrun.trials import label_counts, trials, trims, tuned, weights_file
 SAMPLES = 64  # real test samples that the export is compared on
 
 
-def export(run: Run, folder: Path) -> float:
+def export(run: Run, folder: Path, merge: bool = False) -> float:
     """Writes the fine-tuned model (first repeat, most labels), or the encoder where nothing was fine-tuned, into a new
-    folder; loads it again in the library and returns the largest difference. Raises UserError when there is nothing to export."""
+    folder; loads it again in the library and returns the largest difference. `merge` adds what LoRA and its like trained to the
+    weights; without it they stand apart. Raises UserError when there is nothing to export, or to merge."""
     if os.path.lexists(folder):
         raise UserError(f"export {folder}: is there already; choose a folder that is not")
     cfg = config.load(run.path("config.yaml"))
@@ -32,14 +34,44 @@ def export(run: Run, folder: Path) -> float:
     fine_tuned = source(run, cfg, weights_file(trial))
     if fine_tuned is None and source(run, cfg, ENCODER) is None and source(run, cfg, START) is None:
         raise UserError(f"{run.folder}: has trained nothing yet that could be exported")
+    module = adapt.ADDED.get(cfg.finetune.name) if fine_tuned else None
+    added: Any = importlib.import_module(f"ptmrun.{module}") if module else None
+    if merge and not hasattr(added, "merge"):
+        raise UserError(
+            f"merge=true: finetune={cfg.finetune.name} has added nothing that becomes part of the weights; leave it out"
+        )
     with run.lock():
         context = prepare(run, cfg, Stop())
         inputs = context.inputs(next(context.data.test.spaced(SAMPLES).all()))
-        what, ours, theirs = write(context, tuned(context, trial) if fine_tuned else None, folder, inputs)
+        model: Any = tuned(context, trial) if fine_tuned else None
+        if merge:
+            before = answers(model, inputs)
+            added.merge(model.encoder.net)
+            worst = float((answers(model, inputs) - before).abs().max())
+            run.say(f"Merged: largest difference {worst:.1e} of answers up to {float(before.abs().max()):.1f}")
+        if added and not merge:
+            what, ours, theirs = write_added(context, model, added, folder, inputs)
+        else:
+            what, ours, theirs = write(context, model, folder, inputs)
         worst = float((ours - theirs).abs().max())
         seen = f"{min(SAMPLES, len(context.data.test))} test {context.data.noun}"
         run.say(f"Exported to {folder}: {what}. Loaded again: largest difference {worst:.1e} on {seen}")
     return worst
+
+
+@torch.no_grad()
+def write_added(context: Context, model: Any, method: Any, folder: Path, inputs: Any) -> tuple[str, Tensor, Tensor]:
+    """The encoder as it was before, and beside it what fine-tuning added and the head."""
+    ours = answers(model, inputs)
+    context.pretrained().save(folder, *context.data.preprocessing)
+    method.save(model.encoder.net, folder / "adapter")
+    back = context.encoder().eval()
+    back.load(folder)
+    back.resize = getattr(model.encoder, "resize", None)
+    method.load(back.net, folder / "adapter")
+    model.encoder = back
+    save_head(context, model, folder)
+    return f"the encoder as it was, what {context.cfg.finetune.name} added (adapter/), and its head", ours, answers(model, inputs)
 
 
 @torch.no_grad()
@@ -77,14 +109,21 @@ def write_apart(context: Context, model: Any, encoder: Any, folder: Path, inputs
     back.resize = getattr(encoder, "resize", None)
     ours = answers(model, inputs)
     model.encoder, what = back, "the encoder"
-    if hasattr(model, "head"):
-        checkpoint.save(folder / "head.safetensors", model.head.state_dict())
-        model.head.load_state_dict(checkpoint.load(folder / "head.safetensors")[0])
+    if save_head(context, model, folder):
         why = f", as the library has no classifier like it ({encoder.alone})" if hasattr(encoder, "alone") else ""
         what += f", and its linear head apart{why}"
+    return what, ours, answers(model, inputs)
+
+
+def save_head(context: Context, model: Any, folder: Path) -> bool:
+    """Writes the linear head and the names of its classes, and takes it from there again; whether there is one."""
     if context.data.classes:
         write_atomic(folder / "classes.json", json.dumps(context.data.classes, ensure_ascii=False) + "\n")
-    return what, ours, answers(model, inputs)
+    if not hasattr(model, "head"):
+        return False
+    checkpoint.save(folder / "head.safetensors", model.head.state_dict())
+    model.head.load_state_dict(checkpoint.load(folder / "head.safetensors")[0])
+    return True
 
 
 def answers(model: Any, inputs: Any) -> Tensor:

@@ -58,6 +58,11 @@ def build(param_groups: list[dict], loop: Loop) -> torch.optim.Optimizer:
     return torch.optim.AdamW(param_groups, lr=loop.lr, betas=(loop.beta1, loop.beta2), fused=fused)
 
 
+def memory(parameters: int, loop: Loop) -> int:
+    """Bytes of an optimizer's moments, in float32."""
+    return 4 * parameters * (2 if loop.optimizer == "adamw" else 1)
+
+
 class Lars(torch.optim.Optimizer):
     """LARS (You et al. 2017, arXiv:1708.03888) as SimCLR uses it: momentum of learning rate times decayed gradient, the latter
     scaled to `trust` times the weights' norm for matrices; biases and norms, which have no weight decay, take plain steps."""

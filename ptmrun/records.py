@@ -98,6 +98,7 @@ class Results(Record):
     metrics: Metrics = Metrics()
     by_labels: Annotated[list[Scores], Field(min_length=1)]
     pretrain: dict[str, float] | None = None
+    ranks: dict[str, Natural] = {}
 
     @model_validator(mode="after")
     def same_methods(self) -> "Results":

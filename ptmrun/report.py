@@ -118,6 +118,10 @@ def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
     if groups := results.get("metrics", {}).get("groups"):
         body = [(line, False) for line in group_lines(groups)]
         parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(GROUP_TITLES, body))
+    if ranks := results.get("ranks"):
+        body = [([name, str(rank)], False) for name, rank in ranks.items()]
+        heading = f"Ranks that AdaLoRA left ({sum(ranks.values())} in all; first repeat, most labels)"
+        parts.append(f"<h2>{heading}</h2>" + html_table(["layer", "rank"], body))
     if pretrained := results.get("pretrain"):
         parts.append("<h2>Pretraining</h2>" + html_table(["", ""], [([k, f"{v:.4g}"], False) for k, v in pretrained.items()]))
     return parts

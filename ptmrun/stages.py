@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptmrun import changes, checkpoint, config, embedding, provenance, report, reuse, tracking
+from ptmrun import changes, checkpoint, config, embedding, optim, provenance, report, reuse, tracking
 from ptmrun.config import Config
-from ptmrun.context import Context, chosen_stages, labelled
+from ptmrun.context import Context, chosen_stages, labelled, weights_hash
 from ptmrun.errors import Interrupted, UserError, printable
 from ptmrun.evaluation import evaluate
 from ptmrun.origin import origin
@@ -135,12 +135,17 @@ def finetune(context: Context) -> None:
     cfg, run = context.cfg, context.run
     wanted = [t for labels in label_counts(cfg) for t in trials(cfg, "tuned", labels)]
     trainable, every = classifier(context, wanted[0])[1]
-    run.say(f"Fine-tuning ({cfg.finetune.name}): {trainable:,} of {every:,} parameters, {cfg.finetune.seeds} repeats")
+    share, moments = (
+        f"{trainable:,} of {every:,} parameters ({trainable / every:.1%})",
+        optim.memory(trainable, cfg.finetune) / 1e6,
+    )
+    repeats = f"{cfg.finetune.seeds} repeat{'s' if cfg.finetune.seeds > 1 else ''}"
+    run.say(f"Fine-tuning ({cfg.finetune.name}): {share}, {moments:,.1f} MB of optimizer state, {repeats}")
     hashes = dict(run.manifest.get("finetuned_sha256", {}))
     for trial in wanted:
         file = run.path(weights_file(trial))
         if not file.exists():
             tensors = trained_tensors(tune(context, trial))
-            checkpoint.save(file, tensors)
+            checkpoint.save(file, tensors, {"relative_to": weights_hash(run)} if trainable < every else {})
         hashes[trial.name] = checkpoint.sha256(checkpoint.load(file)[0])
     run.update(finetuned_sha256=hashes)

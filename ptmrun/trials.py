@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from ptmrun import adapt, checkpoint, rng
-from ptmrun.context import Context, check_stop, fit, source, steps_of
+from ptmrun.context import Context, check_stop, fit, source, steps_of, weights_hash
 from ptmrun.errors import UserError
 
 DROPPED = 8  # times that a few samples are seen with other units dropped
@@ -52,7 +52,15 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     model = problem.build(encoder, context.data, options).to(context.device)
     if hasattr(model, "balance") and options.class_weights == "balanced":
         model.balance(chosen_labels(context, trial).labels)
-    return model, adapt.adapt(model, options)
+    if trial.kind != "tuned":  # from random weights every one is trained, whatever the method
+        options = options.model_copy(update={"name": "full", "freeze": None, "unfreeze": None})
+    return model, adapt.adapt(model, options, trial_steps(context, trial))
+
+
+def trial_steps(context: Context, trial: Trial) -> int:
+    """Optimizer steps of the trial."""
+    longer = context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1
+    return longer * steps_of(context.cfg.finetune, len(chosen_labels(context, trial)))
 
 
 def trims(context: Context, encoder: Any) -> bool:
@@ -66,14 +74,13 @@ def tune(context: Context, trial: Trial) -> Any:
     loop = context.cfg.finetune
     split = chosen_labels(context, trial)
     model, _ = classifier(context, trial)
-    steps = steps_of(loop, len(split)) * (context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
     context.refresh(model.encoder, split)
     probed = loop.head == "probe" and hasattr(model, "start_from_probe")
     if probed and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
         features = dropped_features(context, model.encoder, split, trial.seed)
         model.start_from_probe(features, torch.cat([split.labels] * (len(features) // len(split))))
-    fit(context, model, split, loop, steps, trial.seed, tags)
+    fit(context, model, split, loop, trial_steps(context, trial), trial.seed, tags)
     context.refresh(model.encoder, split)
     return model
 
@@ -117,7 +124,9 @@ def tuned(context: Context, trial: Trial) -> Any:
     if path is None:
         raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
     model, _ = classifier(context, trial)
-    tensors, classes = checkpoint.load(path)[0], len(context.data.classes)
+    (tensors, state), classes = checkpoint.load(path), len(context.data.classes)
+    if state.get("relative_to") not in (None, weights_hash(context.run)):
+        raise UserError(f"{path}: holds what was trained beside other frozen weights than this run's; refused")
     if classes and (bias := tensors.get("head.bias")) is not None and len(bias) != classes:
         raise UserError(f"{path}: its classifier tells {len(bias)} classes apart, the data has {classes}: stage=finetune first")
     checkpoint.into(model, {**model.state_dict(), **model.encoder.adjusted(tensors)[0]}, path)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ptmrun import config
 from ptmrun.compose import compose
-from ptmrun.errors import printable
+from ptmrun.errors import UserError, printable
 from ptmrun.run import Run
 
 
@@ -71,7 +71,10 @@ def export(names: list[str], settings: list[str], flags: list[str]) -> int:
     run = Run.open(Path(names[0]))
     from ptmrun.export import export
 
-    export(run, Path(names[1]))
+    merge = value(settings, "merge", "false")
+    if merge not in ("true", "false"):
+        raise UserError(f"merge={merge}: expected true or false")
+    export(run, Path(names[1]), merge == "true")
     return 0
 
 
@@ -152,9 +155,11 @@ VERBS = {
         export,
         "RUN FOLDER",
         "export outputs/latest my_model",
-        "write the fine-tuned model as transformers' or torchvision's own classifier, load it there and compare the logits",
+        "write the fine-tuned model as transformers' or torchvision's own classifier, load it there and compare the logits "
+        "(merge=true: with what LoRA and its like trained in the weights)",
         least=2,
         most=2,
+        settings=("merge",),
     ),
     "check": Verb(
         check,

@@ -41,13 +41,13 @@ def changed(before: dict, after: dict) -> set[str]:
 
 def test_linear_leaves_every_tensor_of_the_encoder_as_it_was():
     model = classifier()
-    assert adapt.adapt(model, method("linear")) == (3 * 512 + 3, adapt.parameters(model))
+    assert adapt.adapt(model, method("linear"), 1) == (3 * 512 + 3, adapt.parameters(model))
     assert changed(*step(model)) == {"head.weight", "head.bias"}
 
 
 def test_frozen_batch_normalisation_keeps_its_statistics_and_trained_ones_do_not():
     model = classifier()
-    adapt.adapt(model, method(freeze=["encoder.net.*"], unfreeze=["encoder.net.layer4.*"]))
+    adapt.adapt(model, method(freeze=["encoder.net.*"], unfreeze=["encoder.net.layer4.*"]), 1)
     found = changed(*step(model))
     assert {k.split(".")[2] for k in found if k.startswith("encoder.")} == {"layer4"}
     statistics = {k for k in model.state_dict() if "running_" in k or "num_batches" in k}
@@ -57,14 +57,14 @@ def test_frozen_batch_normalisation_keeps_its_statistics_and_trained_ones_do_not
 
 def test_patterns():
     model = classifier()
-    adapt.adapt(model, method("linear", unfreeze=["encoder.net.conv1.weight", "encoder.net.*.bn1.bias"]))
+    adapt.adapt(model, method("linear", unfreeze=["encoder.net.conv1.weight", "encoder.net.*.bn1.bias"]), 1)
     trained = {k for k, p in model.named_parameters() if p.requires_grad}
     blocks = {f"encoder.net.layer{i}.0.bn1.bias" for i in range(1, 5)}
     assert trained == {"head.weight", "head.bias", "encoder.net.conv1.weight"} | blocks
     with pytest.raises(UserError, match=r"finetune.freeze=encoder.net.conv1: matches no .*nearest are: encoder.net.conv1.weight"):
-        adapt.adapt(model, method(freeze=["encoder.net.conv1"]))
+        adapt.adapt(model, method(freeze=["encoder.net.conv1"]), 1)
     with pytest.raises(UserError, match="leaves nothing to train"):
-        adapt.adapt(model, method(freeze=["*"]))
+        adapt.adapt(model, method(freeze=["*"]), 1)
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_other_labelled_texts_need_no_other_pretraining(ptmrun, corpus):
     same = ["model=gpt", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", *SHORT]
     assert ptmrun(*same)[0] == 0
     first = latest()
-    code, out, err = ptmrun(*same, f"downstream.root={corpus / 'labelled.csv'}", "skip_done=true")
+    code, _, err = ptmrun(*same, f"downstream.root={corpus / 'labelled.csv'}", "skip_done=true")
     assert code == 0, err
     assert run.Run.open(latest()).manifest["reused"] == {"pretrain": first.name}
     assert ptmrun(*same, "skip_done=true", "model.length=24")[0] == 0

@@ -148,9 +148,24 @@ def test_heads_look_at_their_neighbours_at_first(size, heads):
     ):
         for i, block in enumerate(blocks):
             for head in range(heads):
+                if (i, head) == (0, 0) and blocks is bart.cross_attentions:
+                    continue  # which looks for what to copy
                 there = {o: float(block[:, head].diagonal(o, 1, 2).mean()) for o in range(-6, 7)}
                 assert max(there, key=there.get) == neighbours.offset(i, head, heads, offsets)
                 assert max(there.values()) > 0.4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", ["tiny", "mini"])
+def test_the_decoder_of_bart_copies_at_first(size):
+    """Wherever the source stands: its first seven tokens are left out."""
+    torch.manual_seed(0)
+    made = transformer.build(
+        SimpleNamespace(**FIRST | {"size": size, "initial": "neighbours"}), vocabulary(), LENGTH, "eager"
+    ).eval()
+    ids = STOP + 1 + torch.randperm(SIZE - STOP - 1)[None, :LENGTH]
+    found = made.bart.model(ids[:, 7:], decoder_input_ids=ids, output_attentions=True).cross_attentions[0]
+    assert float((found[0, 0, 7:-1].argmax(1) == torch.arange(1, LENGTH - 7)).float().mean()) > 0.7
 
 
 def test_configs_say_what_fits():

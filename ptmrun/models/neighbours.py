@@ -71,7 +71,7 @@ def look(net: BertModel) -> None:
 
 @torch.no_grad()
 def look_across(net: BartModel) -> None:
-    """The same of a BART, whose decoder looks at the tokens behind it, and at the same places of the source."""
+    """The same of a BART, whose decoder looks at the tokens behind it, at the same places of the source, and for what to copy."""
     part(net.shared, net.config.init_std)
     for half in (net.encoder, net.decoder):
         place(half.embed_positions, half.embed_positions.offset)
@@ -79,6 +79,21 @@ def look_across(net: BartModel) -> None:
             aim(block.self_attn.q_proj, block.self_attn.k_proj, i, OFFSETS if half is net.encoder else BEHIND)
     for i, block in enumerate(net.decoder.layers):
         aim(block.encoder_attn.q_proj, block.encoder_attn.k_proj, i, BEHIND)
+    copy(net.encoder.layers[0].self_attn, net.decoder.layers[0].encoder_attn)
+
+
+def copy(within: Any, across: Any) -> None:
+    """The first heads of a source's and of a decoder's attention to it, together: each token of the source also says, in turned
+    dimensions, which one is before it, and the decoder looks for the token that its last one is before (as the induction heads of
+    Olsson et al. 2022, arXiv:2209.11895)."""
+    words, same = slice(PLACES, 2 * PLACES), torch.eye(PLACES)
+    turned = nn.init.orthogonal_(torch.empty(PLACES, PLACES))
+    for attention, written in ((within, turned), (across, same)):
+        attention.v_proj.weight[:PLACES, words] += same
+        attention.out_proj.weight[words, :PLACES] += written
+    for layer, looked in ((across.q_proj, same), (across.k_proj, turned.T)):
+        layer.weight[:PLACES] = 0
+        layer.weight[:PLACES, words] = looked
 
 
 def part(words: nn.Embedding, deviation: float) -> None:
