@@ -95,6 +95,24 @@ def test_splits(tmp_path):
 ROWS = [('Good, "really"\ngood', "pos", "a"), ("Bad", "neg", "b"), ("", "neg", "a"), ("Fine\tenough", "pos", "a")]
 
 
+def test_class_folders(tmp_path):
+    for name in ("train/good/1.txt", "train/good/2.txt", "train/bad/a/3.txt", "test/bad/4.txt"):
+        path = tmp_path / "reviews" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"This is {path.stem}.\nReally.\n")
+    source = read(tmp_path / "reviews")
+    assert source.classes == ["bad", "good"]
+    assert [d.split(".")[0][-1] for d in documents(source)] == ["3", "1", "2"]
+    assert source.parts["train"].labels.tolist() == [0, 1, 1]
+    assert source.parts["test"].labels.tolist() == [0]
+    assert "the folder of each file is its label (dataset.label_column=null: no labels)" in source.notes
+    assert read(tmp_path / "reviews", "dataset.label_column=null").classes == []
+    assert read(tmp_path / "reviews/train").classes == ["bad", "good"]
+    assert read(tmp_path / "reviews/train/good").classes == [], "one folder is no class"
+    (tmp_path / "reviews/train/notes.txt").write_text("In no folder.")
+    assert read(tmp_path / "reviews").classes == []
+
+
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
 def test_tables(tmp_path, suffix):
     file = tmp_path / f"x.{suffix}"

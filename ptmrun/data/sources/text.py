@@ -87,7 +87,10 @@ def read(options: Any) -> TextSource:
         kind = units(files["train"], options.encoding, options.errors)
         said = {"file": "each file", "blank_lines": "what stands between empty lines", "lines": "each line"}[kind]
         notes.append(f"{said} is a document (dataset.documents={kind})")
-    makers = {name: partial(all_texts, paths, kind, options.encoding, options.errors) for name, paths in files.items()}
+    classes = {} if options.label_column is None else folders(Path(options.root).expanduser(), files)
+    if classes:
+        notes.append("the folder of each file is its label (dataset.label_column=null: no labels)")
+    makers = {name: partial(all_texts, paths, kind, options.encoding, options.errors, classes) for name, paths in files.items()}
     return gathered(makers, options.root, None, options.errors, notes)
 
 
@@ -116,6 +119,19 @@ def found(root: str) -> dict[str, list[Path]]:
         raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(SUFFIXES)})")
     splits = by_split(place, files, SPLITS)
     return splits if "train" in splits else {"train": files}
+
+
+def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
+    """The class folder of every file, below that of its split; empty where some lie in none, or all in one."""
+    found = {}
+    for path in chain(*files.values()):
+        inside = path.relative_to(place).parts if path != place else (path.name,)
+        if inside[0].lower() in SPLITS:
+            inside = inside[1:]
+        if len(inside) > 1:
+            found[path] = inside[0]
+    whole = len(found) == sum(map(len, files.values()))
+    return found if whole and len(set(found.values())) > 1 else {}
 
 
 def by_split(place: Path, files: list[Path], names: dict[str, str]) -> dict[str, list[Path]]:
@@ -189,21 +205,21 @@ def units(paths: list[Path], encoding: str, errors: str) -> str:
     return "lines"
 
 
-def all_texts(paths: list[Path], kind: str, encoding: str, errors: str) -> Iterator[Row]:
-    """The documents of .txt files."""
+def all_texts(paths: list[Path], kind: str, encoding: str, errors: str, classes: dict[Path, str]) -> Iterator[Row]:
+    """The documents of .txt files, with the class of the file where it has one."""
     for path in paths:
-        block: list[str] = []
+        block, label = list[str](), classes.get(path)
         for number, line in enumerate(lines(path, encoding, errors), start=1):
             if kind == "lines":
                 if text := line.strip():
-                    yield Row(f"{path}:{number}", text)
+                    yield Row(f"{path}:{number}", text, label=label)
             elif kind == "file" or line.strip():
                 block.append(line)
             elif block:
-                yield Row(f"{path}:{number}", "\n".join(block))
+                yield Row(f"{path}:{number}", "\n".join(block), label=label)
                 block = []
         if text := "\n".join(block).strip("\n"):
-            yield Row(str(path), text)
+            yield Row(str(path), text, label=label)
 
 
 class Columns(NamedTuple):
