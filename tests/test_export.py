@@ -11,13 +11,14 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Vi
 
 from ptmrun import checkpoint, export
 from ptmrun.downstream.classification import Classifier
-from ptmrun.models import alexnet, bit, convnext, inception, resnet, swin, vit
+from ptmrun.models import alexnet, bit, convnext, inception, mobilenet, resnet, swin, vit
 
 MODELS = {
     "resnet": (resnet, 64, {"size": 18, "resize": 64}),
     "resnet10": (resnet, 32, {"size": 10, "resize": 56}),
     "alexnet": (alexnet, 64, {"hidden": 4096, "resize": 64, "dropout": 0.5}),
     "alexnet512": (alexnet, 64, {"hidden": 512, "resize": 64, "dropout": 0.5}),
+    "mobilenet": (mobilenet, 64, {"resize": 64}),
     "inception": (inception, 75, {"resize": 75, "dropout": 0.5}),
     "bit": (bit, 64, {"size": "micro", "resize": 64}),
     "swin": (swin, 32, {"size": "micro", "patch": 2, "resize": 32, "drop_path": 0.0}),

@@ -8,10 +8,12 @@ import pytest
 import torch
 from conftest import latest
 from texts import sentence, story
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from ptmrun import config, rng, run
 from ptmrun.models import bert
+from ptmrun.prepare import prepare
+from ptmrun.signals import Stop
 
 MODELS = [m for m in config.choices("model") if "text" in config.spec("model", m).needs]
 FITTING = [
@@ -144,6 +146,38 @@ def test_other_labelled_texts_need_no_other_pretraining(ptmrun, corpus):
     assert run.Run.open(latest()).manifest["reused"] == {"pretrain": first.name}
     assert ptmrun(*same, "skip_done=true", "model.length=24")[0] == 0
     assert "reused" not in run.Run.open(latest()).manifest
+
+
+def test_a_folder_of_transformers_brings_its_shape_and_tokenizer(ptmrun, corpus, tmp_path):
+    """Features are the library's own; what the folder has no weights for is said."""
+    same = ["dataset=text", f"dataset.root={corpus / 'labelled.csv'}", *SHORT]
+    assert ptmrun("model=bert", "stage=pretrain", *same)[0] == 0
+    tokenizer = AutoTokenizer.from_pretrained(latest() / "checkpoints/encoder")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 192}
+    theirs = BertModel(BertConfig(vocab_size=len(tokenizer), **shape)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    words = ["model=bert", "stage=finetune+evaluate", f"init={tmp_path / 'theirs'}", *same]
+    code, out, err = ptmrun(*words, "finetune=linear")
+    assert code == 0, err
+    out = " ".join(out.split())
+    assert "model.shape=[48, 3, 4]: as published" in out
+    assert "positions: the first 32 of 512" in out
+    assert "missing: cls.predictions.bias" in out
+    assert "Warning: its config differs" not in out
+    cfg = config.load(latest() / "config.yaml")
+    context = prepare(run.Run.open(latest()), cfg, Stop())
+    split = context.data.test
+    text = tokenizer(list(split.read()), padding=True, truncation=True, max_length=32, return_tensors="pt")
+    with torch.no_grad():
+        hidden = theirs(**text).last_hidden_state
+        mask = text["attention_mask"][..., None]
+        wanted = (hidden * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(torch.from_numpy(context.features(context.pretrained(), split)), wanted, rtol=1e-4, atol=1e-5)
+    code, _, err = ptmrun(*words, "model.shape=[48,3]")
+    assert code == 2
+    assert "model.shape=[48, 3]: expected width, layers and heads" in err
 
 
 def test_a_run_goes_on_with_its_parents_tokenizer(ptmrun, corpus, tmp_path):

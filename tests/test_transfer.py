@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import huggingface_hub
 import pytest
 import torch
 import torchvision
@@ -14,6 +15,7 @@ from ptmrun import checkpoint, config
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
 from ptmrun.models import bit, cnn, files, outside, resnet, vit
+from ptmrun.origin import origin
 from ptmrun.run import Run
 
 FAST = [*TINY[6:], "dataset=digits", "dataset.limit=100", "finetune.seeds=1", "evaluate.baselines=[chance]"]
@@ -91,6 +93,28 @@ def test_a_pickle_of_more_than_tensors_is_refused():
             outside.read(name)
     with pytest.raises(UserError, match=r"init=none\.pth: no such file"):
         outside.read("none.pth")
+
+
+def test_hub_ids(monkeypatch, tmp_path):
+    given = []
+
+    def fetched(name, allow_patterns):
+        given.append((name, any(p.endswith((".py", ".bin")) for p in allow_patterns)))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    assert origin("owner/name-v1.0") == "hub"
+    assert outside.place("owner/name-v1.0") == tmp_path
+    assert given == [("owner/name-v1.0", False)]
+    Path("owner").mkdir()
+    assert origin("owner/name-v1.0") == "run", "a folder of that name is here"
+
+    def unreachable(*args, **options):
+        raise OSError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(UserError, match=r"a/b: no such run or file here, and it cannot be fetched from the hub \(no route\)"):
+        outside.place("a/b")
 
 
 def test_published_weights(monkeypatch):

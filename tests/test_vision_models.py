@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor
 from ptmrun import checkpoint
 from ptmrun.compose import compose
 
-FAMILIES = ["cnn", "alexnet", "vgg", "resnet", "inception", "bit", "swin", "convnext"]
+FAMILIES = ["cnn", "alexnet", "vgg", "resnet", "inception", "mobilenet", "bit", "swin", "convnext"]
 OF_TRANSFORMERS = {"bit": "BitModel", "swin": "SwinModel", "convnext": "ConvNextModel"}
 
 
@@ -51,6 +51,7 @@ def stirred(encoder):
         ("alexnet", {}, [4096], 6, 61_100_840),  # torchvision's documentation, here and below
         ("vgg", {"size": 16, "batch_norm": "false"}, [4096], 7, 138_357_544),
         ("resnet", {"size": 18}, [512], 7, 11_689_512),
+        ("mobilenet", {}, [1280], 7, 3_504_872),
         ("resnet", {"size": 34}, [512], 7, 21_797_672),
         ("resnet", {"size": 50}, [2048], 7, 25_557_032),
         ("inception", {}, [2048, 768], 5, 27_161_264),
@@ -180,7 +181,10 @@ def test_resize_is_chosen_or_not_done(name):
     assert encoder.resize == 96
     assert torch.equal(encoder.prepare(x), x)
     assert build(name, 32, resize=96, **({"patch": 2} if name == "swin" else {})).resize == 96
-    assert build(name, 32).resize == {"alexnet": 63, "vgg": 32, "resnet": 56, "inception": 75, "bit": 56, "swin": 32}[name]
+    assert (
+        build(name, 32).resize
+        == {"alexnet": 63, "vgg": 32, "resnet": 56, "inception": 75, "mobilenet": 64, "bit": 56, "swin": 32}[name]
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)

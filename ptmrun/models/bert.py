@@ -23,6 +23,7 @@ FRAMING = Framing(
     "[CLS] $A [SEP] $B:1 [SEP]:1",
 )
 TOKENIZER = "wordpiece"
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in a folder's config.json
 
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
@@ -34,12 +35,12 @@ def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
     """An encoder of texts of at most `length` tokens, from resolved options."""
-    width, depth = SIZES[options.size]
+    width, depth, heads = sequence.shape(options, SIZES)
     config = BertConfig(
         vocab_size=vocabulary.size,
         hidden_size=width,
         num_hidden_layers=depth,
-        num_attention_heads=width // 64,
+        num_attention_heads=heads,
         intermediate_size=4 * width,
         hidden_dropout_prob=options.dropout,
         attention_probs_dropout_prob=options.dropout,
@@ -47,7 +48,7 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         pad_token_id=vocabulary.pad,
         attn_implementation=attention,
     )
-    encoder = Encoder(config, vocabulary, options.pool, f"bert-{options.size}")
+    encoder = Encoder(config, vocabulary, options.pool, sequence.named("bert", options))
     if options.initial == "neighbours":
         neighbours.look(encoder.net.bert)
     return encoder

@@ -24,6 +24,7 @@ FRAMING = Framing(
     f"{END} $A {END} $B {END}",  # of one type: the library adds the embeddings of token 0 and 1 as those of types
 )
 TOKENIZER = "bpe"
+SHAPE = ("n_embd", "n_layer", "n_head")  # in a folder's config.json
 FRAMED = False  # a text goes on in the next block
 
 
@@ -34,13 +35,13 @@ def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
     """An encoder of texts of at most `length` tokens with the library's initial weights, from resolved options."""
-    width, depth = SIZES[options.size]
+    width, depth, heads = sequence.shape(options, SIZES)
     config = GPT2Config(
         vocab_size=vocabulary.size,
         n_positions=length,
         n_embd=width,
         n_layer=depth,
-        n_head=width // 64,
+        n_head=heads,
         activation_function="gelu_pytorch_tanh",  # the library's "gelu_new" in one pass instead of eight
         resid_pdrop=options.dropout,
         embd_pdrop=options.dropout,
@@ -50,7 +51,7 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         pad_token_id=vocabulary.pad,
         attn_implementation=attention,
     )
-    return Encoder(config, vocabulary, options.pool, f"gpt-{options.size}")
+    return Encoder(config, vocabulary, options.pool, sequence.named("gpt", options))
 
 
 class Encoder(nn.Module):

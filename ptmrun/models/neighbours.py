@@ -28,7 +28,7 @@ def initial(options: Any, size: str) -> tuple[dict[str, Any], list[str]]:
     """What model.initial=auto is for a size: ({key: value}, notes)."""
     if options.initial != "auto":
         return {}, []
-    if size not in SMALL:
+    if size not in SMALL or options.shape:
         return {"initial": "library"}, []
     why = "model.initial=neighbours: heads that look at nearby tokens at first, so that little text is enough"
     return {"initial": "neighbours"}, [why]

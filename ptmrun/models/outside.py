@@ -13,15 +13,16 @@ from torch import Tensor
 from ptmrun import checkpoint
 from ptmrun.errors import UserError
 from ptmrun.models import files
+from ptmrun.origin import origin
 from ptmrun.saved import plain_json
 
 HEADS = ("fc.", "classifier.", "AuxLogits.fc.", "pooler.")  # of classifiers; an encoder of the same name keeps its own
 LEAST = 0.9  # of an encoder's parameters: with fewer it is not the same architecture
 IGNORED = {  # entries of a transformers config that do not change what the network computes, or show in its shapes
     "architectures", "attention_probs_dropout_prob", "drop_path_rate", "dtype", "encoder_stride", "hidden_dropout_prob",
-    "id2label", "image_size", "initializer_range", "label2id", "layer_scale_init_value", "model_type", "num_channels",
-    "num_labels", "out_features", "out_indices", "pooler_act", "pooler_output_size", "stage_names", "torch_dtype",
-    "transformers_version",
+    "id2label", "image_size", "initializer_range", "label2id", "layer_scale_init_value", "max_position_embeddings", "model_type",
+    "n_positions", "num_channels", "num_labels", "out_features", "out_indices", "pooler_act", "pooler_output_size",
+    "stage_names", "torch_dtype", "transformers_version",
 }  # fmt: skip
 
 
@@ -51,10 +52,24 @@ def published(net: Any, kind: str, names: Mapping[str, str]) -> tuple[str, dict[
         ) from None
 
 
+def place(init: str) -> Path:
+    """The file or folder that `init` names; what a hub id names is fetched: safetensors, configs and tokenizers, no code."""
+    if origin(init) != "hub":
+        return Path(init).resolve()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(snapshot_download(init, allow_patterns=["*.json", "*.txt", "*.model", "model.safetensors"]))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"init={init}: no such run or file here, and it cannot be fetched from the hub ({reason})") from None
+
+
 def read(init: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """(source, tensors, the library's config) of a state dict (.pth, .pt, .safetensors) or of a folder with config.json and
     model.safetensors. Nothing in them is run: a pickle may hold tensors and plain containers only."""
-    path = Path(init).resolve()
+    path = place(init)
     if not path.exists():
         raise UserError(f"init={init}: no such file")
     if path.is_dir():

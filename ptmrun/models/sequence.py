@@ -10,11 +10,27 @@ from ptmrun.tokens import Tokens
 
 
 def sized(options: Any, sizes: dict[str, tuple[int, int]]) -> tuple[dict[str, Any], list[str]]:
-    """({"size": name}, notes on why) with `model.size=auto`: the smallest of {name: (width, layers)}."""
-    if options.size != "auto":
+    """({"size": name}, notes on why) with `model.size=auto` and no shape: the smallest of {name: (width, layers)}."""
+    shape = getattr(options, "shape", None)  # an LSTM has no heads
+    if shape and (len(shape) != 3 or shape[0] % shape[2]):
+        raise UserError(f"model.shape={shape}: expected width, layers and heads, and a width that the heads divide")
+    if options.size != "auto" or shape:
         return {}, []
     name, (width, depth) = next(iter(sizes.items()))
     return {"size": name}, [f"model.size={name}: width {width}, {depth} layers, which learns something in minutes on two cores"]
+
+
+def shape(options: Any, sizes: dict[str, tuple[int, int]]) -> tuple[int, int, int]:
+    """Width, layers and heads of resolved options; heads are 64 wide unless `model.shape` says otherwise."""
+    if options.shape:
+        return tuple(options.shape)
+    width, depth = sizes[options.size]
+    return width, depth, width // 64
+
+
+def named(kind: str, options: Any) -> str:
+    """What weights of this kind and size are called."""
+    return f"{kind}-{'x'.join(map(str, options.shape)) if options.shape else options.size}"
 
 
 def mean(hidden: Tensor, mask: Tensor) -> Tensor:

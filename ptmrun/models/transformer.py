@@ -15,8 +15,8 @@ from ptmrun.models import files, neighbours, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
 
 SIZES = {"tiny": (128, 2), "mini": (256, 3), "small": (512, 6), "base": (768, 6)}  # width, layers of encoder and of decoder each
-HEAD = 64  # width of an attention head
 TOKENIZER = "bpe"
+SHAPE = ("d_model", "encoder_layers", "encoder_attention_heads")  # in a folder's config.json
 LENGTH = 128  # tokens, where model.length is auto
 FRAMING = Framing(
     special={
@@ -42,15 +42,15 @@ def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options."""
-    width, depth = SIZES[options.size]
+    width, depth, heads = sequence.shape(options, SIZES)
     config = BartConfig(
         vocab_size=vocabulary.size,
         max_position_embeddings=length,
         d_model=width,
         encoder_layers=depth,
         decoder_layers=depth,
-        encoder_attention_heads=width // HEAD,
-        decoder_attention_heads=width // HEAD,
+        encoder_attention_heads=heads,
+        decoder_attention_heads=heads,
         encoder_ffn_dim=4 * width,
         decoder_ffn_dim=4 * width,
         dropout=options.dropout,
@@ -61,7 +61,7 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         forced_eos_token_id=vocabulary.end,
         attn_implementation=attention,
     )
-    encoder = Encoder(config, vocabulary, length, f"transformer-{options.size}")
+    encoder = Encoder(config, vocabulary, length, sequence.named("transformer", options))
     if options.initial == "neighbours":
         neighbours.look_across(encoder.bart.model)
     return encoder

@@ -15,8 +15,8 @@ from ptmrun.models import files, neighbours, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
 
 SIZES = {"tiny": (128, 2), "mini": (256, 4), "base": (768, 12)}  # width, layers
-HEAD = 64  # width of an attention head
 TOKENIZER = "unigram"
+SHAPE = ("d_model", "n_layer", "n_head")  # in a folder's config.json
 LENGTH = 128  # tokens, where model.length is auto
 FRAMING = Framing(  # <cls> is a segment of its own, as in transformers' XLNetTokenizer
     special={
@@ -40,12 +40,12 @@ def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options. Its attention is its own, whatever `attention` says."""
-    width, depth = SIZES[options.size]
+    width, depth, heads = sequence.shape(options, SIZES)
     config = XLNetConfig(
         vocab_size=vocabulary.size,
         d_model=width,
         n_layer=depth,
-        n_head=width // HEAD,
+        n_head=heads,
         d_inner=4 * width,
         dropout=options.dropout,
         summary_last_dropout=options.dropout,
@@ -53,7 +53,7 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         bos_token_id=vocabulary.start,
         eos_token_id=vocabulary.end,
     )
-    encoder = Encoder(config, vocabulary, length, options.pool, f"xlnet-{options.size}")
+    encoder = Encoder(config, vocabulary, length, options.pool, sequence.named("xlnet", options))
     if options.initial == "neighbours":
         neighbours.look_by_distance(encoder.xlnet.transformer)
     return encoder

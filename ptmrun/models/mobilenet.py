@@ -1,0 +1,41 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381): torchvision's; inverted residuals that leave few parameters to move."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from ptmrun.models import encoder
+
+PUBLISHED = {"mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V2"}
+LEAST = 64  # the side that leaves 2x2 positions
+
+
+def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+    return encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
+
+
+def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+    return Encoder(options, channels, size)
+
+
+class Encoder(encoder.Encoder):
+    layout = torch.channels_last
+    kind = "mobilenet_v2"
+    last = "classifier.1"
+    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+        "feed_forward": r"features\.\d+\.conv\.[12]",
+    }
+
+    def __init__(self, options: Any, channels: int, size: int):
+        net = models.mobilenet_v2()
+        width, net.classifier = net.last_channel, nn.Identity()
+        super().__init__(net, width, [f"features.{i}" for i in range(len(net.features))], channels, size, options.resize)
+
+    def maps(self, images: Tensor) -> Tensor:
+        return self.net.features(images)
+
+    @property
+    def cam_layer(self) -> nn.Module:
+        return self.net.features
