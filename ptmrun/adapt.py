@@ -46,13 +46,18 @@ METHODS = {
     "bitfit": bitfit,
     "bit_hyperrule": full,
 }
-ADDED = {
+ADDED = {  # methods that put new parameters beside frozen ones, and their modules
     "adapter": "bottleneck",
     "lora": "lowrank",
     "dora": "lowrank",
     "adalora": "lowrank",
     "ia3": "lowrank",
-}  # and their modules
+}
+PLACES = {  # of a family, that such a method, or such a placement of adapters, works on; others work on every layer of the blocks
+    "ia3": ("values", "feed_forward"),
+    "pfeiffer": ("feed_forward",),
+    "houlsby": ("attention", "feed_forward"),
+}
 RULES = {"bit_hyperrule": hyperrule.decide}  # methods that settle what is auto by the data
 
 
@@ -87,23 +92,21 @@ def add(classifier: Any, options: Any, steps: int) -> None:
 
 
 def chosen(encoder: Any, options: Any, fitting: tuple[type, ...]) -> list[str]:
-    """Names of the modules of encoder.net that the method works on: those that `targets` name, or what is usual: the family's own
-    places (adapters, IA3) or every layer of its blocks (low rank). Raises UserError for a pattern that matches none."""
+    """Names of the modules of encoder.net that the method works on: those that `targets` name, or the usual ones. Raises
+    UserError for a pattern that matches none, and a placement that the family does not have."""
     inside = next(name for name, module in encoder.named_modules() if module is encoder.net)
     layers = {name: module for name, module in encoder.net.named_modules() if type(module) in fitting}
     layers = {name: m for name, m in layers.items() if getattr(m, "groups", 1) == 1}
     if options.targets != "auto":
         return sorted({name for pattern in options.targets for name in matching(layers, pattern, "finetune.targets")})
-    if options.name in ("lora", "dora", "adalora"):
+    places = PLACES.get(getattr(options, "placement", options.name))
+    if places is None:
         return [n for n in layers if 0 < encoder.depth_of(f"encoder.{inside}.{n}.weight") <= encoder.depth]
-    wanted = {"ia3": ("values", "feed_forward"), "pfeiffer": ("feed_forward",), "houlsby": ("attention", "feed_forward")}[
-        "ia3" if options.name == "ia3" else options.placement
-    ]
-    if lacking := [place for place in wanted if place not in encoder.places]:
+    if lacking := [place for place in places if place not in encoder.places]:
         raise UserError(
             f"finetune.placement=houlsby: this model has no layer that ends its {lacking[0]}; choose placement=pfeiffer"
         )
-    return [n for n in layers if any(re.fullmatch(encoder.places[place], n) for place in wanted)]
+    return [n for n in layers if any(re.fullmatch(encoder.places[place], n) for place in places)]
 
 
 def matching(named: Mapping[str, Any], pattern: str, key: str) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ptmrun import adapt, checkpoint, rng
+from ptmrun import adapt, checkpoint, linear, rng
 from ptmrun.context import Context, check_stop, fit, source, steps_of, weights_hash
 from ptmrun.errors import UserError
 
@@ -76,11 +76,15 @@ def tune(context: Context, trial: Trial) -> Any:
     model, _ = classifier(context, trial)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
     context.refresh(model.encoder, split)
+    steps = trial_steps(context, trial)
+    if loop.name == "linear" and trial.kind == "tuned" and hasattr(model, "take") and not loop.unfreeze:
+        linear.fit(context, model, split, steps, trial.seed, tags)
+        return model
     probed = loop.head == "probe" and hasattr(model, "start_from_probe")
     if probed and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
         features = dropped_features(context, model.encoder, split, trial.seed)
         model.start_from_probe(features, torch.cat([split.labels] * (len(features) // len(split))))
-    fit(context, model, split, loop, trial_steps(context, trial), trial.seed, tags)
+    fit(context, model, split, loop, steps, trial.seed, tags)
     context.refresh(model.encoder, split)
     return model
 
@@ -107,9 +111,9 @@ def weights_file(trial: Trial) -> str:
 
 
 def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What fine-tuning changed: trainable parameters and buffers."""
+    """What fine-tuning changed: trainable parameters and buffers, but for those that only training needs."""
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {k: v for k, v in model.state_dict().items() if k not in frozen}
+    return {k: v for k, v in model.state_dict().items() if k not in frozen and not k.startswith("allocation.")}
 
 
 def label_counts(cfg: Any) -> list[int | None]:

@@ -159,3 +159,18 @@ def test_a_probe_that_has_seen_dropout_survives_it(ptmrun):
     assert code == 0, err
     first = next(x for x in Run.open(latest()).metrics() if x["stage"] == "finetune")
     assert first["loss"] < 4  # without it 100 and more
+
+
+def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun):
+    code, _, err = ptmrun(
+        "stage=finetune+evaluate", f"init={done_run}", "finetune=linear", "finetune.steps=60", "finetune.seeds=1"
+    )
+    assert code == 0, err
+    run = Run.open(latest())
+    lines = [x for x in run.metrics() if x["stage"] == "finetune" and x["trial"].endswith("tuned-0")]
+    scores = {x["lr"]: x["val_score"] for x in lines}
+    assert list(scores) == [1e-3, 3e-3, 1e-2, 3e-2, 0.1]
+    assert len(set(scores.values())) > 1
+    assert run.results()["val_score"] == pytest.approx(max(scores.values()))
+    assert run.results()["score"] > run.results()["baselines"]["chance"] + 0.2
+    assert ptmrun("reproduce", latest())[0] == 0

@@ -117,9 +117,13 @@ class Classifier(nn.Module):
             return loss
 
         optimizer.step(closure)
-        with torch.no_grad():
-            self.head.weight.copy_(probe.weight / std)
-            self.head.bias.copy_(probe.bias - (probe.weight * (mean / std)).sum(1))
+        self.take(probe, mean, std)
+
+    @torch.no_grad()
+    def take(self, probe: nn.Linear, mean: Tensor, std: Tensor) -> None:
+        """Sets the head to a linear layer that was trained on standardised features."""
+        self.head.weight.copy_(probe.weight / std)
+        self.head.bias.copy_(probe.bias - (probe.weight * (mean / std)).sum(1))
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
