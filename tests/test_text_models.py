@@ -30,7 +30,7 @@ def vocabulary(size=SIZE):
 
 def options(**changes):
     return SimpleNamespace(
-        **{"size": "tiny", "pool": "mean", "dropout": 0.0, "bidirectional": False, "initial": "library"} | changes
+        **{"size": "tiny", "pool": "mean", "dropout": 0.0, "bidirectional": False, "initial": "library", "shape": None} | changes
     )
 
 

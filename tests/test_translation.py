@@ -65,7 +65,7 @@ def read(own):
 
 def model(own, smoothing=0.0, dropout=0.0, length=LENGTH):
     torch.manual_seed(0)
-    options = SimpleNamespace(size="tiny", dropout=dropout, pool="mean")
+    options = SimpleNamespace(size="tiny", dropout=dropout, pool="mean", initial="library", shape=None)
     encoder = transformer.build(options, own.vocabulary, length, "sdpa")
     for name, parameter in encoder.named_parameters():
         if "norm" not in name:

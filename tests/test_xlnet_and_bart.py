@@ -24,7 +24,7 @@ def vocabulary(size=SIZE):
     return Vocabulary(size, PAD, UNKNOWN, MASK, START, END, numbers < STOP, (numbers >= 50) & (numbers < 60), numbers == STOP)
 
 
-FIRST = {"dropout": 0.1, "pool": "mean", "initial": "library"}
+FIRST = {"dropout": 0.1, "pool": "mean", "initial": "library", "shape": None}
 
 
 def encoder(family, length=LENGTH, size="tiny", **changes):
@@ -105,10 +105,10 @@ def test_base_sizes_are_the_published_ones(module, size, length, count):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_auto_is_the_smallest_and_depths_are_in_order(family):
     module = FAMILIES[family][0]
-    changes, [note] = module.resolve(SimpleNamespace(size="auto", initial="library"), vocabulary(), LENGTH)
+    changes, [note] = module.resolve(SimpleNamespace(size="auto", initial="library", shape=None), vocabulary(), LENGTH)
     assert changes == {"size": "tiny"}
     assert "width 128, 2" in note
-    assert module.resolve(SimpleNamespace(size="mini", initial="library"), vocabulary(), LENGTH) == ({}, [])
+    assert module.resolve(SimpleNamespace(size="mini", initial="library", shape=None), vocabulary(), LENGTH) == ({}, [])
     made = encoder(family, size="mini")
     depths = {name: made.depth_of(name) for name, _ in made.named_parameters()}
     assert made.depth == {"xlnet": 4, "transformer": 6}[family]
