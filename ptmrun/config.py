@@ -107,6 +107,7 @@ class Finetune(Loop):
     resolution: Side | None
     freeze: list[Text] | None
     unfreeze: list[Text] | None
+    scratch_lr: Positive | None
     head: Literal["probe", "random"]
 
 

@@ -74,6 +74,8 @@ def tune(context: Context, trial: Trial) -> Any:
     loop = context.cfg.finetune
     split = chosen_labels(context, trial)
     model, _ = classifier(context, trial)
+    if trial.kind != "tuned" and loop.scratch_lr:
+        loop = loop.model_copy(update={"lr": loop.scratch_lr})
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
     context.refresh(model.encoder, split)
     steps = trial_steps(context, trial)
