@@ -65,9 +65,7 @@ def write_added(context: Context, model: Any, method: Any, folder: Path, inputs:
     ours = answers(model, inputs)
     context.pretrained().save(folder, *context.data.preprocessing)
     method.save(model.encoder.net, folder / "adapter")
-    back = context.encoder().eval()
-    back.load(folder)
-    back.resize = getattr(model.encoder, "resize", None)
+    back = read_back(context, model.encoder, folder)
     method.load(back.net, folder / "adapter")
     model.encoder = back
     save_head(context, model, folder)
@@ -102,17 +100,23 @@ def write_apart(context: Context, model: Any, encoder: Any, folder: Path, inputs
         complete = context.pretrained()
         complete.load_state_dict(encoder.state_dict(), strict=False)
     complete.save(folder, *context.data.preprocessing)
-    back = context.encoder().eval()
-    back.load(folder)
+    back = read_back(context, encoder, folder)
     if model is None:
         return "the encoder; nothing was fine-tuned", encoder.features(inputs), back.features(inputs)
-    back.resize = getattr(encoder, "resize", None)
     ours = answers(model, inputs)
     model.encoder, what = back, "the encoder"
     if save_head(context, model, folder):
         why = f", as the library has no classifier like it ({encoder.alone})" if hasattr(encoder, "alone") else ""
         what += f", and its linear head apart{why}"
     return what, ours, answers(model, inputs)
+
+
+def read_back(context: Context, encoder: Any, folder: Path) -> Any:
+    """The encoder that a folder holds, at the side at which the one that was saved works."""
+    back = context.encoder().eval()
+    back.load(folder)
+    back.resize = getattr(encoder, "resize", None)
+    return back
 
 
 def save_head(context: Context, model: Any, folder: Path) -> bool:

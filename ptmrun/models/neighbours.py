@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from transformers import BartModel, BertModel, XLNetModel
 
+from ptmrun.models import sequence
+
 OFFSETS = (-1, 1, -2, 2, -3, 3, -4, 4)  # of the tokens that the heads look at, one after the other through the blocks
 BEHIND = (0, -1, -2, -3)  # in a decoder, whose token 0 is the one before that to be written
 PLACES = 64  # dimensions of the positions; the words have the others
@@ -24,14 +26,15 @@ SMALL = ("tiny", "mini")  # sizes that little text is for
 SHARP = 1.5  # how clearly the heads look there: about half of the attention at the offset itself
 
 
-def initial(options: Any, size: str) -> tuple[dict[str, Any], list[str]]:
-    """What model.initial=auto is for a size: ({key: value}, notes)."""
+def resolve(options: Any, sizes: dict[str, tuple[int, int]]) -> tuple[dict[str, Any], list[str]]:
+    """What model.size=auto and model.initial=auto are: ({key: value}, notes)."""
+    found, notes = sequence.sized(options, sizes)
     if options.initial != "auto":
-        return {}, []
-    if size not in SMALL or options.shape:
-        return {"initial": "library"}, []
+        return found, notes
+    if found.get("size", options.size) not in SMALL or options.shape:
+        return {**found, "initial": "library"}, notes
     why = "model.initial=neighbours: heads that look at nearby tokens at first, so that little text is enough"
-    return {"initial": "neighbours"}, [why]
+    return {**found, "initial": "neighbours"}, [*notes, why]
 
 
 def offset(block: int, head: int, heads: int, offsets: tuple[int, ...] = OFFSETS) -> int:

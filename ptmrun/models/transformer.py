@@ -35,9 +35,7 @@ FRAMING = Framing(
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    found, notes = sequence.sized(options, SIZES)
-    first, why = neighbours.initial(options, found.get("size", options.size))
-    return found | first, notes + why
+    return neighbours.resolve(options, SIZES)
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":

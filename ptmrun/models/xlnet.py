@@ -33,9 +33,7 @@ FRAMING = Framing(  # <cls> is a segment of its own, as in transformers' XLNetTo
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    found, notes = sequence.sized(options, SIZES)
-    first, why = neighbours.initial(options, found.get("size", options.size))
-    return found | first, notes + why
+    return neighbours.resolve(options, SIZES)
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
