@@ -8,7 +8,7 @@ from typing import Any
 
 from ptmrun import config, secrets
 from ptmrun.errors import UserError, nearest
-from ptmrun.origin import origin
+from ptmrun.origin import OUTSIDE, origin
 
 OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
 
@@ -32,6 +32,7 @@ def compose(overrides: list[str], saved: config.Config | None = None) -> config.
             good.append(f"{key}={text}")
     raw = compose_raw(base + good)
     given = [g.split("=")[0] for g in good]
+    published_rates(raw, given)
     if parent:
         raw = inherit(raw, parent, own, overrides, given)
     one_length(raw, given)
@@ -176,6 +177,18 @@ def one_length(raw: dict[str, Any], given: list[str]) -> None:
         for mine, other in (("epochs", "steps"), ("steps", "epochs")):
             if f"{section}.{mine}" in given and f"{section}.{other}" not in given and isinstance(raw[section], dict):
                 raw[section][other] = None
+
+
+def published_rates(raw: dict[str, Any], given: list[str]) -> None:
+    """Weights from outside are trained at the rate for published ones, unless a rate was given; what starts from random weights
+    keeps the other."""
+    if origin(raw["init"]) in OUTSIDE:
+        for section in ("pretrain", "finetune"):
+            loop = raw[section]
+            if loop["published_lr"] and f"{section}.lr" not in given:
+                before, loop["lr"] = loop["lr"], loop["published_lr"]
+                if section == "finetune":
+                    loop["scratch_lr"] = loop["scratch_lr"] or before
 
 
 def quoted(path: Path) -> str:

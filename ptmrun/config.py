@@ -68,14 +68,15 @@ class Strict(BaseModel):
 
 
 class Loop(Strict):
-    """A training loop. Exactly one of `epochs` and `steps` is set."""
+    """A training loop. Exactly one of `epochs` and `steps` is set. `auto`, by the number of labels, is for fine-tuning alone."""
 
     epochs: Positive | None
-    steps: Count | None
+    steps: Literal["auto"] | Count | None
     batch_size: Count
     accumulate: Count
     optimizer: Literal["adamw", "sgd", "lars"]
     lr: Positive
+    published_lr: Positive | None
     weight_decay: NotNegative
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
@@ -410,6 +411,8 @@ def contradictions(config: Config) -> list[str]:
     for name, loop in (("pretrain", config.pretrain), ("finetune", config.finetune)):
         if (loop.epochs is None) == (loop.steps is None):
             lines.append(f"{name}.epochs, {name}.steps: set exactly one of them, the other to null")
+        if loop.steps == "auto" and name == "pretrain":
+            lines.append("pretrain.steps=auto: expected a number (finetune.steps alone follows from the number of labels)")
         if loop.accumulate > loop.batch_size:
             lines.append(f"{name}.accumulate={loop.accumulate}: expected at most {name}.batch_size={loop.batch_size}")
         if loop.min_lr > loop.lr:

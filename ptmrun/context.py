@@ -34,6 +34,7 @@ SAME_DATA = (
     "split_seed",
     "group",
 )
+LEAST, PASSES = 300, 3  # steps of fine-tuning at least, and passes over the labels at least, where steps are auto
 FIT_IMAGES = 512  # for what an encoder learns from training images before it is trained
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
 
@@ -193,10 +194,14 @@ def batches_of(context: Context, model: Any, split: Any, loop: Any, seed: int, p
 
 
 def steps_of(loop: Loop, samples: int) -> int:
+    """Optimizer steps of a loop over so many samples."""
+    each = samples / min(loop.batch_size, samples)  # steps a pass
+    if loop.steps == "auto":
+        return max(LEAST, math.ceil(PASSES * each))
     if loop.steps is not None:
         return loop.steps
     assert loop.epochs is not None
-    return max(1, math.ceil(loop.epochs * samples / min(loop.batch_size, samples)))
+    return max(1, math.ceil(loop.epochs * each))
 
 
 def depth_of(encoder: Any, name: str) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 SUFFIXES = (".pth", ".pt", ".safetensors")
 
 Origin = Literal["random", "pretrained", "file", "hub", "run"]
+OUTSIDE = ("pretrained", "file", "hub")  # those of weights that were not trained here
 HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
 

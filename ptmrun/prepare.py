@@ -14,7 +14,7 @@ from ptmrun.data import images
 from ptmrun.downstream.classes import imbalance
 from ptmrun.errors import UserError
 from ptmrun.models import files, outside
-from ptmrun.origin import origin
+from ptmrun.origin import OUTSIDE, origin
 from ptmrun.progress import Bar
 from ptmrun.run import Run
 from ptmrun.signals import Stop
@@ -91,7 +91,7 @@ def read(run: Run, cfg: Config, progress: Callable[[str, int, int], None]) -> An
 
 def as_published(cfg: Config) -> tuple[Config, list[str]]:
     """What is auto in a model that weights from outside are for, is as published instead of sized for the data; and notes."""
-    if origin(cfg.init) not in ("pretrained", "file", "hub"):
+    if origin(cfg.init) not in OUTSIDE:
         return cfg, []
     module = part_of(cfg, "model")
     chosen = {k: v for k, v in getattr(module, "AS_PUBLISHED", {}).items() if getattr(cfg.model, k) == "auto"}

@@ -10,15 +10,15 @@ from typing import Any
 
 from ptmrun import changes, checkpoint, config, embedding, optim, provenance, report, reuse, tracking
 from ptmrun.config import Config
-from ptmrun.context import Context, chosen_stages, labelled, weights_hash
+from ptmrun.context import LEAST, PASSES, Context, chosen_stages, labelled, steps_of, weights_hash
 from ptmrun.errors import Interrupted, UserError, printable
 from ptmrun.evaluation import evaluate
-from ptmrun.origin import origin
+from ptmrun.origin import OUTSIDE, origin
 from ptmrun.prepare import prepare
 from ptmrun.pretraining import pretrain
 from ptmrun.run import Run, console, now
 from ptmrun.signals import Stop
-from ptmrun.trials import classifier, label_counts, trained_tensors, trials, tune, weights_file
+from ptmrun.trials import chosen_labels, classifier, label_counts, trained_tensors, trials, tune, weights_file
 
 
 def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any] | None = None) -> Run:
@@ -130,6 +130,18 @@ def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
         raise UserError(*lines)
 
 
+def recipe(context: Context) -> list[str]:
+    """How long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
+    cfg, loop, lines = context.cfg, context.cfg.finetune, []
+    if loop.steps == "auto":
+        counts = [len(chosen_labels(context, trials(cfg, "tuned", n)[0])) for n in label_counts(cfg)]
+        told = ", ".join(f"{steps_of(loop, n):,} with {n:,} {context.data.noun}" for n in counts)
+        lines.append(f"finetune.steps=auto: {told}: {PASSES} passes, at least {LEAST} steps")
+    if origin(cfg.init) in OUTSIDE and loop.lr == loop.published_lr and loop.name != "linear":
+        lines.append(f"finetune.lr={loop.lr:g}: for weights that were trained for long (finetune.published_lr)")
+    return lines
+
+
 def finetune(context: Context) -> None:
     """Fine-tunes for every number of labels and every repeat; writes checkpoints/finetuned/."""
     cfg, run = context.cfg, context.run
@@ -141,6 +153,8 @@ def finetune(context: Context) -> None:
     )
     repeats = f"{cfg.finetune.seeds} repeat{'s' if cfg.finetune.seeds > 1 else ''}"
     run.say(f"Fine-tuning ({cfg.finetune.name}): {share}, {moments:,.1f} MB of optimizer state, {repeats}")
+    for line in recipe(context):
+        run.say(f"  {line}")
     hashes = dict(run.manifest.get("finetuned_sha256", {}))
     for trial in wanted:
         file = run.path(weights_file(trial))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ptmrun import config
 from ptmrun.compose import compose
+from ptmrun.context import steps_of
 from ptmrun.errors import UserError
 from ptmrun.verbs import VERBS
 
@@ -26,6 +27,7 @@ MISTAKES = {
     "seed=-1": "seed=-1: expected greater than or equal to 0",
     "pretrain.epochs=-3": "pretrain.epochs=-3: expected greater than 0",
     "pretrain.epochs=nan": "pretrain.epochs=nan: expected a finite number",
+    "pretrain.steps=auto": "pretrain.steps=auto: expected a number",
     "pretrain.lr=inf": "pretrain.lr=inf: expected a finite number",
     "pretrain.lr=fast": "pretrain.lr=fast: expected number",
     "task.mask_ratio=1": "task.mask_ratio=1: expected less than 1",
@@ -137,6 +139,24 @@ def test_cfg_job_reads_back(ptmrun, tmp_path):
     read = config.load(tmp_path / "config.yaml")
     assert (read.task.name, read.pretrain.lr, read.task.mask_ratio) == ("mae", 1e-4, 0.75)
     assert config.plain(read) == yaml.safe_load(out)
+
+
+def test_weights_from_outside_are_trained_more_gently_unless_a_rate_is_given():
+    own, published = compose(["model=bert"]), compose(["model=bert", "init=pretrained"])
+    assert (own.finetune.lr, own.finetune.scratch_lr) == (3e-3, None)
+    assert published.finetune.lr == own.finetune.published_lr
+    assert published.finetune.scratch_lr == 3e-3  # what starts from random weights is as it was
+    assert published.pretrain.lr == own.pretrain.published_lr
+    typed = compose(["model=bert", "init=pretrained", "finetune.lr=1e-3"])
+    assert (typed.finetune.lr, typed.finetune.scratch_lr) == (1e-3, None)
+    again = compose(["seed=3"], typed)  # as when a run is resumed
+    assert again.finetune.lr == 1e-3
+
+
+@pytest.mark.parametrize(("labels", "steps"), [(8, 300), (1000, 300), (5000, 300), (5001, 301), (100_000, 6000)])
+def test_steps_follow_from_the_number_of_labels(labels, steps):
+    assert steps_of(compose([]).finetune, labels) == steps
+    assert steps_of(compose(["finetune.steps=7"]).finetune, labels) == 7
 
 
 def test_steps_take_the_place_of_epochs():

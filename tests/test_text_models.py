@@ -14,7 +14,7 @@ from ptmrun import checkpoint, config
 from ptmrun.data import tokenizer
 from ptmrun.data.texts import padded
 from ptmrun.errors import UserError
-from ptmrun.models import bert, files, gpt, lstm, neighbours, sequence
+from ptmrun.models import bert, files, gpt, lstm, neighbours, outside, sequence
 from ptmrun.tokens import Tokens, Vocabulary
 
 SIZE, LENGTH = 60, 16
@@ -402,3 +402,20 @@ def test_image_encoders_keep_their_files(tmp_path):
     """Without a tokenizer and with preprocessing, as before."""
     files.save(nn.Linear(2, 2), tmp_path / "x", {"a": 1}, {"b": 2})
     assert {p.name for p in (tmp_path / "x").iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
+
+
+@pytest.mark.parametrize("rows", [SIZE - 1, SIZE + 4])  # a token that the family adds, and rows of no token
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_of_nearly_the_same_tokens_are_taken(rows, whole):
+    theirs = encoder("gpt", size=rows).net
+    mine = encoder("gpt")
+    notes = outside.load(mine, (theirs if whole else theirs.transformer).state_dict(), {}, "x")
+    assert "100.0% of the encoder's" in notes[0]
+    assert any(f"({rows}, 128) to ({SIZE}, 128), as the tokenizer has {SIZE} tokens" in line for line in notes)
+    words, before = mine.net.transformer.wte.weight, theirs.transformer.wte.weight
+    known = min(rows, SIZE)
+    assert torch.equal(words[:known], before[:known])
+    if rows < SIZE:
+        torch.testing.assert_close(words[-1], before.mean(0))
+    notes = outside.load(mine, encoder("gpt", size=SIZE // 2).net.state_dict(), {}, "x")
+    assert "  of another shape: transformer.wte.weight" in notes

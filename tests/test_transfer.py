@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
+import timm
 import torch
 import torchvision
 from conftest import TINY, draw, latest
@@ -14,7 +15,7 @@ from transformers import BitConfig, BitForImageClassification
 from ptmrun import checkpoint, config
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
-from ptmrun.models import bit, cnn, files, outside, resnet, vit
+from ptmrun.models import bit, cnn, convnext, files, outside, resnet, swin, vit
 from ptmrun.origin import origin
 from ptmrun.run import Run
 
@@ -60,6 +61,32 @@ def test_a_folder_of_transformers_gives_its_features_and_its_config_is_compared(
     assert notes[2].endswith("global_padding is SAME there and None here")
     mine, his = encoder.net.state_dict(), theirs.bit.state_dict()
     assert checkpoint.sha256(mine) == checkpoint.sha256(his)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "options"),
+    [
+        (vit, "vit_tiny_patch16_224", {"size": "tiny", "patch": 16, "pool": "cls", "dropout": 0.0}),
+        (swin, "swin_tiny_patch4_window7_224", {"size": "tiny", "patch": 4, "resize": 224, "drop_path": 0.0}),
+        (convnext, "convnext_tiny", {"size": "tiny", "patch": 4, "drop_path": 0.0}),
+        (bit, "resnetv2_50x1_bit", {"size": "r50x1", "resize": 224}),
+        (resnet, "resnet18", {"size": 18, "resize": 224}),
+    ],
+)
+def test_weights_of_timm_give_its_features(family, name, options):
+    theirs = timm.create_model(name).eval()
+    for key, value in theirs.state_dict().items():  # no norm or scale as it begins, so that mistakes show
+        if value.ndim == 1 and value.is_floating_point():
+            torch.nn.init.uniform_(value, 0.3, 0.6)
+            assert "running" not in key or value.min() > 0
+    encoder = family.build(SimpleNamespace(**options), 224, 3, "eager").eval()
+    notes = outside.load(encoder, theirs.state_dict(), {}, "x")
+    assert "100.0% of the encoder's" in notes[0]
+    assert [line.split(":")[0] for line in notes[1:]] == ["  left out, as the classifier's"]
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+        torch.testing.assert_close(encoder.features(images), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_what_does_not_fit_is_named():

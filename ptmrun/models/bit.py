@@ -31,8 +31,15 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     return Encoder(options, channels, size)
 
 
+TIMM = {  # timm's names of parameters (patterns) -> the library's
+    r"stem\.conv\.(.*)": r"embedder.convolution.\1",
+    r"stages\.(\d+)\.blocks\.(.*)": r"encoder.stages.\1.layers.\2",
+}
+
+
 class Encoder(encoder.Encoder):
     whole = BitForImageClassification
+    timm: ClassVar = TIMM
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
         "feed_forward": r".*\.conv3",
     }

@@ -37,9 +37,22 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     return Encoder(options, channels, size)
 
 
+TIMM = {  # timm's names of parameters (patterns) -> the library's
+    r"stem\.0\.(.*)": r"embeddings.patch_embeddings.\1",
+    r"stem\.1\.(.*)": r"embeddings.layernorm.\1",
+    r"stages\.(\d+)\.blocks\.(\d+)\.gamma": r"encoder.stages.\1.layers.\2.layer_scale_parameter",
+    r"stages\.(\d+)\.blocks\.(\d+)\.conv_dw\.(.*)": r"encoder.stages.\1.layers.\2.dwconv.\3",
+    r"stages\.(\d+)\.blocks\.(\d+)\.norm\.(.*)": r"encoder.stages.\1.layers.\2.layernorm.\3",
+    r"stages\.(\d+)\.blocks\.(\d+)\.mlp\.fc(.*)": r"encoder.stages.\1.layers.\2.pwconv\3",
+    r"stages\.(\d+)\.downsample\.(.*)": r"encoder.stages.\1.downsampling_layer.\2",
+    r"head\.norm\.(.*)": r"layernorm.\1",
+}
+
+
 class Encoder(encoder.Encoder):
     whole = ConvNextForImageClassification
     layout = torch.channels_last
+    timm: ClassVar = TIMM
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
         "feed_forward": r".*\.pwconv2",
     }

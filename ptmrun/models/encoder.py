@@ -4,7 +4,7 @@ import abc
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ class Encoder(nn.Module, abc.ABC):
     whole: Any = None  # transformers' class with a linear layer on top
     last: str | None = None  # torchvision's name of its last linear layer,
     auxiliary_last = "AuxLogits.fc"  # and of the auxiliary one's
+    timm: ClassVar[dict[str, str]] = {}  # timm's names of parameters (patterns) -> the library's, where they differ
     adapted: tuple[str, ...] = ()  # how the network differs from the published one
     alone = "it is no library's"  # why there is neither
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -12,17 +13,18 @@ from torch import Tensor
 
 from ptmrun import checkpoint
 from ptmrun.errors import UserError
-from ptmrun.models import files
+from ptmrun.models import files, sequence
 from ptmrun.origin import origin
 from ptmrun.saved import plain_json
 
-HEADS = ("fc.", "classifier.", "AuxLogits.fc.", "pooler.")  # of classifiers; an encoder of the same name keeps its own
+HEADS = ("fc.", "classifier.", "AuxLogits.fc.", "pooler.", "head.")  # of classifiers; an encoder of the same name keeps its own
 LEAST = 0.9  # of an encoder's parameters: with fewer it is not the same architecture
 IGNORED = {  # entries of a transformers config that do not change what the network computes, or show in its shapes
     "architectures", "attention_probs_dropout_prob", "drop_path_rate", "dtype", "encoder_stride", "hidden_dropout_prob",
-    "id2label", "image_size", "initializer_range", "label2id", "layer_scale_init_value", "max_position_embeddings", "model_type",
-    "n_positions", "num_channels", "num_labels", "out_features", "out_indices", "pooler_act", "pooler_output_size",
-    "stage_names", "torch_dtype", "transformers_version",
+    "attn_pdrop", "bos_token_id", "embd_pdrop", "eos_token_id", "id2label", "image_size", "initializer_range", "label2id",
+    "layer_scale_init_value", "max_position_embeddings", "model_type", "n_positions", "num_channels", "num_labels",
+    "out_features", "out_indices", "pad_token_id", "pooler_act", "pooler_output_size", "resid_pdrop", "stage_names",
+    "torch_dtype", "transformers_version", "vocab_size",
 }  # fmt: skip
 
 
@@ -101,7 +103,10 @@ def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
     """Loads what fits by name, the heads of classifiers left out; returns notes on what did and what did not. Raises UserError
     when that is less than LEAST of the encoder's parameters, or not finite."""
     net = encoder.net
-    tensors, notes = encoder.adjusted({k.removeprefix("module."): v for k, v in tensors.items()})
+    tensors, notes = encoder.adjusted(from_timm({k.removeprefix("module."): v for k, v in tensors.items()}, encoder))
+    if hasattr(encoder, "vocabulary"):
+        tensors, words = sequence.reworded(net, encoder.vocabulary.size, tensors)
+        notes = [*notes, *words]
     found, missing, unexpected, mismatched = compared(net, tensors)
     heads = [k for k in unexpected if k.startswith(HEADS)]
     if bad := [k for k, v in found.items() if not checkpoint.finite(v)]:
@@ -124,20 +129,34 @@ def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
         raise UserError(f"{lines[0]}, {wanted} ({'; '.join(problems)})")
     net.load_state_dict({**net.state_dict(), **found})
     lines += [f"  left out, as the classifier's: {listed(heads, 12)}"] if heads else []
-    return [*lines, *(f"  {line}" for line in problems), *notes, *unlike(net, config)]
+    return [*lines, *(f"  {line}" for line in [*problems, *notes]), *unlike(net, config)]
+
+
+def from_timm(tensors: dict[str, Tensor], encoder: Any) -> dict[str, Tensor]:
+    """Weights that timm wrote, under the library's names; others as they are. What timm computes at once, queries, keys and
+    values, becomes three tensors."""
+    names = {re.compile(pattern): new for pattern, new in getattr(encoder, "timm", {}).items()}
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        new = next((match.expand(new) for pattern, new in names.items() if (match := pattern.fullmatch(name))), name)
+        parts = zip("qkv", value.chunk(3), strict=True) if ".qkv." in new else [("", value)]
+        found |= {new.replace(".qkv.", f".{letter}_proj."): part for letter, part in parts}
+    return found
 
 
 def compared(net: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str], list[str]]:
     """(what fits, and the names of what is missing, unexpected and of another shape)"""
     wanted = net.state_dict()
     if hasattr(net, "from_pretrained"):  # whose names may be older ones, or below those of a classifier
+        tied = getattr(net, "_tied_weights_keys", None) or {}  # a head that shares what the embeddings have: once is enough
+        tensors = {k: v for k, v in tensors.items() if tied.get(k) not in tensors}
         odd = [k for k, v in tensors.items() if not v.is_floating_point() and k not in wanted]
         state, info = files.translated(net, {k: v for k, v in tensors.items() if k not in odd})
         lacking, wrong = (
             {str(k[0] if isinstance(k, tuple) else k) for k in info[x]} for x in ("missing_keys", "mismatched_keys")
         )
         found = {k: v for k, v in state.items() if k not in lacking | wrong}
-        return found, sorted(lacking - wrong), sorted([*info["unexpected_keys"], *odd]), sorted(wrong)
+        return found, sorted((lacking - wrong) & wanted.keys()), sorted([*info["unexpected_keys"], *odd]), sorted(wrong)
     wrong = {k for k, v in tensors.items() if k in wanted and v.shape != wanted[k].shape}
     wrong |= {k for k, v in tensors.items() if k in wanted and v.is_floating_point() != wanted[k].is_floating_point()}
     found = {k: v for k, v in tensors.items() if k in wanted and k not in wrong}
@@ -155,8 +174,8 @@ def unlike(net: Any, config: Mapping[str, Any]) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: tuples are lists."""
-    return json.loads(json.dumps(value, default=str))
+    """As JSON has it: tuples are lists; and one name for what is the same function."""
+    return json.loads(json.dumps("gelu_new" if value == "gelu_pytorch_tanh" else value, default=str))
 
 
 def listed(names: Iterable[str], most: int) -> str:

@@ -45,8 +45,27 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     return Encoder(options, channels, size, attention)
 
 
+TIMM = {  # timm's names of parameters (patterns) -> the library's, which counts what leads to a stage to the one before
+    r"patch_embed\.proj\.(.*)": r"embeddings.patch_embeddings.projection.\1",
+    r"patch_embed\.norm\.(.*)": r"embeddings.norm.\1",
+    r"layers\.(\d+)\.blocks\.(\d+)\.norm1\.(.*)": r"encoder.layers.\1.blocks.\2.layernorm_before.\3",
+    r"layers\.(\d+)\.blocks\.(\d+)\.norm2\.(.*)": r"encoder.layers.\1.blocks.\2.layernorm_after.\3",
+    r"layers\.(\d+)\.blocks\.(\d+)\.attn\.qkv\.(.*)": r"encoder.layers.\1.blocks.\2.attention.qkv.\3",
+    r"layers\.(\d+)\.blocks\.(\d+)\.attn\.proj\.(.*)": r"encoder.layers.\1.blocks.\2.attention.o_proj.\3",
+    r"layers\.(\d+)\.blocks\.(\d+)\.attn\.(relative_position_bias_table)": (
+        r"encoder.layers.\1.blocks.\2.attention.relative_position_bias.\3"
+    ),
+    r"layers\.(\d+)\.blocks\.(\d+)\.mlp\.(.*)": r"encoder.layers.\1.blocks.\2.mlp.\3",
+    r"layers\.1\.downsample\.(.*)": r"encoder.layers.0.downsample.\1",
+    r"layers\.2\.downsample\.(.*)": r"encoder.layers.1.downsample.\1",
+    r"layers\.3\.downsample\.(.*)": r"encoder.layers.2.downsample.\1",
+    r"norm\.(.*)": r"layernorm.\1",
+}
+
+
 class Encoder(encoder.Encoder):
     whole = SwinForImageClassification
+    timm: ClassVar = TIMM
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
         "values": r".*\.attention\.(k_proj|v_proj)",
         "attention": r".*\.attention\.o_proj",

@@ -78,9 +78,23 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     )
 
 
+TIMM = {  # timm's names of parameters (patterns) -> the library's
+    r"cls_token": "embeddings.cls_token",
+    r"pos_embed": "embeddings.position_embeddings",
+    r"patch_embed\.proj\.(.*)": r"embeddings.patch_embeddings.projection.\1",
+    r"blocks\.(\d+)\.norm1\.(.*)": r"layers.\1.layernorm_before.\2",
+    r"blocks\.(\d+)\.norm2\.(.*)": r"layers.\1.layernorm_after.\2",
+    r"blocks\.(\d+)\.attn\.qkv\.(.*)": r"layers.\1.attention.qkv.\2",
+    r"blocks\.(\d+)\.attn\.proj\.(.*)": r"layers.\1.attention.o_proj.\2",
+    r"blocks\.(\d+)\.mlp\.(.*)": r"layers.\1.mlp.\2",
+    r"norm\.(.*)": r"layernorm.\1",
+}
+
+
 class Encoder(nn.Module):
     """ViTModel taken apart, so that an objective can leave patches out or replace them."""
 
+    timm: ClassVar = TIMM
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
         "values": r".*\.attention\.(k_proj|v_proj)",
         "attention": r".*\.attention\.o_proj",
