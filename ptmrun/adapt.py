@@ -52,9 +52,11 @@ ADDED = {  # methods that put new parameters beside frozen ones, and their modul
     "dora": "lowrank",
     "adalora": "lowrank",
     "ia3": "lowrank",
+    "prefix": "prefix",
 }
 PLACES = {  # of a family, that such a method, or such a placement of adapters, works on; others work on every layer of the blocks
     "ia3": ("values", "feed_forward"),
+    "prefix": ("values",),
     "pfeiffer": ("feed_forward",),
     "houlsby": ("attention", "feed_forward"),
 }

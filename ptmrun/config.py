@@ -225,6 +225,7 @@ METHOD_NEEDS = {  # of fine-tuning methods, in words
     "layers": "plain linear or convolutional layers in its blocks",
     "blocks": "residual blocks",
     "values": "layers of keys and values",
+    "prefixes": "transformers' own attention",
 }
 EXPECTED = {
     "name": "letters, digits, . _ - (at most 80)",

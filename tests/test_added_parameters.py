@@ -1,4 +1,4 @@
-"""What fine-tuning methods add to a frozen encoder: LoRA, DoRA, AdaLoRA, IA3 and bottleneck adapters."""
+"""What fine-tuning methods add to a frozen encoder: LoRA, DoRA, AdaLoRA, IA3, bottleneck adapters and prefixes."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import ViTModel
 
-from ptmrun import adapt, checkpoint, config, lowrank
+from ptmrun import adapt, checkpoint, config, lowrank, prefix
 from ptmrun.compose import compose
 from ptmrun.context import part_of
 from ptmrun.downstream.classification import Classifier
@@ -76,7 +76,7 @@ def test_nothing_changes_at_first_and_frozen_weights_never(model, method):
     trainable, every = adapt.adapt(classifier, options(method), STEPS)
     assert 0 < trainable < every
     with torch.no_grad():
-        assert torch.equal(classifier.eval().logits(batch["inputs"]), first)
+        assert torch.equal(classifier.eval().logits(batch["inputs"]), first) == (method != "prefix")
     adapted = {k: v.clone() for k, v in classifier.encoder.net.named_parameters() if v.requires_grad}
     trained(classifier, batch, 3)
     after = {k.replace(".base_layer.", "."): v for k, v in classifier.encoder.net.named_parameters()}
@@ -85,7 +85,7 @@ def test_nothing_changes_at_first_and_frozen_weights_never(model, method):
     with torch.no_grad():
         now = classifier.logits(batch["inputs"])
         assert not torch.equal(now, first)
-        if method != "adapter":
+        if adapt.ADDED[method] == "lowrank":
             lowrank.merge(classifier.encoder.net)
             assert set(dict(classifier.encoder.net.named_parameters())) == set(frozen)
             torch.testing.assert_close(classifier.logits(batch["inputs"]), now, rtol=1e-5, atol=1e-5)
@@ -101,6 +101,7 @@ def test_parameters_are_as_many_as_the_formulas_say():
             "adalora": sum(12 * (a + b) + 12 for a, b in layers),
             "ia3": 2 * width + 4 * width,
             "adapter": 2 * width * 16 + width + 16,
+            "prefix": 2 * width * 16,
         }
         for method, each in wanted.items():
             classifier, _ = made(model)
@@ -160,6 +161,20 @@ def test_adaloras_loss_keeps_directions_orthogonal():
     assert int(shown["rank"].total) == 12 * 18
 
 
+def test_a_prefix_is_seen_by_every_query():
+    """Against torch's own attention over the keys and values put together."""
+    torch.manual_seed(0)
+    module = SimpleNamespace(prefix=prefix.Prefix(3, 8), training=True)
+    query, key, value = (torch.randn(2, 2, 5, 4) for _ in range(3))
+    hidden = torch.zeros(2, 1, 5, 5).masked_fill(torch.rand(2, 1, 5, 5) < 0.4, -1e9)
+    found, weights = prefix.attend(module, query, key, value, hidden, scaling=0.5)
+    before = [p.view(3, 2, 4).transpose(0, 1).expand(2, 2, 3, 4) for p in (module.prefix.key, module.prefix.value)]
+    wholes = (torch.cat([p, x], 2) for p, x in zip(before, (key, value), strict=True))
+    expected = nn.functional.scaled_dot_product_attention(query, *wholes, torch.cat([torch.zeros(2, 1, 5, 3), hidden], 3))
+    torch.testing.assert_close(found, expected.transpose(1, 2))
+    assert weights.shape == (2, 2, 5, 8)
+
+
 def test_mistakes_are_named():
     for method, changes, message in (
         ("lora", ["finetune.targets=[*.qury]"], r"finetune.targets=\*.qury: matches no name; the nearest are: .*query"),
@@ -180,7 +195,7 @@ def test_mistakes_are_named():
     assert all(".query." in k or ".value." in k for k in added)
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "adapter"])
+@pytest.mark.parametrize("method", ["lora", "adalora", "adapter", "prefix"])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
     words = [*TINY, f"finetune={method}", "finetune.steps=20", "finetune.seeds=1", "downstream.labels_per_class=4"]
@@ -192,7 +207,7 @@ def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
     [file] = (first / "checkpoints/finetuned").glob("*.safetensors")
     tensors, state = checkpoint.load(file)
     assert state == {"relative_to": run.manifest["weights_sha256"]}
-    assert not [k for k in tensors if not (".lora_" in k or ".adapter." in k or k.startswith("head."))]
+    assert not [k for k in tensors if not (".lora_" in k or ".adapter." in k or ".prefix." in k or k.startswith("head."))]
     results = json.loads((first / "results.json").read_text())
     assert sum(results["ranks"].values()) == (8 * len(results["ranks"]) if method == "adalora" else 0)
     assert ("Ranks that AdaLoRA left" in (first / "report.html").read_text()) == (method == "adalora")
@@ -203,7 +218,7 @@ def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
     assert code == 0, err
     assert float(out.split("largest difference ")[1].split()[0]) < 1e-5
     code, out, err = ptmrun("export", first, "merged", "merge=true")
-    if method == "adapter":
+    if method in ("adapter", "prefix"):
         assert code == 2
         assert "has added nothing that becomes part of the weights" in err
         return
