@@ -1,6 +1,7 @@
 """Weights from outside and from runs on other data."""
 
 import json
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from transformers import BitConfig, BitForImageClassification
 from ptmrun import checkpoint, config
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
-from ptmrun.models import bit, cnn, convnext, files, outside, resnet, swin, vit
+from ptmrun.models import bit, cnn, convnext, files, mobilenet, outside, resnet, swin, vit
 from ptmrun.origin import origin
 from ptmrun.run import Run
 
@@ -87,6 +88,21 @@ def test_weights_of_timm_give_its_features(family, name, options):
     with torch.no_grad():
         expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
         torch.testing.assert_close(encoder.features(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_an_older_torchvision_give_its_features():
+    """MobileNetV2 before its blocks were nested: convolution, norm and ReLU of a block were numbered through."""
+    theirs = torchvision.models.mobilenet_v2().eval()
+    before = {}
+    for i, block in enumerate(theirs.features):
+        nested = [part if isinstance(part, torch.nn.Sequential) else [part] for part in getattr(block, "conv", [])]
+        layers = {f"conv.{j}": layer for j, layer in enumerate(chain(*nested))} or dict(block.named_children())
+        before |= {f"features.{i}.{name}.{k}": v for name, x in layers.items() for k, v in x.state_dict().items()}
+    encoder = mobilenet.build(SimpleNamespace(resize=64), 64, 3, "eager").eval()
+    assert "100.0% of the encoder's" in outside.load(encoder, before, {}, "x")[0]
+    again = mobilenet.build(SimpleNamespace(resize=64), 64, 3, "eager").eval()
+    outside.load(again, theirs.state_dict(), {}, "x")
+    assert checkpoint.sha256(encoder.net.state_dict()) == checkpoint.sha256(again.net.state_dict())
 
 
 def test_what_does_not_fit_is_named():

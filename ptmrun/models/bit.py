@@ -39,7 +39,7 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's
 
 class Encoder(encoder.Encoder):
     whole = BitForImageClassification
-    timm: ClassVar = TIMM
+    names: ClassVar = TIMM
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
         "feed_forward": r".*\.conv3",
     }

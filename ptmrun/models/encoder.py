@@ -27,7 +27,7 @@ class Encoder(nn.Module, abc.ABC):
     whole: Any = None  # transformers' class with a linear layer on top
     last: str | None = None  # torchvision's name of its last linear layer,
     auxiliary_last = "AuxLogits.fc"  # and of the auxiliary one's
-    timm: ClassVar[dict[str, str]] = {}  # timm's names of parameters (patterns) -> the library's, where they differ
+    names: ClassVar[dict[str, str]] = {}  # other names of its parameters (patterns) -> the library's
     adapted: tuple[str, ...] = ()  # how the network differs from the published one
     alone = "it is no library's"  # why there is neither
 

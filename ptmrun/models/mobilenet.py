@@ -9,6 +9,16 @@ from torchvision import models
 from ptmrun.models import encoder
 
 PUBLISHED = {"mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V2"}
+OLDER = {  # torchvision's names of parameters (patterns), before blocks were nested -> now
+    r"features\.1\.conv\.([01])\.(.*)": r"features.1.conv.0.\1.\2",
+    r"features\.1\.conv\.3\.(.*)": r"features.1.conv.1.\1",
+    r"features\.1\.conv\.4\.(.*)": r"features.1.conv.2.\1",
+    r"features\.(\d+)\.conv\.([01])\.(.*)": r"features.\1.conv.0.\2.\3",
+    r"features\.(\d+)\.conv\.3\.(.*)": r"features.\1.conv.1.0.\2",
+    r"features\.(\d+)\.conv\.4\.(.*)": r"features.\1.conv.1.1.\2",
+    r"features\.(\d+)\.conv\.6\.(.*)": r"features.\1.conv.2.\2",
+    r"features\.(\d+)\.conv\.7\.(.*)": r"features.\1.conv.3.\2",
+}
 LEAST = 64  # the side that leaves 2x2 positions
 
 
@@ -24,6 +34,7 @@ class Encoder(encoder.Encoder):
     layout = torch.channels_last
     kind = "mobilenet_v2"
     last = "classifier.1"
+    names: ClassVar = OLDER
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
         "feed_forward": r"features\.\d+\.conv\.[12]",
     }

@@ -103,7 +103,7 @@ def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
     """Loads what fits by name, the heads of classifiers left out; returns notes on what did and what did not. Raises UserError
     when that is less than LEAST of the encoder's parameters, or not finite."""
     net = encoder.net
-    tensors, notes = encoder.adjusted(from_timm({k.removeprefix("module."): v for k, v in tensors.items()}, encoder))
+    tensors, notes = encoder.adjusted(renamed({k.removeprefix("module."): v for k, v in tensors.items()}, encoder))
     if hasattr(encoder, "vocabulary"):
         tensors, words = sequence.reworded(net, encoder.vocabulary.size, tensors)
         notes = [*notes, *words]
@@ -132,16 +132,17 @@ def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
     return [*lines, *(f"  {line}" for line in [*problems, *notes]), *unlike(net, config)]
 
 
-def from_timm(tensors: dict[str, Tensor], encoder: Any) -> dict[str, Tensor]:
-    """Weights that timm wrote, under the library's names; others as they are. What timm computes at once, queries, keys and
-    values, becomes three tensors."""
-    names = {re.compile(pattern): new for pattern, new in getattr(encoder, "timm", {}).items()}
+def renamed(tensors: dict[str, Tensor], encoder: Any) -> dict[str, Tensor]:
+    """Weights that timm or an older torchvision wrote, under the library's names; as they are where these fit better. What timm
+    computes at once, queries, keys and values, becomes three tensors."""
+    names = {re.compile(pattern): new for pattern, new in getattr(encoder, "names", {}).items()}
     found: dict[str, Tensor] = {}
     for name, value in tensors.items():
         new = next((match.expand(new) for pattern, new in names.items() if (match := pattern.fullmatch(name))), name)
         parts = zip("qkv", value.chunk(3), strict=True) if ".qkv." in new else [("", value)]
         found |= {new.replace(".qkv.", f".{letter}_proj."): part for letter, part in parts}
-    return found
+    known = encoder.net.state_dict().keys()
+    return found if len(known & found.keys()) > len(known & tensors.keys()) else tensors
 
 
 def compared(net: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str], list[str]]:

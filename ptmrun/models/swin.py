@@ -65,7 +65,7 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's, which counts
 
 class Encoder(encoder.Encoder):
     whole = SwinForImageClassification
-    timm: ClassVar = TIMM
+    names: ClassVar = TIMM
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
         "values": r".*\.attention\.(k_proj|v_proj)",
         "attention": r".*\.attention\.o_proj",

@@ -94,7 +94,7 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's
 class Encoder(nn.Module):
     """ViTModel taken apart, so that an objective can leave patches out or replace them."""
 
-    timm: ClassVar = TIMM
+    names: ClassVar = TIMM
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
         "values": r".*\.attention\.(k_proj|v_proj)",
         "attention": r".*\.attention\.o_proj",
