@@ -31,7 +31,8 @@ def compose(overrides: list[str], saved: config.Config | None = None) -> config.
         else:
             good.append(f"{key}={text}")
     raw = compose_raw(base + good)
-    given = [g.split("=")[0] for g in good]
+    brought = config.elsewhere("experiment", groups["experiment"]) if "experiment" in groups else {}
+    given = [*(g.split("=")[0] for g in good), *(key for key in brought if unknown(key, raw) is None)]
     published_rates(raw, given)
     if parent:
         raw = inherit(raw, parent, own, overrides, given)

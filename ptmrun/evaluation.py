@@ -14,7 +14,7 @@ from ptmrun import attribution, checkpoint, embedding, figures, noise, probe
 from ptmrun.context import Context, check_stop, source, weights_hash
 from ptmrun.errors import printable
 from ptmrun.run import console
-from ptmrun.trials import chosen_labels, label_counts, predict, trials, tuned, weights_file
+from ptmrun.trials import chosen_labels, classifier, label_counts, predict, trials, tuned, weights_file
 
 WORDS = {
     "chance": "always the most frequent class",
@@ -84,10 +84,17 @@ def evaluate(context: Context) -> None:
         "pretrain": pretraining(lines),
         "weights_sha256": weights_hash(run),
         "wall_s": run.manifest.get("wall_s", {}),
+        "parameters": parameters(context, headline["labels_per_class"]),
         "ranks": ranks(context, headline["labels_per_class"]),
     }
     run.write_json("results.json", result)
     show(context, result, sets)
+
+
+def parameters(context: Context, labels: int | None) -> dict[str, int]:
+    """How many fine-tuning trained, and of how many."""
+    trained, every = classifier(context, trials(context.cfg, "tuned", labels)[0])[1]
+    return {"trained": trained, "all": every}
 
 
 def ranks(context: Context, labels: int | None) -> dict[str, int]:

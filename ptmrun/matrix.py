@@ -30,14 +30,17 @@ def markdown(rows: list[Row]) -> str | None:
 
 
 def methods(rows: list[Row], key: str, labels: int | None, about: tuple[str, str]) -> str:
-    """A column for each method that was run; the best of a row is bold. "untrained" and "pretrained" are frozen features."""
+    """A column for each method that was run; the best of a row is bold. "untrained" and "pretrained" are frozen features. Before
+    them, where that differs, how many parameters fine-tuning trained."""
     columns = [m for m in METHODS if any(values(row.runs, labels, m) for row in rows)]
-    titles = [key, *(METHODS[m] for m in columns)]
+    counts = [trained(row.runs) for row in rows]
+    several = len(set(counts)) > 1
+    titles = [key, *(["trained"] if several else []), *(METHODS[m] for m in columns)]
     text = head(titles, *about)
-    for row in rows:
+    for row, count in zip(rows, counts, strict=True):
         found = [values(row.runs, labels, m) for m in columns]
         best = max((noise.spread(v)["mean"] for v in found if v), default=None)
-        text.append(bar([row.setting[key], *(words(v, best) for v in found)]))
+        text.append(bar([row.setting[key], *([count] if several else []), *(words(v, best) for v in found)]))
     return "\n".join(text)
 
 
@@ -67,6 +70,12 @@ def values(runs: list[Run], labels: int | None, kind: str) -> list[float]:
     """The mean score of each run that has it."""
     entries = [e for run in runs if (found := run.results()) for e in found["by_labels"] if e["labels_per_class"] == labels]
     return [entry["scores"][kind]["mean"] for entry in entries if kind in entry["scores"]]
+
+
+def trained(runs: list[Run]) -> str:
+    """Parameters that fine-tuning trained, and their share."""
+    known = [counts for run in runs if (counts := (run.results() or {}).get("parameters"))]
+    return f"{known[0]['trained']:,} ({known[0]['trained'] / known[0]['all']:.1%})" if known else ""
 
 
 def words(found: list[float], best: float | None) -> str:

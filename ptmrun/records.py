@@ -83,6 +83,11 @@ class Group(Record):
     f1_macro: float
 
 
+class Parameters(Record):
+    trained: Natural
+    all: Annotated[int, Field(ge=1)]
+
+
 class Metrics(Record):
     groups: dict[str, Group] = {}  # absent where the data has none
 
@@ -98,6 +103,7 @@ class Results(Record):
     metrics: Metrics = Metrics()
     by_labels: Annotated[list[Scores], Field(min_length=1)]
     pretrain: dict[str, float] | None = None
+    parameters: Parameters | None = None
     ranks: dict[str, Natural] = {}
 
     @model_validator(mode="after")

@@ -117,6 +117,20 @@ def test_two_settings_make_a_matrix():
     assert matrix.markdown([compare.Row({"model": "a", "task": "x", "lr": "1"}, rows[0].runs)]) is None
 
 
+def test_a_table_of_methods_says_how_much_was_trained():
+    def row(method: str, count: int) -> compare.Row:
+        entry = {"labels_per_class": None, "scores": {"tuned": {"mean": 0.5}}}
+        results = {"metric": "accuracy", "by_labels": [entry], "parameters": {"trained": count, "all": 2000}}
+        return compare.Row({"finetune": method}, [SimpleNamespace(results=lambda: results)])
+
+    assert matrix.markdown([row("full", 2000), row("lora", 20)]) == (
+        "Test accuracy, all labels (mean ± sd over seeds)\n\n"
+        "| finetune | trained | fine-tuned |\n| --- | --- | --- |\n"
+        "| full | 2,000 (100.0%) | **0.500** |\n"
+        "| lora | 20 (1.0%) | **0.500** |\n"
+    )
+
+
 BAD = {
     "sweep.resume=nowhere": "sweep.resume=nowhere: no folder of a sweep",
     "sweep.trails=3": "sweep.trails: no such key (did you mean trials?)",

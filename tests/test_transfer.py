@@ -299,6 +299,9 @@ def test_what_a_data_set_brings_goes_with_it(done_run):
     assert inherited.downstream.labels_per_class == 5  # typed, and no data set's
     assert inherited.pretrain.lr == 4e-3
     assert compose([f"init={done_run}", "dataset=digits"]).downstream.labels_per_class == 5
+    # an experiment, too, wins over what the run had
+    assert compose([f"init={done_run}", "experiment=methods_table"]).evaluate.baselines == ["raw", "frozen"]
+    assert compose([f"init={done_run}", "experiment=methods_table", "evaluate.baselines=[raw]"]).evaluate.baselines == ["raw"]
 
 
 @pytest.mark.parametrize(("side", "patch", "wanted"), [(48, 2, 48), (50, 7, 49), (10, 16, 32), (48, "auto", 48)])
