@@ -67,7 +67,7 @@ def perfect(split) -> dict[str, torch.Tensor]:
     """What a model says that knows where the answer is, or that there is none, and sees it in one window."""
     parts = []
     for own, row in zip(split.own(), split.rows.tolist(), strict=True):
-        window, first, last = split.targets[row]
+        window, first, last = split.targets[row][:3]
         for w in own:
             logits = torch.zeros(len(split.ids[w]), 2)
             if not split.questions[row].answers:
@@ -150,10 +150,10 @@ def test_training_shows_the_answer(tmp_path, tokenizer):
     labels = split.answers(indices)
     assert tokens.ids.shape[0] == 3
     for row, label, answer in zip(tokens.ids, labels, ["Aville9", "Ünited  Paris", "1907"], strict=True):
-        text = tokenizer.decode(row[label[0] : label[1] + 1])
+        text = tokenizer.decode(row[label[0, 0] : label[0, 1] + 1])
         assert text.replace(" ", "").strip() == answer.replace(" ", "")
     number = split.targets[2][0]
-    first, last = split.targets[2][1:]
+    first, last = split.targets[2][1:3]
     window = split.windows[number]
     margins = []
     for w in (split.windows[i] for i in split.own()[2]):
@@ -232,7 +232,7 @@ def test_questions_without_an_answer(tmp_path, tokenizer):
     train = squad((ANN, [qa("a", "Where did Ann Lee bake?", ANN, "Ünited  Paris"), qa("b", "Who slept?", ANN)]))
     split = read(write(tmp_path / "a", train=train), tokenizer)[0]["train"]
     assert split.nothing
-    assert split.targets[1][1:].tolist() == [len(split.ids[split.targets[1][0]]) - 1] * 2
+    assert split.targets[1][1:3].tolist() == [len(split.ids[split.targets[1][0]]) - 1] * 2
     assert problem.guesses(perfect(split), split) == ["Ünited  Paris", ""]
     right = problem.metrics(perfect(split), split, [], 15)
     assert right["unanswered"] == right["answered"] == {"f1": 1.0, "exact_match": 1.0, "n": 1}
@@ -307,6 +307,29 @@ def test_it_learns_what_it_was_shown(tmp_path, tokenizer):
     found = model.predict(trained.all(2))
     assert problem.fits(found, trained, [])
     torch.testing.assert_close(found["logits"], model.predict(trained.all(64))["logits"], rtol=1e-4, atol=1e-4)
+
+
+def test_every_answer_that_a_window_shows_is_right(tmp_path, tokenizer):
+    """The loss is that of the probability of all of them together, in float64; what another window shows is left out."""
+    text = "Rome saw Ann in Rome with Bob and Rome again"
+    answers = [{"text": "Rome", "answer_start": i} for i in (16, 0, 34)] + [{"text": "Ann in Rome", "answer_start": 9}]
+    train = squad((text, [{"id": "a", "question": "Where?", "answers": answers}]), (text, [qa("b", "Who?", text, "Bob")]))
+    split = read(write(tmp_path / "a", train=train), tokenizer)[0]["train"]
+    torch.manual_seed(0)
+    model = problem.Reader(Encoder(tokenizer.vocabulary.size))
+    ((batch,),) = batches(split, 2).iterate(0, 1)
+    chances = torch.full((*batch["inputs"].ids.shape, 2), -torch.inf)
+    chances[batch["inputs"].mask] = model.logits(batch["inputs"], batch["inputs"].mask).detach()
+    chances = chances.double().softmax(1)
+    loss = 0.0
+    for row, places in enumerate(batch["labels"]):
+        kept = [(int(a), int(b)) for a, b in places if a >= 0]
+        words = [tokenizer.decode(batch["inputs"].ids[row, a : b + 1]).strip() for a, b in kept]
+        wanted = ["Rome", "Rome", "Rome", "Ann in Rome"] if len(kept) > 1 else ["Bob"]
+        assert words == [tokenizer.decode(ids).strip() for ids in tokenizer.encode(wanted)]
+        for side in (0, 1):
+            loss -= np.log(sum(float(chances[row, place, side]) for place in {pair[side] for pair in kept}))
+    assert float(model(batch)[0].total.detach()) == pytest.approx(loss / 2, rel=1e-6)
 
 
 def test_accumulation(tmp_path, tokenizer):

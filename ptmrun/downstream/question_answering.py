@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ptmrun.data import annotated
 from ptmrun.data.sources.text import ends
@@ -51,8 +50,7 @@ class Question(NamedTuple):
     text: str
     context: int  # number of its context
     answers: list[str]  # all that count as right; empty where there is none
-    start: int  # first character of the first answer in the context
-    stop: int  # the one after its last
+    places: list[tuple[int, int]]  # of each: its first character in the context, and the one after its last
 
 
 class Window(NamedTuple):
@@ -70,10 +68,10 @@ class Questions(TextSplit):
     """Questions of one split; `ids` and `types` are those of the windows.
 
     Of all of the source: questions, contexts, and the characters that tokens of these stand for (`spans`, each [tokens, 2]);
-    windows, those of question q from bounds[q] to bounds[q + 1]; targets [questions, 3]: the window that each is trained on, and
-    where in it the first and the last token of the answer stand. nothing: whether some training questions have no answer; then
-    the last token of a window is start and end of none (it has read both texts in causal models too). longest: tokens of an
-    answer.
+    windows, those of question q from bounds[q] to bounds[q + 1]; targets [questions, 1 + 2 K]: the window that each is trained
+    on, and where in it the first and the last token of its answers stand, -1 where there are fewer. nothing: whether some
+    training questions have no answer; then the last token of a window is start and end of none (it has read both texts in causal
+    models too). longest: tokens of an answer.
     """
 
     questions: list[Question]
@@ -103,8 +101,8 @@ class Questions(TextSplit):
         return (self.batch(self.targets[self.rows[indices].numpy(), 0]) for indices in index_lists)
 
     def answers(self, indices: Tensor) -> Tensor:
-        """First and last token of the answer in these windows, [B, 2]."""
-        return torch.from_numpy(self.targets[self.rows[indices].numpy(), 1:])
+        """First and last token of the answers in these windows, [B, K, 2]; -1 where there are fewer."""
+        return torch.from_numpy(self.targets[self.rows[indices].numpy(), 1:]).unflatten(1, (-1, 2))
 
     def all(self, size: int = 64) -> Iterator[Tokens]:
         """All windows of all questions, in order."""
@@ -121,13 +119,16 @@ class Reader(Tokenwise):
         super().__init__(encoder, 2)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: inputs [B, T], labels [B, 2]. The mean of the cross-entropies of start and end, over a window's tokens."""
+        """batch: inputs [B, T], labels [B, K, 2]. The mean of the cross-entropies of start and end over a window's tokens; all that
+        start, or end, an answer are right together (the sum objective: Clark & Gardner 2018, arXiv:1710.10723, section 3.2)."""
         tokens, labels = batch["inputs"], batch["labels"]
         logits = torch.full((*tokens.ids.shape, 2), -torch.inf, device=tokens.ids.device)
         logits[tokens.mask] = self.logits(tokens, tokens.mask)
-        loss = F.cross_entropy(logits, labels, reduction="sum") / 2
-        right = (logits.detach().argmax(1) == labels).all(1).sum()
-        return Loss(loss, len(labels)), {"both_right": Loss(right, len(labels))}
+        place = torch.arange(logits.shape[1], device=logits.device)[:, None]
+        right = (labels[:, :, None] == place).any(1)
+        loss = (logits.logsumexp(1) - logits.masked_fill(~right, -torch.inf).logsumexp(1)).sum() / 2
+        both = right.gather(1, logits.argmax(1, keepdim=True)).all(2).sum()
+        return Loss(loss, len(labels)), {"both_right": Loss(both, len(labels))}
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities: the mean of ln(tokens)."""
@@ -205,7 +206,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
                 name, asked = inside(entry, place, "id", str), inside(entry, place, "question", str)
                 total += 1
                 if "is_impossible" in entry and inside(entry, place, "is_impossible", bool):
-                    found.append(Question(name, asked, len(contexts), [], 0, 0))
+                    found.append(Question(name, asked, len(contexts), [], []))
                     continue
                 answers = [
                     (inside(x, f"{place}.answers[{i}]", "text", str), inside(x, f"{place}.answers[{i}]", "answer_start", int))
@@ -214,9 +215,9 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
                 if not answers:
                     raise UserError(f"{path}: {place}.answers is empty; expected an answer, or is_impossible")
                 if all(answer.strip() and start >= 0 and context.startswith(answer, start) for answer, start in answers):
-                    first, start = answers[0]
                     right = list(dict.fromkeys(answer for answer, _ in answers))
-                    found.append(Question(name, asked, len(contexts), right, start, start + len(first)))
+                    places = list(dict.fromkeys((start, start + len(answer)) for answer, start in answers))
+                    found.append(Question(name, asked, len(contexts), right, places))
                 else:
                     wrong.append(printable(name))
             contexts.append(context)
@@ -241,16 +242,9 @@ def split_of(
     for question, asked in zip(questions, tokenizer.encode([q.text for q in questions]), strict=True):
         passage = passages[question.context]
         own = windows_of(asked, passage.ids, options.stride, tokenizer, length)
-        first, last = tokens_of(passage.spans, question.start, question.stop)
-        chosen = 0
-        if question.answers:
-            chosen = max(range(len(own)), key=lambda i: shown(own[i], first, last))
-            window = own[chosen]
-            inside = np.clip([first, last], window.first, window.first + max(window.size, 1) - 1)
-            target = (inside - window.first + window.place).tolist()
-        else:
-            target = [len(own[0].ids) - 1] * 2
-        targets.append([bounds[-1] + chosen, *target])
+        answers = [tokens_of(passage.spans, *place) for place in question.places]
+        chosen = max(range(len(own)), key=lambda i: shown(own[i], *answers[0])) if answers else 0
+        targets.append([bounds[-1] + chosen, *(marks(own[chosen], answers) if answers else [len(own[0].ids) - 1] * 2)])
         windows += own
         bounds.append(len(windows))
     return Questions(
@@ -265,7 +259,7 @@ def split_of(
         spans=[p.spans for p in passages],
         windows=windows,
         bounds=np.array(bounds),
-        targets=np.array(targets),
+        targets=np.array([target + [-1] * (max(map(len, targets)) - len(target)) for target in targets]),
         nothing=nothing,
         longest=options.answer_length,
     )
@@ -293,6 +287,15 @@ def tokens_of(spans: np.ndarray, start: int, stop: int) -> tuple[int, int]:
     """The first and the last token of some characters of a context."""
     touched = np.nonzero((spans[:, 0] < stop) & (spans[:, 1] > start))[0]
     return (int(touched[0]), int(touched[-1])) if len(touched) else (0, 0)
+
+
+def marks(window: Window, answers: list[tuple[int, int]]) -> list[int]:
+    """First and last token in a window, one pair after the other, of the first answer, cut where it is longer, and of those
+    others that it shows whole."""
+    stop = window.first + max(window.size, 1)
+    whole = [answer for answer in answers[1:] if window.first <= answer[0] and answer[1] < stop]
+    pairs = [np.clip(answers[0], window.first, stop - 1).tolist(), *whole]
+    return [int(token) - window.first + window.place for pair in pairs for token in pair]
 
 
 def shown(window: Window, first: int, last: int) -> tuple[int, int]:
