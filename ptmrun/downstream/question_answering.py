@@ -119,8 +119,8 @@ class Reader(Tokenwise):
         super().__init__(encoder, 2)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: inputs [B, T], labels [B, K, 2]. The mean of the cross-entropies of start and end over a window's tokens; all that
-        start, or end, an answer are right together (the sum objective: Clark & Gardner 2018, arXiv:1710.10723, section 3.2)."""
+        """batch: inputs [B, T], labels [B, K, 2]. The mean of the cross-entropies of start and end over a window's tokens; all
+        that start, or end, an answer are right together (sum objective: Clark & Gardner 2018, arXiv:1710.10723, section 3.2)."""
         tokens, labels = batch["inputs"], batch["labels"]
         logits = torch.full((*tokens.ids.shape, 2), -torch.inf, device=tokens.ids.device)
         logits[tokens.mask] = self.logits(tokens, tokens.mask)
