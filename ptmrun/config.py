@@ -144,6 +144,7 @@ class Dataset(Strict):
     name: str
     root: Text | None
     image_size: Literal["auto"] | Side
+    normalise: Literal["auto", "data"] | Annotated[list[NotNegative], Field(min_length=2)]
     limit: Count | None
     test_limit: Count | None
     val_fraction: Ratio

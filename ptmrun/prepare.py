@@ -90,23 +90,24 @@ def read(run: Run, cfg: Config, progress: Callable[[str, int, int], None]) -> An
 
 
 def as_published(cfg: Config) -> tuple[Config, list[str]]:
-    """What is auto in a model that weights from outside are for, is as published instead of sized for the data; and notes."""
+    """What is auto in a model that weights from outside are for, and in how images become its input, is as published instead of
+    by the data; and notes."""
     if origin(cfg.init) not in OUTSIDE:
         return cfg, []
     module = part_of(cfg, "model")
-    chosen = {k: v for k, v in getattr(module, "AS_PUBLISHED", {}).items() if getattr(cfg.model, k) == "auto"}
+    chosen = {f"model.{k}": v for k, v in getattr(module, "AS_PUBLISHED", {}).items() if getattr(cfg.model, k) == "auto"}
+    if "images" in config.spec("dataset", cfg.dataset.name).provides and cfg.dataset.normalise == "auto":
+        chosen["dataset.normalise"] = outside.normalisation(cfg.init, module)
     keys = getattr(module, "SHAPE", ())
     if keys and cfg.init != "pretrained" and (place := outside.place(cfg.init)).is_dir():
         theirs = outside.library_config(place / "config.json")
         shape = [theirs.get(k) for k in keys]
         if cfg.model.size == "auto" and cfg.model.shape is None and all(isinstance(n, int) for n in shape):
-            chosen["shape"] = shape
+            chosen["model.shape"] = shape
         if cfg.model.tokenizer == "auto" and (place / "tokenizer.json").is_file():
-            chosen["tokenizer"] = cfg.init
-    notes = [
-        f"model.{k}={v}: as published, for init={cfg.init} (if its weights have another, type it)" for k, v in chosen.items()
-    ]
-    return config.replace(cfg, **{f"model__{k}": v for k, v in chosen.items()}), notes
+            chosen["model.tokenizer"] = cfg.init
+    notes = [f"{k}={v}: as published, for init={cfg.init} (if its weights have another, type it)" for k, v in chosen.items()]
+    return config.replace(cfg, **{k.replace(".", "__"): v for k, v in chosen.items()}), notes
 
 
 def fitting(cfg: Config) -> Callable[[int], int]:

@@ -15,6 +15,7 @@ from transformers import BitConfig, BitForImageClassification
 
 from ptmrun import checkpoint, config
 from ptmrun.compose import compose
+from ptmrun.data import images
 from ptmrun.errors import UserError
 from ptmrun.models import bit, cnn, convnext, files, mobilenet, outside, resnet, swin, vit
 from ptmrun.origin import origin
@@ -88,6 +89,28 @@ def test_weights_of_timm_give_its_features(family, name, options):
     with torch.no_grad():
         expected = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
         torch.testing.assert_close(encoder.features(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_images_are_normalised_as_the_weights_were_trained(tmp_path):
+    assert outside.normalisation("pretrained", resnet) == list(outside.IMAGENET)
+    assert outside.normalisation("pretrained", vit) == [0.5] * 6
+    torch.save({}, "r.pth")
+    assert outside.normalisation("r.pth", resnet) == list(outside.IMAGENET)
+    for name, about in (
+        ("preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}),
+        ("config.json", {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}),
+    ):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / name).write_text(json.dumps(about))
+        assert outside.normalisation(str(folder), resnet) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    mean, std = images.given([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 1)
+    torch.testing.assert_close(torch.cat([mean, std]), torch.tensor([0.2, 0.5]))
+    assert images.given([0.1, 0.4], 1)[1].tolist() == [pytest.approx(0.4)]
+    for wrong in ([0.1, 0.2, 0.3], [0.1, 0.4], [0.1, 0.2, 0.3, 0.4, 0.5, 0.0]):
+        with pytest.raises(UserError, match=r"dataset\.normalise=.*: expected 6 numbers"):
+            images.given(wrong, 3)
 
 
 def test_weights_of_an_older_torchvision_give_its_features():
@@ -194,6 +217,7 @@ def test_a_run_from_a_file(ptmrun):
     code, out, err = ptmrun(*argv)
     assert code == 0, err
     assert "100.0% of the encoder's" in out
+    assert "dataset.normalise=[0.485, 0.456, 0.406, 0.229, 0.224, 0.225]: as published" in out
     run = Run.open(latest())
     start = checkpoint.load(run.path("checkpoints/start.safetensors"))[0]
     assert checkpoint.sha256(checkpoint.part(start, "net.")) == checkpoint.sha256(theirs.state_dict())

@@ -118,7 +118,7 @@ def load(
         notes.append(f"{len(unreadable)} of {total} images cannot be decoded and are skipped (listed in unreadable.txt)")
     train, val, test, made = divide(sets, options, "images", notes)
     listed = {name: [names["train"](int(r)) for r in split.rows] for name, split in made.items()}
-    mean, std = moments(train)
+    mean, std = moments(train) if isinstance(options.normalise, str) else given(options.normalise, channels)
     key = [
         source.fingerprint,
         size,
@@ -180,6 +180,19 @@ def as_split(
     rows = torch.from_numpy(np.flatnonzero(good))
     bad = [pictures.label_of(int(i)) for i in np.flatnonzero(~good)]
     return Split(pixels, None, torch.arange(len(pictures)), labels, groups=part.groups).subset(rows), bad
+
+
+def given(numbers: list[float], channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, [C]; of gray images the means of those for three."""
+    mean, std = torch.tensor(numbers[: len(numbers) // 2 * 2]).view(2, -1)
+    if channels == 1 and len(numbers) == 6:
+        mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+    if len(mean) != channels or len(numbers) % 2 or std.min() <= 0:
+        raise UserError(
+            f"dataset.normalise={numbers}: expected {2 * channels} numbers, the means of the channels and then their standard "
+            "deviations, for pixels from 0 to 1"
+        )
+    return mean, std
 
 
 def moments(train: Split, most: int = 5000) -> tuple[Tensor, Tensor]:

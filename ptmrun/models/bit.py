@@ -16,6 +16,7 @@ SIZES = {  # blocks a stage, channels a stage, channels of the stem
 }
 PUBLISHED = {"bit-r50x1": "google/bit-50"}
 AS_PUBLISHED = {"size": "r50x1"}
+NORMALISED = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)  # means of the channels and deviations of published weights
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:

@@ -18,6 +18,7 @@ from ptmrun.origin import origin
 from ptmrun.saved import plain_json
 
 HEADS = ("fc.", "classifier.", "AuxLogits.fc.", "pooler.", "head.")  # of classifiers; an encoder of the same name keeps its own
+IMAGENET = (0.485, 0.456, 0.406, 0.229, 0.224, 0.225)  # means and standard deviations of its channels
 LEAST = 0.9  # of an encoder's parameters: with fewer it is not the same architecture
 IGNORED = {  # entries of a transformers config that do not change what the network computes, or show in its shapes
     "architectures", "attention_probs_dropout_prob", "drop_path_rate", "dtype", "encoder_stride", "hidden_dropout_prob",
@@ -92,6 +93,21 @@ def read(init: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
             f"init={init}: not a plain state dict (expected names and tensors, as torch.save(model.state_dict(), ...))"
         )
     return init, dict(tensors), {}
+
+
+def normalisation(init: str, module: Any) -> list[float]:
+    """Means of the channels and their standard deviations that weights from outside were trained with: what an image processor or
+    timm's config says that lies beside them, else what the family's published ones have."""
+    if init != "pretrained" and (folder := place(init)).is_dir():
+        files = [
+            library_config(folder / name) for name in ("preprocessor_config.json", "config.json") if (folder / name).is_file()
+        ]
+        for found in [*files, *(x["pretrained_cfg"] for x in files if isinstance(x.get("pretrained_cfg"), dict))]:
+            for keys in (("image_mean", "image_std"), ("mean", "std")):
+                numbers = [x for key in keys if isinstance(found.get(key), list) for x in found[key]]
+                if len(numbers) in (2, 6) and all(isinstance(x, float) for x in numbers):
+                    return numbers
+    return list(getattr(module, "NORMALISED", IMAGENET))
 
 
 def library_config(file: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ PUBLISHED = {
     "vit-base": "google/vit-base-patch16-224-in21k",
 }
 AS_PUBLISHED = {"size": "base", "patch": 16}
+NORMALISED = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)  # means of the channels and deviations of published weights
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
