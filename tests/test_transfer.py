@@ -164,14 +164,28 @@ def test_a_pickle_of_more_than_tensors_is_refused():
 def test_hub_ids(monkeypatch, tmp_path):
     given = []
 
+    blob = tmp_path / "0123abcd"  # the hub's cache links to files that are named by their hash
+
     def fetched(name, allow_patterns):
-        given.append((name, any(p.endswith((".py", ".bin")) for p in allow_patterns)))
+        given.append((name, {p for p in allow_patterns if p.endswith((".py", ".bin", ".safetensors"))}))
+        (tmp_path / "config.json").write_text('{"size": 1}')
+        if name == "owner/name-v1.0":
+            checkpoint.save(blob, {"a": torch.ones(1)})
+            (tmp_path / "model.safetensors").symlink_to(blob)
+        elif "pytorch_model.bin" in allow_patterns:
+            torch.save({"b": torch.ones(1)}, blob)
+            (tmp_path / "pytorch_model.bin").symlink_to(blob)
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     assert origin("owner/name-v1.0") == "hub"
-    assert outside.place("owner/name-v1.0") == tmp_path
-    assert given == [("owner/name-v1.0", False)]
+    for _ in range(2):  # the hub is asked once
+        assert outside.place("owner/name-v1.0") == tmp_path
+    assert given == [("owner/name-v1.0", {"model.safetensors"})]
+    assert outside.read("owner/name-v1.0") == ("owner/name-v1.0", {"a": torch.ones(1)}, {"size": 1})
+    (tmp_path / "model.safetensors").unlink()
+    assert list(outside.read("owner/older")[1]) == ["b"]
+    assert given[1:] == [("owner/older", {"model.safetensors"}), ("owner/older", {"pytorch_model.bin"})]
     Path("owner").mkdir()
     assert origin("owner/name-v1.0") == "run", "a folder of that name is here"
 

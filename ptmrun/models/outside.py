@@ -1,5 +1,6 @@
 """Weights from outside: published ones, or a library's file or folder, for an encoder of the same architecture."""
 
+import functools
 import json
 import os
 import re
@@ -19,6 +20,8 @@ from ptmrun.saved import plain_json
 
 HEADS = ("fc.", "classifier.", "AuxLogits.fc.", "pooler.", "head.")  # of classifiers; an encoder of the same name keeps its own
 IMAGENET = (0.485, 0.456, 0.406, 0.229, 0.224, 0.225)  # means and standard deviations of its channels
+FILES = ("model.safetensors", "pytorch_model.bin")  # of weights, in a folder of transformers' or timm's
+PATTERNS = ("*.json", "*.txt", "*.model")  # of what comes with them from the hub
 LEAST = 0.9  # of an encoder's parameters: with fewer it is not the same architecture
 IGNORED = {  # entries of a transformers config that do not change what the network computes, or show in its shapes
     "architectures", "attention_probs_dropout_prob", "drop_path_rate", "dtype", "encoder_stride", "hidden_dropout_prob",
@@ -56,14 +59,20 @@ def published(net: Any, kind: str, names: Mapping[str, str]) -> tuple[str, dict[
 
 
 def place(init: str) -> Path:
-    """The file or folder that `init` names; what a hub id names is fetched: safetensors, configs and tokenizers, no code."""
-    if origin(init) != "hub":
-        return Path(init).resolve()
+    """The file or folder that `init` names, which is fetched where it is a hub id."""
+    return fetched(init) if origin(init) == "hub" else Path(init).resolve()
+
+
+@functools.cache
+def fetched(init: str) -> Path:
+    """Weights, configs and tokenizers of a model on the hub, no code; a pickle where there are no safetensors."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    safe, pickled = FILES
     try:
-        return Path(snapshot_download(init, allow_patterns=["*.json", "*.txt", "*.model", "model.safetensors"]))
+        folder = Path(snapshot_download(init, allow_patterns=[*PATTERNS, safe]))
+        return folder if (folder / safe).is_file() else Path(snapshot_download(init, allow_patterns=[*PATTERNS, pickled]))
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"init={init}: no such run or file here, and it cannot be fetched from the hub ({reason})") from None
@@ -71,16 +80,22 @@ def place(init: str) -> Path:
 
 def read(init: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     """(source, tensors, the library's config) of a state dict (.pth, .pt, .safetensors) or of a folder with config.json and
-    model.safetensors. Nothing in them is run: a pickle may hold tensors and plain containers only."""
+    one of FILES."""
     path = place(init)
     if not path.exists():
         raise UserError(f"init={init}: no such file")
-    if path.is_dir():
-        if not (path / "model.safetensors").is_file():
-            raise UserError(f"init={init}: that folder holds no model.safetensors")
-        return init, checkpoint.load((path / "model.safetensors").resolve())[0], library_config(path / "config.json")
+    if not path.is_dir():
+        return init, tensors_in(path, init), {}
+    file = next((path / name for name in FILES if (path / name).is_file()), None)
+    if file is None:
+        raise UserError(f"init={init}: that folder holds no {' nor '.join(FILES)}")
+    return init, tensors_in(file, init), library_config(path / "config.json")
+
+
+def tensors_in(path: Path, init: str) -> dict[str, Tensor]:
+    """Of a file. Nothing in it is run: a pickle may hold tensors and plain containers only."""
     if path.suffix == ".safetensors":
-        return init, checkpoint.load(path)[0], {}
+        return checkpoint.load(path.resolve())[0]
     if not path.is_file() or path.stat().st_size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise UserError(f"init={init}: not a regular file, or larger than this machine's memory; refused")
     try:
@@ -92,7 +107,7 @@ def read(init: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
         raise UserError(
             f"init={init}: not a plain state dict (expected names and tensors, as torch.save(model.state_dict(), ...))"
         )
-    return init, dict(tensors), {}
+    return dict(tensors)
 
 
 def normalisation(init: str, module: Any) -> list[float]:
