@@ -247,6 +247,7 @@ def split_of(
         targets.append([bounds[-1] + chosen, *(marks(own[chosen], answers) if answers else [len(own[0].ids) - 1] * 2)])
         windows += own
         bounds.append(len(windows))
+    most = max(map(len, targets))
     return Questions(
         [w.ids for w in windows],
         [w.types for w in windows],
@@ -259,7 +260,7 @@ def split_of(
         spans=[p.spans for p in passages],
         windows=windows,
         bounds=np.array(bounds),
-        targets=np.array([target + [-1] * (max(map(len, targets)) - len(target)) for target in targets]),
+        targets=np.array([target + [-1] * (most - len(target)) for target in targets]),
         nothing=nothing,
         longest=options.answer_length,
     )
