@@ -37,7 +37,7 @@ def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], lis
     notes = []
     name = options.size
     if name == "auto":
-        name = "micro" if size <= 40 else "mini" if size <= 128 else "tiny"
+        name = "micro" if size <= 96 else "mini" if size <= 128 else "tiny"
         width, depth = SIZES[name][:2]
         notes.append(f"model.size={name}: width {width}, {depth} blocks, for images of {size}x{size}")
     fits = [p for p in range(2, size // 2 + 1) if size % p == 0]
