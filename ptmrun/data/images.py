@@ -24,7 +24,8 @@ MOST_COLUMNS = 3072  # values of an image, for the classical baseline
 
 @dataclass
 class Images:
-    """The data of a run (see data/__init__.py). `mean` and `std` [C] are of the training images scaled to [0, 1]."""
+    """The data of a run (see data/__init__.py). `mean` and `std` [C] are for images scaled to [0, 1], and `normalise` is
+    what dataset.normalise came to."""
 
     noun = "images"
     held = None  # pretraining is judged by probes
@@ -37,6 +38,7 @@ class Images:
     size: int
     mean: Tensor
     std: Tensor
+    normalise: str | list[float]
     fingerprint: str
     notes: list[str] = field(default_factory=list)
     made: dict[str, list[str]] = field(default_factory=dict)  # names of the images in splits that were made here
@@ -56,7 +58,7 @@ class Images:
 
     @property
     def settled(self) -> dict[str, Any]:
-        return {"dataset__image_size": self.size}
+        return {"dataset__image_size": self.size, "dataset__normalise": self.normalise}
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -118,7 +120,8 @@ def load(
         notes.append(f"{len(unreadable)} of {total} images cannot be decoded and are skipped (listed in unreadable.txt)")
     train, val, test, made = divide(sets, options, "images", notes)
     listed = {name: [names["train"](int(r)) for r in split.rows] for name, split in made.items()}
-    mean, std = moments(train) if isinstance(options.normalise, str) else given(options.normalise, channels)
+    normalise = "data" if options.normalise == "auto" else options.normalise
+    mean, std = moments(train) if normalise == "data" else given(normalise, channels)
     key = [
         source.fingerprint,
         size,
@@ -127,7 +130,7 @@ def load(
         *(hashlib.sha256(json.dumps(s.groups.tolist()).encode()).hexdigest() for s in (train, val, test) if s.groups is not None),
     ]
     fingerprint = hashlib.sha256("/".join(map(str, key)).encode()).hexdigest()
-    return Images(train, val, test, source.classes, channels, size, mean, std, fingerprint, notes, listed, unreadable)
+    return Images(train, val, test, source.classes, channels, size, mean, std, normalise, fingerprint, notes, listed, unreadable)
 
 
 def shape(source: Source, options: Dataset) -> tuple[int, int]:
