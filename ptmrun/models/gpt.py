@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from ptmrun.models import files, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
@@ -98,12 +98,9 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Samples what follows: [B, n] and uniform noise [B, m] -> [B, n + m]. Raises UserError when that is too long."""
         sequence.fits(self.length, tokens.shape[1] + noise.shape[1])
-        new, cache = tokens, None
+        new, cache = tokens, DynamicCache()  # given by its place, as its name has changed in transformers
         for column in noise.T:
-            output = self.net(
-                inputs_embeds=self.net.transformer.wte(new), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
-            cache = output.past_key_values
+            output = self.net(None, cache, inputs_embeds=self.net.transformer.wte(new), use_cache=True, logits_to_keep=1)
             new = sequence.sample(output.logits[:, -1], column, temperature, top_k, top_p)[:, None]
             tokens = torch.cat([tokens, new], 1)
         return tokens

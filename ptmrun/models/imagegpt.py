@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
+from transformers import DynamicCache, ImageGPTConfig, ImageGPTForCausalImageModeling
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from ptmrun import checkpoint
@@ -194,10 +194,9 @@ class Encoder(nn.Module):
     @torch.no_grad()
     def complete(self, tokens: Tensor, noise: Tensor) -> Tensor:
         """Samples what follows the first n tokens: [B, n] and uniform noise [B, T - n] -> [B, T]."""
-        new, cache = self.started(tokens), None
+        new, cache = self.started(tokens), DynamicCache()  # given by its place, as its name has changed in transformers
         for column in noise.T:
-            output = self.gpt(new, past_key_values=cache, use_cache=True)
-            cache = output.past_key_values
+            output = self.gpt(new, cache, use_cache=True)
             below = output.logits[:, -1].float().softmax(-1).cumsum(-1)
             new = (below[:, :-1] < column[:, None]).sum(1, keepdim=True)
             tokens = torch.cat([tokens, new], 1)
