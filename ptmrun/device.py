@@ -18,6 +18,8 @@ from ptmrun.errors import UserError
 from ptmrun.run import write_atomic
 from ptmrun.saved import plain_json
 
+EMULATED = 0.2  # below this bfloat16 is not a matter of how busy the machine is
+
 
 def find(name: str) -> torch.device:
     """Raises UserError when the device is not there."""
@@ -35,7 +37,8 @@ def cores() -> int:
 
 
 def bf16_speed(device: torch.device, size: int = 768) -> float:
-    """How many times as fast as float32 a bfloat16 matrix product runs: the median of pairs, after two that warm up."""
+    """How many times as fast as float32 a bfloat16 matrix product runs: the median of pairs, after two that warm up. Where
+    bfloat16 is emulated, and each product takes a second, the first pair after those is enough."""
     operands = [torch.ones(size, size, dtype=kind, device=device) for kind in (torch.float32, torch.bfloat16)]
     ratios = []
     for _ in range(13):
@@ -44,6 +47,8 @@ def bf16_speed(device: torch.device, size: int = 768) -> float:
             torch.sum(a @ a).item()
             times.append(time.perf_counter())
         ratios.append((times[1] - times[0]) / (times[2] - times[1]))
+        if len(ratios) == 3 and ratios[2] < EMULATED:
+            break
     return statistics.median(ratios[2:])
 
 
@@ -72,10 +77,14 @@ def resolve(cfg: config.Config) -> tuple[config.Config, torch.device, list[str]]
     workers = cores() if cfg.device.workers == "auto" else cfg.device.workers
     setup(threads)
     notes, precision = [], cfg.device.precision
-    if precision == "auto":
+    if precision != "fp32":
         ratio = known_bf16_speed(device, threads)
-        precision = "bf16" if ratio > 1.4 else "fp32"
-        notes.append(f"device.precision={precision}: bf16 matrix products measured {ratio:.2f} times as fast as fp32 here")
+        measured = f"bf16 matrix products measured {ratio:.2f} times as fast as fp32 here"
+        if precision == "auto":
+            precision = "bf16" if ratio > 1.4 else "fp32"
+            notes.append(f"device.precision={precision}: {measured}")
+        elif ratio < 1:
+            notes.append(f"Warning: device.precision=bf16: {measured}; auto takes fp32")
     changes = {"name": device.type, "precision": precision, "threads": threads, "workers": workers}
     return config.replace(cfg, **{f"device__{k}": v for k, v in changes.items()}), device, notes
 
