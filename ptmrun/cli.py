@@ -1,5 +1,6 @@
 """argv -> a run, a sweep or a verb. It never imports torch itself."""
 
+import os
 import sys
 
 import ptmrun
@@ -7,9 +8,13 @@ from ptmrun import config, verbs
 from ptmrun.compose import compose, hydra_main
 from ptmrun.errors import Interrupted, UserError, nearest, printable
 
+SPINS = "1000"  # turns of a waiting thread of PyTorch's (libgomp) before it sleeps: what libgomp takes when it has too few cores
+
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `ptmrun` command. Exit codes: 0 done, 1 not reproduced, 2 the user's to mend, 128 + signal."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # on a busy machine, threads that spin on take the cores from the others
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 

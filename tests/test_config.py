@@ -1,5 +1,6 @@
 """The command line and the config: every mistake is one line, found before torch is imported."""
 
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ptmrun import config
+from ptmrun import cli, config
 from ptmrun.compose import compose
 from ptmrun.context import steps_of
 from ptmrun.errors import UserError
@@ -97,6 +98,16 @@ def test_no_torch_and_under_a_second():
         done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
         assert done.returncode == expected, done.stderr
         assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")]
+)
+def test_waiting_threads_sleep_early_unless_told_otherwise(monkeypatch, given, spins):
+    monkeypatch.setattr(os, "environ", dict(given))
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
 
 
 def test_help_lists_every_choice(ptmrun):
