@@ -204,10 +204,10 @@ def draw_features(context: Context, inputs: Inputs) -> None:
 
 
 def draw_attribution(context: Context) -> None:
-    """What the first fine-tuned classifier for most labels goes by: Grad-CAM for encoders that have a `cam_layer`, for those of
+    """What the first fine-tuned classifier for most labels goes by: Grad-CAM for encoders that have `cam_layers`, for those of
     texts what each token adds."""
     data, encoder = context.data, context.encoder()
-    if not (hasattr(encoder, "cam_layer") or hasattr(encoder, "embeddings")) or not single(data.test):
+    if not (hasattr(encoder, "cam_layers") or hasattr(encoder, "embeddings")) or not single(data.test):
         return
     split = data.test.spaced(SHOWN)
     model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
@@ -216,7 +216,7 @@ def draw_attribution(context: Context) -> None:
     pairs = zip(guess.tolist(), split.labels.tolist(), strict=True)
     titles = [data.classes[g] if g == t else f"{data.classes[g]}\n(is {data.classes[t]})" for g, t in pairs]
     try:
-        if hasattr(encoder, "cam_layer"):
+        if hasattr(encoder, "cam_layers"):
             maps = attribution.grad_cam(model, inputs, guess.to(context.device))
             figures.overlays(context.run, "grad_cam", context.inputs.back(inputs), maps, "Grad-CAM", titles)
         else:

@@ -26,8 +26,8 @@ class Convolutions(nn.Module):
         self.act = nn.ReLU(inplace=True)
 
     @property
-    def cam_layer(self) -> nn.Module:
-        return self.second
+    def cam_layers(self) -> list[nn.Module]:
+        return [self.first, self.second]
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return self.act(self.second(self.first(images).relu())).mean((2, 3))
@@ -58,8 +58,8 @@ def test_grad_cam_by_hand(frozen):
 
 def test_a_run_draws_grad_cam_or_says_what_is_missing(ptmrun, monkeypatch):
     pytest.importorskip("captum")
-    projection = property(lambda self: self.vit.embeddings.patch_embeddings.projection)
-    monkeypatch.setattr(vit.Encoder, "cam_layer", projection, raising=False)
+    projection = property(lambda self: [self.vit.embeddings.patch_embeddings.projection])
+    monkeypatch.setattr(vit.Encoder, "cam_layers", projection, raising=False)
     quick = [*TINY, "evaluate.baselines=[chance]", "pretrain.steps=4", "finetune.seeds=1"]
     code, out, _ = ptmrun(*quick)
     assert (code, "No picture of attributions" in out) == (0, False)

@@ -11,8 +11,9 @@ from PIL import Image
 from torchvision import models
 from transformers import AutoImageProcessor
 
-from ptmrun import checkpoint
+from ptmrun import attribution, checkpoint
 from ptmrun.compose import compose
+from ptmrun.downstream.classification import Classifier
 
 FAMILIES = ["cnn", "alexnet", "vgg", "resnet", "inception", "mobilenet", "bit", "swin", "convnext"]
 OF_TRANSFORMERS = {"bit": "BitModel", "swin": "SwinModel", "convnext": "ConvNextModel"}
@@ -207,3 +208,24 @@ def test_depths_have_no_gaps_and_follow_the_forward_pass(name):
     assert order[-1] >= encoder.depth
     for handle in handles:
         handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("name", "small", "large"),
+    [  # sides of the map that Grad-CAM shows of images of 28 and of 224 pixels, where the last map is fine enough
+        ("cnn", 7, 7),
+        ("alexnet", 3, 13),
+        ("vgg", 4, 14),
+        ("resnet", 4, 7),
+        ("inception", 3, 5),
+        ("mobilenet", 4, 7),
+        ("bit", 4, 7),
+        ("convnext", 3, 7),
+    ],
+)
+def test_grad_cam_tells_places_apart(name, small, large):
+    pytest.importorskip("captum")
+    for size, side in ((28, small), (224, large)):
+        model = Classifier(build(name, size), 3, 0.0)
+        maps = attribution.grad_cam(model, images(size), torch.tensor([0, 2]))
+        assert maps.shape == (2, side, side)

@@ -18,8 +18,8 @@ An encoder knows nothing of the objective it serves. What objectives and stages 
                         images(tokens)
     those with patches: patch, grid, embed(images), positions, encode(tokens, last), attention(images)
     those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_shape (D, h = w), above_map
-                        (modules between map and features), cam_layer (the module that gives the map), resize (the side
-                        images are scaled to)
+                        (modules between map and features), cam_layers (the modules that end a stage, the last of them
+                        the map), resize (the side images are scaled to)
     those with an auxiliary branch: auxiliary() switches it on; then both(images) -> (features, auxiliary features)
 
 Families of text have SIZES, FRAMING (special tokens) and TOKENIZER (its kind), resolve(options, vocabulary, length) and

@@ -56,5 +56,5 @@ class Encoder(encoder.Encoder):
         return self.net(images).last_hidden_state
 
     @property
-    def cam_layer(self) -> nn.Module:
-        return self.net.norm
+    def cam_layers(self) -> list[nn.Module]:
+        return [*self.net.encoder.stages[:-1], self.net.norm]

@@ -58,5 +58,5 @@ class Encoder(encoder.Encoder):
         return [self.net.fc1]
 
     @property
-    def cam_layer(self) -> nn.Module:
-        return self.net.shrink
+    def cam_layers(self) -> list[nn.Module]:
+        return [self.net.shrink]

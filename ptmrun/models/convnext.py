@@ -89,5 +89,5 @@ class Encoder(encoder.Encoder):
         return [self.net.layernorm]
 
     @property
-    def cam_layer(self) -> nn.Module:
-        return self.net.encoder.stages[-1]
+    def cam_layers(self) -> list[nn.Module]:
+        return list(self.net.encoder.stages)

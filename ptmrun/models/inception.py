@@ -68,5 +68,5 @@ class Encoder(encoder.Encoder):
         return self.pooled(self.through(ABOVE, x)), branch.conv1(branch.conv0(small)).mean((2, 3))
 
     @property
-    def cam_layer(self) -> nn.Module:
-        return self.net.Mixed_7c
+    def cam_layers(self) -> list[nn.Module]:
+        return [self.net.Mixed_5d, self.net.Mixed_6e, self.net.Mixed_7c]

@@ -48,5 +48,5 @@ class Encoder(encoder.Encoder):
         return self.net.features(images)
 
     @property
-    def cam_layer(self) -> nn.Module:
-        return self.net.features
+    def cam_layers(self) -> list[nn.Module]:
+        return list(self.net.features)

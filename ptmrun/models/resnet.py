@@ -67,5 +67,5 @@ class Encoder(encoder.Encoder):
         return net.layer4(net.layer3(net.layer2(net.layer1(x))))
 
     @property
-    def cam_layer(self) -> nn.Module:
-        return self.net.layer4
+    def cam_layers(self) -> list[nn.Module]:
+        return [self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4]

@@ -1,5 +1,6 @@
 """What AlexNet and VGG share: a stack of convolutions, and two large linear layers below the last one."""
 
+import itertools
 from typing import Any
 
 import torch
@@ -88,5 +89,6 @@ class Encoder(encoder.Encoder):
         return [self.net.classifier]
 
     @property
-    def cam_layer(self) -> nn.Module:
-        return self.net.features
+    def cam_layers(self) -> list[nn.Module]:
+        """What each pooling is given."""
+        return [layer for layer, after in itertools.pairwise(self.net.features) if isinstance(after, nn.MaxPool2d)]
