@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import scipy.linalg  # noqa: F401  # brings SciPy's own BLAS, whose threads `setup` limits
 import torch
+from threadpoolctl import threadpool_limits
 
 from ptmrun import config
 from ptmrun.data.decode import cache_folder
@@ -92,6 +94,7 @@ def resolve(cfg: config.Config) -> tuple[config.Config, torch.device, list[str]]
 def setup(threads: int) -> None:
     """Threads, deterministic kernels, and an allocator that keeps its memory."""
     torch.set_num_threads(threads)
+    threadpool_limits(threads)  # NumPy's and SciPy's products too: on more threads their sums come in another order
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # for catching bugs, and slow

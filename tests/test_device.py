@@ -1,6 +1,7 @@
 """Precision by measuring: what is chosen, and what is said of a choice that is slower here."""
 
 import pytest
+from threadpoolctl import threadpool_info
 
 from ptmrun import device
 from ptmrun.compose import compose
@@ -34,3 +35,9 @@ def test_emulated_bfloat16_is_not_measured_for_long(monkeypatch):
     clock = iter([0, 1, 101] * 3)  # three pairs, then no more
     monkeypatch.setattr(device.time, "perf_counter", lambda: next(clock))
     assert device.bf16_speed(device.find("cpu"), size=2) == 0.01
+
+
+def test_all_libraries_compute_on_as_many_threads():
+    for threads in (2, 1):
+        device.setup(threads)
+        assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {threads}
