@@ -110,6 +110,7 @@ class Finetune(Loop):
     unfreeze: list[Text] | None
     scratch_lr: Positive | None
     head: Literal["probe", "random"]
+    keep_probe: bool
 
 
 class Evaluate(Strict):

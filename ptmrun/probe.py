@@ -42,7 +42,7 @@ def logistic(train: np.ndarray, labels: np.ndarray, test: np.ndarray, c: float =
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations are enough to compare features
         model = LogisticRegression(C=c, max_iter=300).fit((train - mean) / std, labels)
-    return model.predict_log_proba((test - mean) / std)
+    return np.log(np.maximum(model.predict_proba((test - mean) / std), np.finfo(np.float64).tiny))
 
 
 def neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int = 10) -> np.ndarray:

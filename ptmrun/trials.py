@@ -14,6 +14,7 @@ from ptmrun.errors import UserError
 
 DROPPED = 8  # times that a few samples are seen with other units dropped
 ENOUGH = 4000  # samples that are plenty without
+JUDGES = 1000  # samples that say whether training made a classifier better
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,29 @@ def tune(context: Context, trial: Trial) -> Any:
         linear.fit(context, model, split, steps, trial.seed, tags)
         return model
     probed = loop.head == "probe" and hasattr(model, "start_from_probe")
-    if probed and not context.run.path("checkpoints", "state", f"{'_'.join(tags.values())}.safetensors").exists():
+    if probed:
         features = dropped_features(context, model.encoder, split, trial.seed)
         model.start_from_probe(features, torch.cat([split.labels] * (len(features) // len(split))))
+    judged = probed and loop.keep_probe and len(context.data.val) > 0
+    if judged:
+        start, before = {k: v.to("cpu", copy=True) for k, v in trained_tensors(model).items()}, held_out(context, model)
     fit(context, model, split, loop, steps, trial.seed, tags)
     context.refresh(model.encoder, split)
+    if judged:
+        after = held_out(context, model)
+        context.run.metric({**tags, "step": steps, "probe_val_score": before, "val_score": after})
+        if after <= before:
+            model.load_state_dict(start, strict=False)
+            why = f"{before:.3f} on held-out {context.data.noun}, {after:.3f} after training (finetune.keep_probe)"
+            context.run.say(f"  {trial.name}: the linear probe that it began with is kept: {why}")
     return model
+
+
+def held_out(context: Context, model: Any) -> float:
+    """The score on samples of the validation split, of which a thousand tell enough."""
+    val = context.data.val.spaced(JUDGES)
+    with context.autocast():
+        return context.part("downstream").score(model.predict(context.inputs(batch) for batch in val.all()), val)
 
 
 def dropped_features(context: Context, encoder: Any, split: Any, seed: int) -> Tensor:

@@ -174,3 +174,35 @@ def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun):
     assert run.results()["val_score"] == pytest.approx(max(scores.values()))
     assert run.results()["score"] > run.results()["baselines"]["chance"] + 0.2
     assert ptmrun("reproduce", latest())[0] == 0
+
+
+def test_the_probe_stays_where_training_harms(done_run, ptmrun):
+    """Steps that are far too large: without the rule the score falls, with it the encoder is bit for bit the pretrained one."""
+    argv = ["stage=finetune+evaluate", f"init={done_run}", "finetune.lr=0.5", "finetune.steps=20", "finetune.seeds=1"]
+    code, _, err = ptmrun(*argv, "finetune.keep_probe=false")
+    assert code == 0, err
+    harmed = Run.open(latest()).results()["val_score"]
+    code, out, err = ptmrun(*argv)
+    assert code == 0, err
+    run = Run.open(latest())
+    judged = next(x for x in run.metrics() if "probe_val_score" in x)
+    assert judged["probe_val_score"] == pytest.approx(run.results()["val_score"])
+    assert judged["val_score"] == pytest.approx(harmed)
+    assert harmed < judged["probe_val_score"] - 0.1
+    assert f"the linear probe that it began with is kept: {judged['probe_val_score']:.3f} on held-out images" in " ".join(out.split())
+    kept = checkpoint.part(checkpoint.load(run.path("checkpoints/finetuned/5-tuned-0.safetensors"))[0], "encoder.net.")
+    before = checkpoint.load(done_run / "checkpoints/encoder/model.safetensors")[0]
+    assert {k: v for k, v in kept.items() if k in before}
+    for name, value in kept.items():
+        if name in before:
+            assert torch.equal(value, before[name]), name
+    assert ptmrun("reproduce", latest())[0] == 0
+
+
+def test_training_stays_where_it_helps(done_run, ptmrun):
+    code, out, err = ptmrun("stage=finetune+evaluate", f"init={done_run}", "finetune.steps=60", "finetune.seeds=1")
+    assert code == 0, err
+    judged = next(x for x in Run.open(latest()).metrics() if "probe_val_score" in x)
+    assert judged["val_score"] == pytest.approx(Run.open(latest()).results()["val_score"])
+    assert judged["val_score"] > judged["probe_val_score"]
+    assert "is kept" not in out

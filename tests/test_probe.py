@@ -87,3 +87,10 @@ def test_features_that_know_less_than_untrained_ones_raise_the_alarm():
     assert probe.collapse({"effective_rank": 2.1, "feature_std": 0.13}, before, 100) is None
     assert "effective rank 1.9" in probe.collapse({"effective_rank": 1.9, "feature_std": 0.5}, before, 100)
     assert "deviation of the features 0.120" in probe.collapse({"effective_rank": 8.0, "feature_std": 0.12}, before, 100)
+
+
+def test_log_probabilities_of_a_sure_answer_are_finite():
+    """One label a class and a sample far away: probabilities of exactly 0."""
+    found = probe.logistic(np.array([[-1.0], [1.0]]), np.array([0, 1]), np.array([[1e6], [-1e6]]), c=10.0)
+    assert np.isfinite(found).all()
+    assert found.argmax(1).tolist() == [1, 0]
