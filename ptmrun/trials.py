@@ -87,7 +87,7 @@ def tune(context: Context, trial: Trial) -> Any:
     if probed:
         features = dropped_features(context, model.encoder, split, trial.seed)
         model.start_from_probe(features, torch.cat([split.labels] * (len(features) // len(split))))
-    judged = probed and loop.keep_probe and len(context.data.val) > 0
+    judged = loop.keep_probe and probed and len(context.data.val) > 0
     if judged:
         start, before = {k: v.to("cpu", copy=True) for k, v in trained_tensors(model).items()}, held_out(context, model)
     fit(context, model, split, loop, steps, trial.seed, tags)
