@@ -1,5 +1,6 @@
 """Trials of fine-tuning: for a number of labels, from which weights, which repeat."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,7 @@ def tune(context: Context, trial: Trial) -> Any:
     if judged:
         after = held_out(context, model)
         context.run.metric({**tags, "step": steps, "probe_val_score": before, "val_score": after})
-        if after <= before:
+        if before - after > math.sqrt(before * (1 - before) / min(JUDGES, len(context.data.val))):  # a standard error
             model.load_state_dict(start, strict=False)
             why = f"{before:.3f} on held-out {context.data.noun}, {after:.3f} after training (finetune.keep_probe)"
             context.run.say(f"  {trial.name}: the linear probe that it began with is kept: {why}")
