@@ -111,6 +111,7 @@ class Finetune(Loop):
     scratch_lr: Positive | None
     head: Literal["probe", "random"]
     keep_probe: bool
+    statistics: Literal["auto", "batch", "kept"]
 
 
 class Evaluate(Strict):

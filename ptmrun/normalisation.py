@@ -5,10 +5,22 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 SEEN = 512  # samples are enough for means and variances
+
+
+def keep(encoder: Any) -> None:
+    """From here on its batch normalisation works with the statistics that it has, in training too: those of millions of images
+    say more than those of a few labelled ones."""
+    for module in encoder.modules():
+        if isinstance(module, _BatchNorm):
+            module.kept = True  # type: ignore[assignment]
+
+
+def kept(module: nn.Module) -> bool:
+    return getattr(module, "kept", False)
 
 
 @torch.no_grad()
@@ -18,7 +30,7 @@ def refresh(encoder: Any, batches: Iterable[Tensor]) -> None:
     layers = [
         m
         for m in encoder.modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats and any(p.requires_grad for p in m.parameters())
+        if isinstance(m, _BatchNorm) and m.track_running_stats and any(p.requires_grad for p in m.parameters()) and not kept(m)
     ]
     if not layers:
         return

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from ptmrun import adapt, checkpoint, linear, rng
+from ptmrun import adapt, checkpoint, linear, normalisation, rng
 from ptmrun.context import Context, check_stop, fit, source, steps_of, weights_hash
 from ptmrun.errors import UserError
+from ptmrun.origin import OUTSIDE, origin
 
 DROPPED = 8  # times that a few samples are seen with other units dropped
 ENOUGH = 4000  # samples that are plenty without
@@ -51,12 +52,19 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     options = context.cfg.finetune
     if options.resolution is not None:
         encoder.resize = options.resolution
+    if trial.kind == "tuned" and keeps_statistics(context):
+        normalisation.keep(encoder)
     model = problem.build(encoder, context.data, options).to(context.device)
     if hasattr(model, "balance") and options.class_weights == "balanced":
         model.balance(chosen_labels(context, trial).labels)
     if trial.kind != "tuned":  # from random weights every one is trained, whatever the method
         options = options.model_copy(update={"name": "full", "freeze": None, "unfreeze": None})
     return model, adapt.adapt(model, options, trial_steps(context, trial))
+
+
+def keeps_statistics(context: Context) -> bool:
+    asked = context.cfg.finetune.statistics
+    return asked == "kept" or (asked == "auto" and origin(context.cfg.init) in OUTSIDE)
 
 
 def trial_steps(context: Context, trial: Trial) -> int:

@@ -1,10 +1,15 @@
 """Batch normalisation's statistics, taken anew."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from conftest import TINY, latest
 from torch import nn
 
-from ptmrun import normalisation
+from ptmrun import checkpoint, normalisation
+from ptmrun.downstream.classification import Classifier
+from ptmrun.models import resnet
 
 
 class Encoder(nn.Module):
@@ -41,3 +46,33 @@ def test_nothing_is_computed_without_such_layers():
         yield
 
     normalisation.refresh(nn.Linear(2, 2), never())
+
+
+def test_kept_statistics_stay_in_training():
+    model = Classifier(resnet.build(SimpleNamespace(size=10, resize=32), 32, 3, "eager"), 3, 0.0)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    normalisation.keep(model.encoder)
+    model.train()
+    images = torch.randn(4, 3, 32, 32)
+    loss, _ = model({"inputs": images, "labels": torch.tensor([0, 1, 2, 0])})
+    loss.total.backward()
+    normalisation.refresh(model.encoder, iter([images]))
+    assert model.encoder.net.bn1.weight.grad.abs().sum() > 0  # scale and shift are trained all the same
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if "running" in k)
+
+
+@pytest.mark.parametrize(("given", "still"), [([], True), (["finetune.statistics=batch"], False)])
+def test_weights_from_outside_keep_theirs(ptmrun, given, still):
+    torch.manual_seed(0)
+    theirs = resnet.build(SimpleNamespace(size=10, resize=32), 32, 3, "eager").net
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+    torch.save(theirs.state_dict(), "theirs.pth")
+    argv = ["model=resnet", "model.size=10", "init=theirs.pth", "stage=finetune", "finetune=full", "finetune.seeds=1"]
+    code, _, err = ptmrun(*TINY, *argv, *given)
+    assert code == 0, err
+    tensors = checkpoint.load(latest() / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
+    wanted = {f"encoder.net.{k}": v for k, v in theirs.state_dict().items() if "running" in k}
+    assert all(torch.equal(tensors[k], v) for k, v in wanted.items()) == still
+    assert not torch.equal(tensors["encoder.net.bn1.weight"], theirs.bn1.weight)

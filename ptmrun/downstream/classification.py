@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptmrun import probe, rng
+from ptmrun import normalisation, probe, rng
 from ptmrun.downstream.classes import counts
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         """What is frozen stays as in evaluation: no dropout, and batch normalisation keeps its statistics."""
         super().train(mode)
         for module in self.modules():
-            if frozen(module):
+            if frozen(module) or normalisation.kept(module):
                 module.eval()
         return self
 
