@@ -135,7 +135,7 @@ def recipe(context: Context) -> list[str]:
     cfg, loop, lines = context.cfg, context.cfg.finetune, []
     typed = config.load_plain(context.run.path("overrides.yaml"))
     if origin(cfg.init) in OUTSIDE and loop.name == compose.PUBLISHED and not any(o.startswith("finetune=") for o in typed):
-        lines.append(f"finetune={loop.name}: for weights that were trained for long, with few labels or many (or finetune=full)")
+        lines.append(f"finetune={loop.name}: for weights that were trained for long, with few labels or many (finetune=full: all)")
     if loop.steps == "auto":
         counts = [len(chosen_labels(context, trials(cfg, "tuned", n)[0])) for n in label_counts(cfg)]
         told = ", ".join(f"{steps_of(loop, n):,} with {n:,} {context.data.noun}" for n in counts)
