@@ -10,7 +10,6 @@ from ptmrun import config, secrets
 from ptmrun.errors import UserError, nearest
 from ptmrun.origin import OUTSIDE, origin
 
-PUBLISHED = "lora"  # the method for weights from outside, unless one is chosen: the README has the measurements
 OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
 
 
@@ -25,10 +24,6 @@ def compose(overrides: list[str], saved: config.Config | None = None) -> config.
         groups = {g: parent[g]["name"] for g in config.SECTIONS if g not in own} | groups
     base = [f"{group}={choice}" for group, choice in groups.items()]
     known = compose_raw(base)
-    if not parent and method_is_open(known, groups, values):
-        groups["finetune"] = PUBLISHED
-        base.append(f"finetune={PUBLISHED}")
-        known = compose_raw(base)
     good = []
     for key, text in values.items():
         if wrong := unknown(key, known):
@@ -175,13 +170,6 @@ def inherit(
             source, target = source[part], target[part]
         target[last] = source[last]
     return result
-
-
-def method_is_open(known: dict[str, Any], groups: dict[str, str], values: dict[str, str]) -> bool:
-    """Whether weights from outside are fine-tuned by low-rank updates, because nothing says how and the model takes them."""
-    init = values.get("init", known["init"]).strip("'\"")
-    default = "finetune" not in groups and known["finetune"]["name"] == "full"
-    return default and origin(init) in OUTSIDE and config.fine_tunes(PUBLISHED, known["model"]["name"])
 
 
 def one_length(raw: dict[str, Any], given: list[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptmrun import changes, checkpoint, compose, config, embedding, optim, provenance, report, reuse, tracking
+from ptmrun import changes, checkpoint, config, embedding, optim, provenance, report, reuse, tracking
 from ptmrun.config import Config
 from ptmrun.context import LEAST, PASSES, Context, chosen_stages, labelled, steps_of, weights_hash
 from ptmrun.errors import Interrupted, UserError, printable
@@ -131,11 +131,8 @@ def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
 
 
 def recipe(context: Context) -> list[str]:
-    """How, how long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
+    """How long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
     cfg, loop, lines = context.cfg, context.cfg.finetune, []
-    typed = config.load_plain(context.run.path("overrides.yaml"))
-    if origin(cfg.init) in OUTSIDE and loop.name == compose.PUBLISHED and not any(o.startswith("finetune=") for o in typed):
-        lines.append(f"finetune={loop.name}: for weights that were trained for long, with few labels or many (finetune=full: all)")
     if loop.steps == "auto":
         counts = [len(chosen_labels(context, trials(cfg, "tuned", n)[0])) for n in label_counts(cfg)]
         told = ", ".join(f"{steps_of(loop, n):,} with {n:,} {context.data.noun}" for n in counts)

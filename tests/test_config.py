@@ -152,23 +152,13 @@ def test_cfg_job_reads_back(ptmrun, tmp_path):
     assert config.plain(read) == yaml.safe_load(out)
 
 
-def test_weights_from_outside_are_fine_tuned_by_lora_unless_a_method_is_given():
-    assert compose(["model=bert"]).finetune.name == "full"
-    assert compose(["model=bert", "init=pretrained"]).finetune.name == "lora"
-    assert compose(["model=bert", "init=pretrained", "finetune=full"]).finetune.name == "full"
-    assert compose(["model=bit", "init=pretrained"]).finetune.name == "full"  # LoRA does not reach its convolutions
-    assert compose(["model=bert", "init=pretrained", "finetune.rank=4"]).finetune.rank == 4
-    again = compose(["seed=3"], compose(["model=bert", "init=pretrained", "finetune=full"]))  # as when a run is resumed
-    assert again.finetune.name == "full"
-
-
 def test_weights_from_outside_are_trained_more_gently_unless_a_rate_is_given():
-    own, published = (compose(["model=bert", "finetune=full", f"init={init}"]) for init in ("random", "pretrained"))
+    own, published = compose(["model=bert"]), compose(["model=bert", "init=pretrained"])
     assert (own.finetune.lr, own.finetune.scratch_lr) == (3e-3, None)
     assert published.finetune.lr == own.finetune.published_lr
     assert published.finetune.scratch_lr == 3e-3  # what starts from random weights is as it was
     assert published.pretrain.lr == own.pretrain.published_lr
-    typed = compose(["model=bert", "finetune=full", "init=pretrained", "finetune.lr=1e-3"])
+    typed = compose(["model=bert", "init=pretrained", "finetune.lr=1e-3"])
     assert (typed.finetune.lr, typed.finetune.scratch_lr) == (1e-3, None)
     again = compose(["seed=3"], typed)  # as when a run is resumed
     assert again.finetune.lr == 1e-3
