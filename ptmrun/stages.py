@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptmrun import changes, checkpoint, config, embedding, optim, provenance, report, reuse, tracking
+from ptmrun import changes, checkpoint, config, embedding, normalisation, optim, provenance, report, reuse, tracking
 from ptmrun.config import Config
 from ptmrun.context import LEAST, PASSES, Context, chosen_stages, labelled, steps_of, weights_hash
 from ptmrun.errors import Interrupted, UserError, printable
@@ -130,7 +130,7 @@ def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
         raise UserError(*lines)
 
 
-def recipe(context: Context) -> list[str]:
+def recipe(context: Context, model: Any) -> list[str]:
     """How long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
     cfg, loop, lines = context.cfg, context.cfg.finetune, []
     if loop.steps == "auto":
@@ -139,6 +139,8 @@ def recipe(context: Context) -> list[str]:
         lines.append(f"finetune.steps=auto: {told}: {PASSES} passes, at least {LEAST} steps")
     if origin(cfg.init) in OUTSIDE and loop.lr == loop.published_lr and loop.name != "linear":
         lines.append(f"finetune.lr={loop.lr:g}: for weights that were trained for long (finetune.published_lr)")
+    if loop.statistics == "auto" and any(map(normalisation.kept, model.modules())):
+        lines.append("finetune.statistics=kept: batch normalisation's, of weights from outside: they saw more images")
     return lines
 
 
@@ -146,14 +148,14 @@ def finetune(context: Context) -> None:
     """Fine-tunes for every number of labels and every repeat; writes checkpoints/finetuned/."""
     cfg, run = context.cfg, context.run
     wanted = [t for labels in label_counts(cfg) for t in trials(cfg, "tuned", labels)]
-    trainable, every = classifier(context, wanted[0])[1]
+    model, (trainable, every) = classifier(context, wanted[0])
     share, moments = (
         f"{trainable:,} of {every:,} parameters ({trainable / every:.1%})",
         optim.memory(trainable, cfg.finetune) / 1e6,
     )
     repeats = f"{cfg.finetune.seeds} repeat{'s' if cfg.finetune.seeds > 1 else ''}"
     run.say(f"Fine-tuning ({cfg.finetune.name}): {share}, {moments:,.1f} MB of optimizer state, {repeats}")
-    for line in recipe(context):
+    for line in recipe(context, model):
         run.say(f"  {line}")
     hashes = dict(run.manifest.get("finetuned_sha256", {}))
     for trial in wanted:

@@ -70,8 +70,9 @@ def test_weights_from_outside_keep_theirs(ptmrun, given, still):
             module.running_mean.normal_()
     torch.save(theirs.state_dict(), "theirs.pth")
     argv = ["model=resnet", "model.size=10", "init=theirs.pth", "stage=finetune", "finetune=full", "finetune.seeds=1"]
-    code, _, err = ptmrun(*TINY, *argv, *given)
+    code, out, err = ptmrun(*TINY, *argv, *given)
     assert code == 0, err
+    assert ("finetune.statistics=kept: batch normalisation's" in out) == still
     tensors = checkpoint.load(latest() / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
     wanted = {f"encoder.net.{k}": v for k, v in theirs.state_dict().items() if "running" in k}
     assert all(torch.equal(tensors[k], v) for k, v in wanted.items()) == still
