@@ -181,9 +181,12 @@ def one_length(raw: dict[str, Any], given: list[str]) -> None:
 
 
 def published_rates(raw: dict[str, Any], given: list[str]) -> None:
-    """Weights from outside are trained at the rate for published ones, unless a rate was given; what starts from random weights
-    keeps the other."""
-    if origin(raw["init"]) in OUTSIDE:
+    """Weights from outside are trained at the rate for published ones, unless a rate was given, and keep their statistics; what
+    starts from random weights keeps the other."""
+    outside = origin(raw["init"]) in OUTSIDE
+    if raw["finetune"]["statistics"] == "auto":
+        raw["finetune"]["statistics"] = "kept" if outside else "batch"
+    if outside:
         for section in ("pretrain", "finetune"):
             loop = raw[section]
             if loop["published_lr"] and f"{section}.lr" not in given:

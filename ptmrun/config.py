@@ -111,7 +111,7 @@ class Finetune(Loop):
     scratch_lr: Positive | None
     head: Literal["probe", "random"]
     keep_probe: bool
-    statistics: Literal["auto", "batch", "kept"]
+    statistics: Literal["batch", "kept"]  # auto is settled by `init` when composed
 
 
 class Evaluate(Strict):

@@ -139,7 +139,7 @@ def recipe(context: Context, model: Any) -> list[str]:
         lines.append(f"finetune.steps=auto: {told}: {PASSES} passes, at least {LEAST} steps")
     if origin(cfg.init) in OUTSIDE and loop.lr == loop.published_lr and loop.name != "linear":
         lines.append(f"finetune.lr={loop.lr:g}: for weights that were trained for long (finetune.published_lr)")
-    if loop.statistics == "auto" and any(map(normalisation.kept, model.modules())):
+    if origin(cfg.init) in OUTSIDE and any(map(normalisation.kept, model.modules())):
         lines.append("finetune.statistics=kept: batch normalisation's, of weights from outside: they saw more images")
     return lines
 

@@ -12,7 +12,6 @@ from torch.nn.modules.dropout import _DropoutNd
 from ptmrun import adapt, checkpoint, linear, normalisation, rng
 from ptmrun.context import Context, check_stop, fit, source, steps_of, weights_hash
 from ptmrun.errors import UserError
-from ptmrun.origin import OUTSIDE, origin
 
 DROPPED = 8  # times that a few samples are seen with other units dropped
 ENOUGH = 4000  # samples that are plenty without
@@ -52,7 +51,7 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     options = context.cfg.finetune
     if options.resolution is not None:
         encoder.resize = options.resolution
-    if trial.kind == "tuned" and keeps_statistics(context):
+    if trial.kind == "tuned" and options.statistics == "kept":
         normalisation.keep(encoder)
     model = problem.build(encoder, context.data, options).to(context.device)
     if hasattr(model, "balance") and options.class_weights == "balanced":
@@ -60,11 +59,6 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     if trial.kind != "tuned":  # from random weights every one is trained, whatever the method
         options = options.model_copy(update={"name": "full", "freeze": None, "unfreeze": None})
     return model, adapt.adapt(model, options, trial_steps(context, trial))
-
-
-def keeps_statistics(context: Context) -> bool:
-    asked = context.cfg.finetune.statistics
-    return asked == "kept" or (asked == "auto" and origin(context.cfg.init) in OUTSIDE)
 
 
 def trial_steps(context: Context, trial: Trial) -> int:
