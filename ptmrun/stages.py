@@ -157,6 +157,7 @@ def finetune(context: Context) -> None:
     run.say(f"Fine-tuning ({cfg.finetune.name}): {share}, {moments:,.1f} MB of optimizer state, {repeats}")
     for line in recipe(context, model):
         run.say(f"  {line}")
+    del model  # its memory is for the trials
     hashes = dict(run.manifest.get("finetuned_sha256", {}))
     for trial in wanted:
         file = run.path(weights_file(trial))
