@@ -10,6 +10,9 @@ from torch.nn.modules.dropout import _DropoutNd
 
 MOST = 4000  # training images that a probe uses, evenly spaced
 LAYER = "probe_linear_layer_"  # and its number, in metrics
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of an L2 penalty, as scikit-learn's C: the smaller, the stronger
+USUAL = 0.1  # where too few samples tell
+ENOUGH, FOLDS = 1000, 3  # samples that choose among them, and parts that these are cut into
 MOST_VALUE = 1e6  # of a feature: what a training that diverges gives can be probed too, and scores what it is worth
 
 
@@ -33,16 +36,47 @@ def features(
     return torch.cat(found).numpy()
 
 
-def logistic(train: np.ndarray, labels: np.ndarray, test: np.ndarray, c: float = 0.1, standardise: bool = True) -> np.ndarray:
-    """Log-probabilities [N, classes seen] of scikit-learn's logistic regression, on standardised columns or as they are."""
+def logistic(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, c: float | None = None, standardise: bool = True
+) -> np.ndarray:
+    """Log-probabilities [N, classes seen] of scikit-learn's logistic regression, on standardised columns or as they are; without
+    `c` of the best strength."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     mean, std = (train.mean(0), train.std(0) + 1e-6) if standardise else (0.0, 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations are enough to compare features
-        model = LogisticRegression(C=c, max_iter=300).fit((train - mean) / std, labels)
+        train = (train - mean) / std
+        model = LogisticRegression(C=c or strength(train, labels), max_iter=300).fit(train, labels)
     return np.log(np.maximum(model.predict_proba((test - mean) / std), np.finfo(np.float64).tiny))
+
+
+def strength(x: np.ndarray, labels: np.ndarray) -> float:
+    """Of STRENGTHS, the one with which logistic regression has the lowest loss in cross-validation: standardised features
+    [times * N, D] of samples that were seen once or several times over, and their labels [N]. USUAL where no two classes have
+    FOLDS samples. Features of small models want a hundredth of the decay that those of large ones do."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import log_loss
+    from sklearn.model_selection import StratifiedKFold
+
+    chosen = np.linspace(0, len(labels) - 1, min(len(labels), ENOUGH)).astype(int)
+    classes, counts = np.unique(labels[chosen], return_counts=True)
+    classes = classes[counts >= FOLDS]
+    if len(classes) < 2:
+        return USUAL
+    chosen = chosen[np.isin(labels[chosen], classes)]
+    x, labels = x.reshape(-1, len(labels), x.shape[1])[:, chosen], labels[chosen]
+    losses = np.zeros(len(STRENGTHS))
+    for train, held in StratifiedKFold(FOLDS).split(chosen, labels):
+        model = LogisticRegression(max_iter=100, warm_start=True)
+        for i, c in enumerate(STRENGTHS):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # near the best is enough to compare them
+                model.set_params(C=c).fit(x[:, train].reshape(-1, x.shape[2]), np.tile(labels[train], len(x)))
+            losses[i] += log_loss(labels[held], model.predict_proba(x[0, held]), labels=classes, normalize=False)
+    return STRENGTHS[int(losses.argmin())]
 
 
 def neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int = 10) -> np.ndarray:
@@ -76,7 +110,7 @@ def probe(encoder: Any, train: Any, held: Any, inputs: Callable[[Any], Any], aut
         return spread(z[:, encoder.layer - 1 if layered else 0])
     train = train.spaced(MOST)
     x, y, truth = look(train), train.labels.numpy(), held.labels.numpy()
-    linear = [float((np.unique(y)[logistic(x[:, i], y, z[:, i]).argmax(1)] == truth).mean()) for i in range(x.shape[1])]
+    linear = [float((np.unique(y)[logistic(x[:, i], y, z[:, i], USUAL).argmax(1)] == truth).mean()) for i in range(x.shape[1])]
     layers: dict[str, float] = {}
     if layered:
         encoder.choose(linear)

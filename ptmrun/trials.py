@@ -88,8 +88,7 @@ def tune(context: Context, trial: Trial) -> Any:
         return model
     probed = loop.head == "probe" and hasattr(model, "start_from_probe")
     if probed:
-        features = dropped_features(context, model.encoder, split, trial.seed)
-        model.start_from_probe(features, torch.cat([split.labels] * (len(features) // len(split))))
+        model.start_from_probe(dropped_features(context, model.encoder, split, trial.seed), split.labels)
     judged = loop.keep_probe and probed and len(context.data.val) > 0
     if judged:
         start, before = {k: v.to("cpu", copy=True) for k, v in trained_tensors(model).items()}, held_out(context, model)

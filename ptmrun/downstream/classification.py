@@ -100,24 +100,28 @@ class Classifier(nn.Module):
         return exactly(self.head, self.encoder.features(images))
 
     def start_from_probe(self, features: Tensor, labels: Tensor) -> None:
-        """Sets the head to a linear probe of frozen features [N, D] (L2-regularised), so that training does not begin by
-        distorting them (LP-FT: Kumar et al. 2022, arXiv:2202.10054)."""
+        """Sets the head to a linear probe of frozen features [times * N, D] of samples labelled [N], so that training does not
+        begin by distorting them (LP-FT: Kumar et al. 2022, arXiv:2202.10054); cross-validation chooses its L2 penalty."""
         x = features.double()
         mean, std = x.mean(0), x.std(0) + 1e-6
-        probe = nn.Linear(x.shape[1], self.head.out_features).double()
-        nn.init.zeros_(probe.weight)
-        nn.init.zeros_(probe.bias)
-        optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+        x = (x - mean) / std
+        one = labels if labels.ndim == 1 else labels[:, labels.sum(0).argmax()]  # of several, the most frequent class stands for all
+        penalty = 0.5 / (len(labels) * probe.strength(x.numpy(), one.numpy()))
+        labels = labels.repeat(len(x) // len(labels), *[1] * (labels.ndim - 1))
+        head = nn.Linear(x.shape[1], self.head.out_features).double()
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        optimizer = torch.optim.LBFGS(head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss, weight = self.losses(probe((x - mean) / std), labels, smoothing=0.0)
-            loss = loss.sum() / weight.sum() + 0.01 * probe.weight.square().sum()
+            loss, weight = self.losses(head(x), labels, smoothing=0.0)
+            loss = loss.sum() / weight.sum() + penalty * head.weight.square().sum()
             loss.backward()
             return loss
 
         optimizer.step(closure)
-        self.take(probe, mean, std)
+        self.take(head, mean, std)
 
     @torch.no_grad()
     def take(self, probe: nn.Linear, mean: Tensor, std: Tensor) -> None:
