@@ -105,7 +105,7 @@ class Classifier(nn.Module):
         x = features.double()
         mean, std = x.mean(0), x.std(0) + 1e-6
         x = (x - mean) / std
-        one = labels if labels.ndim == 1 else labels[:, labels.sum(0).argmax()]  # of several, the most frequent class stands for all
+        one = labels if labels.ndim == 1 else labels[:, labels.sum(0).argmax()]  # the most frequent class stands for all
         penalty = 0.5 / (len(labels) * probe.strength(x.numpy(), one.numpy()))
         labels = labels.repeat(len(x) // len(labels), *[1] * (labels.ndim - 1))
         head = nn.Linear(x.shape[1], self.head.out_features).double()
