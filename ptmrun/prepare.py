@@ -98,13 +98,10 @@ def as_published(cfg: Config) -> tuple[Config, list[str]]:
     chosen = {f"model.{k}": v for k, v in getattr(module, "AS_PUBLISHED", {}).items() if getattr(cfg.model, k) == "auto"}
     if "images" in config.spec("dataset", cfg.dataset.name).provides and cfg.dataset.normalise == "auto":
         chosen["dataset.normalise"] = outside.normalisation(cfg.init, module)
-    keys = getattr(module, "SHAPE", ())
-    if keys and cfg.init != "pretrained" and (place := outside.place(cfg.init)).is_dir():
-        theirs = outside.library_config(place / "config.json")
-        shape = [theirs.get(k) for k in keys]
-        if cfg.model.size == "auto" and cfg.model.shape is None and all(isinstance(n, int) for n in shape):
-            chosen["model.shape"] = shape
-        if cfg.model.tokenizer == "auto" and (place / "tokenizer.json").is_file():
+    if hasattr(module, "SHAPE") and cfg.init != "pretrained" and (place := outside.place(cfg.init)).is_dir():
+        described = outside.described(cfg.model, module, outside.library_config(place / "config.json"))
+        chosen |= {f"model.{k}": v for k, v in described.items()}
+        if getattr(cfg.model, "tokenizer", None) == "auto" and (place / "tokenizer.json").is_file():
             chosen["model.tokenizer"] = cfg.init
     notes = [f"{k}={v}: as published, for init={cfg.init} (if its weights have another, type it)" for k, v in chosen.items()]
     return config.replace(cfg, **{k.replace(".", "__"): v for k, v in chosen.items()}), notes

@@ -94,3 +94,19 @@ def test_log_probabilities_of_a_sure_answer_are_finite():
     found = probe.logistic(np.array([[-1.0], [1.0]]), np.array([0, 1]), np.array([[1e6], [-1e6]]), c=10.0)
     assert np.isfinite(found).all()
     assert found.argmax(1).tolist() == [1, 0]
+
+
+def test_the_penalty_is_chosen_by_cross_validation():
+    """A hundred columns of noise beside a weak signal want a strong one, a clear signal a weak one; alone, a label says nothing."""
+    random = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    weak = random.normal(size=(120, 100))
+    weak[:, 0] += labels
+    clear = random.normal(size=(120, 3))
+    clear[:, 0] = 2 * labels - 1 + 0.3 * clear[:, 0]
+    assert probe.strength(weak, labels) <= 0.03
+    assert probe.strength(clear, labels) == max(probe.STRENGTHS)
+    assert probe.strength(np.concatenate([weak, weak]), labels) <= 0.03  # seen twice, and held out twice
+    assert probe.strength(weak[:2], labels[:2]) == probe.USUAL
+    rare = np.where(np.arange(120) == 60, 2, labels)  # a class of one sample has no part in it
+    assert probe.strength(clear, rare) == max(probe.STRENGTHS)

@@ -66,6 +66,35 @@ def test_a_folder_of_transformers_gives_its_features_and_its_config_is_compared(
 
 
 @pytest.mark.parametrize(
+    ("family", "patch", "options"),
+    [
+        (vit, {"patch": 8}, {"pool": "mean", "dropout": 0.0}),
+        (swin, {"patch": 2}, {"resize": 32, "drop_path": 0.0}),
+        (convnext, {"patch": 2}, {"drop_path": 0.0}),
+        (bit, {}, {"resize": 56}),
+    ],
+)
+def test_a_folder_says_of_which_size_its_weights_are(family, patch, options):
+    encoder = family.build(SimpleNamespace(size="micro", **patch, **options), 32, 3, "eager")
+    files.save(encoder.net, Path("encoder").absolute(), {}, None)
+    theirs = outside.library_config(Path("encoder/config.json"))
+    auto = SimpleNamespace(size="auto", **dict.fromkeys(patch, "auto"))
+    assert outside.described(auto, family, theirs) == {"size": "micro", **patch}
+    typed = SimpleNamespace(size="tiny", **dict.fromkeys(patch, 4))
+    assert outside.described(typed, family, theirs) == {}
+    assert outside.described(auto, family, {**theirs, family.SHAPE[0]: 7}) == patch
+
+
+def test_the_folder_that_a_run_leaves_can_be_started_from(ptmrun):
+    code, _, err = ptmrun("stage=pretrain", "pretrain.steps=2", *FAST)
+    assert code == 0, err
+    code, said, err = ptmrun("stage=finetune+evaluate", f"init={latest()}/checkpoints/encoder", *FAST)
+    assert code == 0, err
+    assert "100.0% of the encoder's" in said
+    assert "model.size=micro: as published" in said
+
+
+@pytest.mark.parametrize(
     ("family", "name", "options"),
     [
         (vit, "vit_tiny_patch16_224", {"size": "tiny", "patch": 16, "pool": "cls", "dropout": 0.0}),

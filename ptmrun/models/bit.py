@@ -15,6 +15,7 @@ SIZES = {  # blocks a stage, channels a stage, channels of the stem
     "r101x1": ((3, 4, 23, 3), (256, 512, 1024, 2048), 64),
 }
 PUBLISHED = {"bit-r50x1": "google/bit-50"}
+SHAPE = ("depths", "hidden_sizes", "embedding_size")  # in a folder's config.json
 AS_PUBLISHED = {"size": "r50x1"}
 NORMALISED = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)  # means of the channels and deviations of published weights
 

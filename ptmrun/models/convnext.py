@@ -19,6 +19,7 @@ PUBLISHED = {
     "convnext-small": "facebook/convnext-small-224",
     "convnext-base": "facebook/convnext-base-224",
 }
+SHAPE = ("depths", "hidden_sizes")  # in a folder's config.json
 AS_PUBLISHED = {"size": "tiny", "patch": 4}
 
 

@@ -130,6 +130,21 @@ def library_config(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def described(options: Any, module: Any, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a family's options those that are auto, by the config.json of weights: the shape, or the size of that shape where the
+    family has named ones alone, and the patch."""
+    shape, found = [theirs.get(k) for k in module.SHAPE], {}
+    if hasattr(options, "shape"):
+        if options.size == "auto" and options.shape is None and all(isinstance(n, int) for n in shape):
+            found["shape"] = shape
+    elif options.size == "auto":
+        names = [name for name, known in module.SIZES.items() if plain(known[: len(shape)]) == shape]
+        found |= {"size": name for name in names}
+    if getattr(options, "patch", None) == "auto" and isinstance(theirs.get("patch_size"), int):
+        found["patch"] = theirs["patch_size"]
+    return found
+
+
 def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> list[str]:
     """Loads what fits by name, the heads of classifiers left out; returns notes on what did and what did not. Raises UserError
     when that is less than LEAST of the encoder's parameters, or not finite."""

@@ -19,6 +19,7 @@ PUBLISHED = {
     "swin-small": "microsoft/swin-small-patch4-window7-224",
     "swin-base": "microsoft/swin-base-patch4-window7-224",
 }
+SHAPE = ("depths", "num_heads", "embed_dim", "window_size")  # in a folder's config.json
 AS_PUBLISHED = {"size": "tiny", "patch": 4}
 
 

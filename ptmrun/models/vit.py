@@ -22,11 +22,14 @@ SIZES = {  # width, blocks, heads, wanted patches per side
     "tiny": (192, 12, 3, 14),
     "small": (384, 12, 6, 14),
     "base": (768, 12, 12, 14),
+    "large": (1024, 24, 16, 14),
 }
+SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in a folder's config.json
 PUBLISHED = {
     "vit-tiny": "WinKawaks/vit-tiny-patch16-224",
     "vit-small": "WinKawaks/vit-small-patch16-224",
     "vit-base": "google/vit-base-patch16-224-in21k",
+    "vit-large": "google/vit-large-patch16-224-in21k",
 }
 AS_PUBLISHED = {"size": "base", "patch": 16}
 NORMALISED = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)  # means of the channels and deviations of published weights
