@@ -97,7 +97,7 @@ def test_log_probabilities_of_a_sure_answer_are_finite():
 
 
 def test_the_penalty_is_chosen_by_cross_validation():
-    """A hundred columns of noise beside a weak signal want a strong one, a clear signal a weak one; alone, a label says nothing."""
+    """A hundred columns of noise beside a weak signal want a strong one, a clear signal a weak one."""
     random = np.random.default_rng(0)
     labels = np.arange(120) % 2
     weak = random.normal(size=(120, 100))

@@ -1,8 +1,8 @@
 """One file a model family: `resolve(options, size, channels)` fills in what is auto, `build(...)` makes the encoder.
 
 PUBLISHED names the weights that there are by `kind`, AS_PUBLISHED what is auto in models that take them, SHAPE the keys of a
-folder's config.json that say which of SIZES it holds, or of which width, layers and heads; `fitting(options, size)` gives the side
-of images that a model of fixed options takes, where not every side will do.
+folder's config.json that say which of SIZES it holds, or how many layers and heads of which width; `fitting(options, size)` gives
+the side of images that a model of fixed options takes, where not every side will do.
 
 An encoder knows nothing of the objective it serves. What objectives and stages may ask of it:
 

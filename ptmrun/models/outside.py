@@ -138,8 +138,8 @@ def described(options: Any, module: Any, theirs: Mapping[str, Any]) -> dict[str,
         if options.size == "auto" and options.shape is None and all(isinstance(n, int) for n in shape):
             found["shape"] = shape
     elif options.size == "auto":
-        names = [name for name, known in module.SIZES.items() if plain(known[: len(shape)]) == shape]
-        found |= {"size": name for name in names}
+        sizes = {str(plain(known[: len(shape)])): name for name, known in module.SIZES.items()}
+        found = {"size": sizes[str(shape)]} if str(shape) in sizes else {}
     if getattr(options, "patch", None) == "auto" and isinstance(theirs.get("patch_size"), int):
         found["patch"] = theirs["patch_size"]
     return found
