@@ -65,6 +65,30 @@ def test_a_folder_of_transformers_gives_its_features_and_its_config_is_compared(
     assert checkpoint.sha256(mine) == checkpoint.sha256(his)
 
 
+def test_patch_embeddings_give_the_same_for_scaled_patches():
+    """Scaled up, exactly; scaled down, as nearly as least squares over random patches come."""
+    weight = torch.randn(5, 3, 4, 4)
+    coarse = torch.randn(2, 3, 4, 4)
+    expected = torch.nn.functional.conv2d(coarse, weight, stride=4)
+    fine = torch.nn.functional.interpolate(coarse, (8, 8), mode="bilinear", antialias=True)
+    torch.testing.assert_close(
+        torch.nn.functional.conv2d(fine, vit.rescaled(weight, 8), stride=8), expected, atol=1e-5, rtol=1e-4
+    )
+    patches = torch.randn(100_000, 1, 4, 4)
+    small = torch.nn.functional.interpolate(patches, (2, 2), mode="bilinear", antialias=True)
+    nearest = torch.linalg.lstsq(small.flatten(1), patches.flatten(1) @ weight[:, 0].flatten(1).T).solution.T
+    torch.testing.assert_close(vit.rescaled(weight, 2)[:, 0].flatten(1), nearest, atol=0.15, rtol=0)
+    made = {"size": "micro", "pool": "mean", "dropout": 0.0}
+    theirs = vit.build(SimpleNamespace(patch=16, **made), 64, 3, "eager")
+    mine = vit.build(SimpleNamespace(patch=8, **made), 32, 1, "eager")
+    notes = outside.load(mine, theirs.net.state_dict(), {}, "x")
+    assert "100.0% of the encoder's" in notes[0]
+    assert notes[1:] == [
+        "  patch embeddings: from colour to gray, the sum of the channels",
+        "  patch embeddings: from 16x16 to 8x8 pixels, pseudo-inverse",
+    ]
+
+
 @pytest.mark.parametrize(
     ("family", "patch", "options"),
     [

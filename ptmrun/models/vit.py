@@ -95,6 +95,15 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's
 }
 
 
+def rescaled(weight: Tensor, patch: int) -> Tensor:
+    """Patch embeddings [D, C, p, p] for patches of another side: one that is scaled up (bilinear) gives what it gave before, one
+    scaled down what is nearest to that over all patches (FlexiViT: Beyer et al. 2023, arXiv:2212.08013, section 3.4)."""
+    side = weight.shape[-1]
+    pixels = torch.eye(side * side, dtype=torch.float64).view(-1, 1, side, side)
+    scaled = F.interpolate(pixels, (patch, patch), mode="bilinear", antialias=True).flatten(1)  # [p * p, patch * patch]
+    return (weight.flatten(2).double() @ torch.linalg.pinv(scaled).T).unflatten(2, (patch, patch)).to(weight.dtype)
+
+
 class Encoder(nn.Module):
     """ViTModel taken apart, so that an objective can leave patches out or replace them."""
 
@@ -196,7 +205,8 @@ class Encoder(nn.Module):
         """Weights that were trained on images of another size or colour, as this encoder takes them, and notes on what changed.
 
         Position embeddings are interpolated bicubically to this grid, the class token's kept (Dosovitskiy et al. 2021, section
-        3.2). Patch embeddings of gray become those of three equal channels and give the same; those of colour are summed.
+        3.2). Patch embeddings of gray become those of three equal channels and give the same; those of colour are summed; for
+        patches of another side see `rescaled`.
         """
         changed, notes = dict(tensors), []
         for name, value in tensors.items():
@@ -209,11 +219,15 @@ class Encoder(nn.Module):
                     notes.append(f"position embeddings: from {side}x{side} to {self.grid}x{self.grid} patches, bicubic")
             elif name.endswith("patch_embeddings.projection.weight") and value.ndim == 4:
                 if (value.shape[1], self.channels) == (1, 3):
-                    changed[name] = value.expand(-1, 3, -1, -1) / 3
+                    value = value.expand(-1, 3, -1, -1) / 3
                     notes.append("patch embeddings: from gray to colour, a third for each channel")
                 elif (value.shape[1], self.channels) == (3, 1):
-                    changed[name] = value.sum(1, keepdim=True)
+                    value = value.sum(1, keepdim=True)
                     notes.append("patch embeddings: from colour to gray, the sum of the channels")
+                if (side := value.shape[2]) != self.patch and side == value.shape[3]:
+                    value = rescaled(value, self.patch)
+                    notes.append(f"patch embeddings: from {side}x{side} to {self.patch}x{self.patch} pixels, pseudo-inverse")
+                changed[name] = value
         return changed, notes
 
     @property
