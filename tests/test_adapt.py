@@ -170,7 +170,7 @@ def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun):
     run = Run.open(latest())
     lines = [x for x in run.metrics() if x["stage"] == "finetune" and x["trial"].endswith("tuned-0")]
     scores = {x["lr"]: x["val_score"] for x in lines}
-    assert list(scores) == [1e-3, 3e-3, 1e-2, 3e-2, 0.1]
+    assert list(scores) == [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1]
     assert len(set(scores.values())) > 1
     assert run.results()["val_score"] == pytest.approx(max(scores.values()))
     assert run.results()["score"] > run.results()["baselines"]["chance"] + 0.2
