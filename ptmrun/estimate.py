@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ptmrun import probe
 from ptmrun.budget import scratch_lengths, seconds_per_step
 from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, labelled, steps_of
-from ptmrun.trials import chosen_labels, classifier, label_counts, trials, weights_file
+from ptmrun.trials import chosen_labels, classifier, label_counts, said, trials, weights_file
 
 PICTURES = 550_000  # bytes of the figures, which report.html holds once more
 METRICS_LINE = 270  # bytes
@@ -114,8 +114,7 @@ def duration(context: Context) -> dict[str, float]:
         if "finetune" in stages:
             seconds["finetune"] += len(tuned) * (start + once)
         if "evaluate" in stages:
-            test = (context.inputs(images) for images in data.test.all())
-            predict = timed(model.predict, test)
+            predict = timed(said, context, model, data.test)
             scratch = {"scratch", "scratch_long"} & set(cfg.evaluate.baselines)
             seconds["evaluate"] += len(tuned) * (
                 predict * (1 + len(scratch)) + start * len(scratch) + once * scratch_lengths(cfg)

@@ -30,10 +30,11 @@ def features(
     for module in encoder.modules() if dropout else ():
         if isinstance(module, _DropoutNd):
             module.train()
+    split, place = split.by_length()
     with autocast():
         found = [getattr(encoder, of)(inputs(samples)).float().cpu() for samples in split.all()]
     encoder.train()
-    return torch.cat(found).numpy()
+    return torch.cat(found)[place].numpy()
 
 
 def logistic(

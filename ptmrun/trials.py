@@ -108,7 +108,15 @@ def held_out(context: Context, model: Any) -> float:
     """The score on samples of the validation split, of which a thousand tell enough."""
     val = context.data.val.spaced(JUDGES)
     with context.autocast():
-        return context.part("downstream").score(model.predict(context.inputs(batch) for batch in val.all()), val)
+        return context.part("downstream").score(said(context, model, val), val)
+
+
+def said(context: Context, model: Any, samples: Any) -> dict[str, Tensor]:
+    """What a model predicts of all samples; where that is a row of each, texts of about the same length stand together."""
+    if not getattr(context.part("downstream"), "ROWS", False):
+        return model.predict(context.inputs(batch) for batch in samples.all())
+    samples, place = samples.by_length()
+    return {name: rows[place] for name, rows in model.predict(context.inputs(batch) for batch in samples.all()).items()}
 
 
 def dropped_features(context: Context, encoder: Any, split: Any, seed: int) -> Tensor:
@@ -166,7 +174,7 @@ def predict(context: Context, trial: Trial, split: str = "test") -> dict[str, Te
     if not file.exists():
         model = tuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
         with context.autocast():
-            found = model.predict(context.inputs(batch) for batch in samples.all())
+            found = said(context, model, samples)
             if hasattr(model, "costs"):  # of the right answers, which the predictions do not tell
                 found |= model.costs(answered(context, samples))
         checkpoint.save(file, found)

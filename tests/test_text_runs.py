@@ -10,7 +10,7 @@ from conftest import latest
 from texts import sentence, story
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from ptmrun import config, rng, run
+from ptmrun import config, rng, run, trials
 from ptmrun.models import bert
 from ptmrun.prepare import prepare
 from ptmrun.signals import Stop
@@ -175,6 +175,10 @@ def test_a_folder_of_transformers_brings_its_shape_and_tokenizer(ptmrun, corpus,
         mask = text["attention_mask"][..., None]
         wanted = (hidden * mask).sum(1) / mask.sum(1)
     torch.testing.assert_close(torch.from_numpy(context.features(context.pretrained(), split)), wanted, rtol=1e-4, atol=1e-5)
+    assert (split.lengths.diff() < 0).any()  # these are not sorted by length, but answered so
+    model, _ = trials.classifier(context, trials.trials(cfg, "tuned", None)[0])
+    in_order = model.predict(context.inputs(batch) for batch in split.all())["logits"]
+    torch.testing.assert_close(trials.said(context, model, split)["logits"], in_order)
     code, _, err = ptmrun(*words, "model.shape=[48,3]")
     assert code == 2
     assert "model.shape=[48, 3]: expected width, layers and heads" in err

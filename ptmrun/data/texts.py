@@ -74,6 +74,11 @@ class TextSplit:
         """At most `count` of the texts, evenly spaced."""
         return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
 
+    def by_length(self) -> tuple[Self, Tensor]:
+        """The same texts, the shortest first, so that little is padded; and the place of each in that order, [N]."""
+        order = self.lengths.argsort(stable=True)
+        return self.subset(order), order.argsort()
+
     def all(self, size: int = 64) -> Iterator[Tokens]:
         """The whole split in order, in batches."""
         return self.batches(torch.arange(len(self)).split(size))

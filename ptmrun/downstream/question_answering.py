@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -88,6 +88,10 @@ class Questions(TextSplit):
     def lengths(self) -> Tensor:
         """Tokens of the window that each question is trained on, [N]."""
         return torch.tensor([len(self.ids[w]) for w in self.targets[self.rows.numpy(), 0]])
+
+    def by_length(self) -> tuple[Self, Tensor]:
+        """Windows stay in order, those of a question together; the place of each."""
+        return self, torch.arange(sum(map(len, self.own())))
 
     def own(self) -> list[range]:
         """The numbers of each question's windows."""
