@@ -163,9 +163,8 @@ def test_a_probe_that_has_seen_dropout_survives_it(ptmrun):
 
 
 def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun):
-    code, _, err = ptmrun(
-        "stage=finetune+evaluate", f"init={done_run}", "finetune=linear", "finetune.steps=60", "finetune.seeds=1"
-    )
+    argv = ["finetune=linear", "finetune.steps=60", "finetune.seeds=1", "evaluate.baselines=[chance]"]
+    code, _, err = ptmrun("stage=finetune+evaluate", f"init={done_run}", *argv)
     assert code == 0, err
     run = Run.open(latest())
     lines = [x for x in run.metrics() if x["stage"] == "finetune" and x["trial"].endswith("tuned-0")]
