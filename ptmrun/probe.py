@@ -68,6 +68,7 @@ def strength(x: np.ndarray, labels: np.ndarray) -> float:
     if len(classes) < 2:
         return USUAL
     chosen = chosen[np.isin(labels[chosen], classes)]
+    x = np.nan_to_num(x, posinf=0.0, neginf=0.0)  # of a model that diverged, whose training will say so
     x, labels = x.reshape(-1, len(labels), x.shape[1])[:, chosen], labels[chosen]
     losses = np.zeros(len(STRENGTHS))
     for train, held in StratifiedKFold(FOLDS).split(chosen, labels):

@@ -108,5 +108,6 @@ def test_the_penalty_is_chosen_by_cross_validation():
     assert probe.strength(clear, labels) == max(probe.STRENGTHS)
     assert probe.strength(np.concatenate([weak, weak]), labels) <= 0.03  # seen twice, and held out twice
     assert probe.strength(weak[:2], labels[:2]) == probe.USUAL
+    assert probe.strength(np.full((120, 3), np.nan), labels) in probe.STRENGTHS
     rare = np.where(np.arange(120) == 60, 2, labels)  # a class of one sample has no part in it
     assert probe.strength(clear, rare) == max(probe.STRENGTHS)
