@@ -125,6 +125,10 @@ class Sequences:
     def spaced(self, count: int) -> "Sequences":
         return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
 
+    def by_length(self) -> tuple["Sequences", Tensor]:
+        """They are of one length: they stay in order. And the place of each, [N]."""
+        return self, torch.arange(len(self))
+
     def all(self, size: int = 64) -> Iterator[Tokens]:
         return self.batches(torch.arange(len(self)).split(size))
 
