@@ -42,22 +42,27 @@ def logistic(
 ) -> np.ndarray:
     """Log-probabilities [N, classes seen] of scikit-learn's logistic regression, on standardised columns or as they are; without
     `c` of the best strength."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     mean, std = (train.mean(0), train.std(0) + 1e-6) if standardise else (0.0, 1.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations are enough to compare features
-        train = (train - mean) / std
-        model = LogisticRegression(C=c or strength(train, labels), max_iter=300).fit(train, labels)
+    train = (train - mean) / std
+    model = fitted(LogisticRegression(C=c or strength(train, labels), max_iter=300), train, labels)
     return np.log(np.maximum(model.predict_proba((test - mean) / std), np.finfo(np.float64).tiny))
+
+
+def fitted(model: Any, x: np.ndarray, labels: np.ndarray) -> Any:
+    """scikit-learn's model after its `max_iter` iterations: to compare features these are enough, converged or not."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(x, labels)
 
 
 def strength(x: np.ndarray, labels: np.ndarray) -> float:
     """Of STRENGTHS, the one with which logistic regression has the lowest loss in cross-validation: standardised features
     [times * N, D] of samples that were seen once or several times over, and their labels [N]. USUAL where no two classes have
     FOLDS samples. Features of small models want a hundredth of the decay that those of large ones do."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedKFold
@@ -68,15 +73,13 @@ def strength(x: np.ndarray, labels: np.ndarray) -> float:
     if len(classes) < 2:
         return USUAL
     chosen = chosen[np.isin(labels[chosen], classes)]
-    x = np.nan_to_num(x, posinf=0.0, neginf=0.0)  # of a model that diverged, whose training will say so
     x, labels = x.reshape(-1, len(labels), x.shape[1])[:, chosen], labels[chosen]
+    x = np.nan_to_num(x, posinf=0.0, neginf=0.0)  # of a model that diverged, whose training will say so
     losses = np.zeros(len(STRENGTHS))
     for train, held in StratifiedKFold(FOLDS).split(chosen, labels):
         model = LogisticRegression(max_iter=100, warm_start=True)
         for i, c in enumerate(STRENGTHS):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # near the best is enough to compare them
-                model.set_params(C=c).fit(x[:, train].reshape(-1, x.shape[2]), np.tile(labels[train], len(x)))
+            fitted(model.set_params(C=c), x[:, train].reshape(-1, x.shape[2]), np.tile(labels[train], len(x)))
             losses[i] += log_loss(labels[held], model.predict_proba(x[0, held]), labels=classes, normalize=False)
     return STRENGTHS[int(losses.argmin())]
 

@@ -65,7 +65,8 @@ def test_save_and_load_are_exact(tmp_path):
 def test_load_names_what_does_not_fit(tmp_path):
     vit.build(options(size="micro", patch=7), 28, 1, "eager").save(tmp_path / "encoder", [0.5], [0.25])
     with pytest.raises(UserError, match="does not fit the model"):
-        vit.build(options(size="micro", patch=4), 28, 1, "eager").load(tmp_path / "encoder")
+        vit.build(options(size="mini", patch=7), 28, 1, "eager").load(tmp_path / "encoder")
+    vit.build(options(size="micro", patch=4), 28, 1, "eager").load(tmp_path / "encoder")  # other patches are adapted
     (tmp_path / "encoder" / "model.safetensors").write_bytes(b"\x80\x04cposix\nsystem\n")
     with pytest.raises(UserError, match="not a whole safetensors file"):
         vit.build(options(size="micro", patch=7), 28, 1, "eager").load(tmp_path / "encoder")

@@ -49,9 +49,9 @@ class Split:
         """At most `count` of the samples, evenly spaced."""
         return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
 
-    def by_length(self) -> tuple["Split", Tensor]:
-        """Images are of one size: they stay in order. And the place of each, [N]."""
-        return self, torch.arange(len(self))
+    def by_length(self) -> tuple["Split", slice]:
+        """Images are of one size: they stay in order."""
+        return self, slice(None)
 
     def some(self, count: int) -> Tensor:
         """At most `count` images, evenly spaced: uint8 [count, C, S, S]."""

@@ -74,8 +74,9 @@ class TextSplit:
         """At most `count` of the texts, evenly spaced."""
         return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
 
-    def by_length(self) -> tuple[Self, Tensor]:
-        """The same texts, the shortest first, so that little is padded; and the place of each in that order, [N]."""
+    def by_length(self) -> tuple[Self, Tensor | slice]:
+        """The same texts, the shortest first, so that little is padded; and the place of each in that order, [N], by which rows
+        that were made of them are put back."""
         order = self.lengths.argsort(stable=True)
         return self.subset(order), order.argsort()
 
@@ -125,9 +126,9 @@ class Sequences:
     def spaced(self, count: int) -> "Sequences":
         return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
 
-    def by_length(self) -> tuple["Sequences", Tensor]:
-        """They are of one length: they stay in order. And the place of each, [N]."""
-        return self, torch.arange(len(self))
+    def by_length(self) -> tuple["Sequences", slice]:
+        """They are of one length: they stay in order."""
+        return self, slice(None)
 
     def all(self, size: int = 64) -> Iterator[Tokens]:
         return self.batches(torch.arange(len(self)).split(size))

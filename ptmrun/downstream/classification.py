@@ -16,7 +16,6 @@ from ptmrun.errors import UserError
 from ptmrun.loss import Loss
 
 METRIC = "accuracy"
-ROWS = True  # predictions are a row of each sample
 COUNTED = "labels a class"  # what `labels_per_class` counts
 
 AUXILIARY = 0.4  # weight of the auxiliary classifier's loss, where the encoder has one (torchvision's recipe of Inception v3)

@@ -17,7 +17,6 @@ from ptmrun.downstream.classification import fits as fits
 from ptmrun.errors import UserError
 
 METRIC = "f1_micro"
-ROWS = True  # predictions are a row of each text
 COUNTED = "labels a class, or more"  # a text counts for each of its classes
 CERTAIN = 30.0  # largest logit of a classical baseline
 

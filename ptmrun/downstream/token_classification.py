@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
@@ -69,6 +69,10 @@ class Sentences(TextSplit):
     def longest(self) -> int:
         """Tokens of the longest sentence of the source."""
         return max(map(len, self.ids))
+
+    def by_length(self) -> tuple[Self, slice]:
+        """They stay in order, as the tags of one stand behind those of another."""
+        return self, slice(None)
 
     def answers(self, indices: Tensor) -> Tensor:
         """The tag at the first sub-word of each word and NONE elsewhere: [B, T], T at least that of any batch."""

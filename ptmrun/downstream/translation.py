@@ -24,7 +24,6 @@ from ptmrun.loss import Loss
 from ptmrun.tokens import Tokens
 
 METRIC = "bleu"
-ROWS = True  # predictions are a row of each text
 COUNTED = "pairs of texts"
 FLOORS = ("raw",)
 WORDS = {"raw": "the translation of the most similar training text"}
