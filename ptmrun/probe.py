@@ -47,7 +47,7 @@ def logistic(
     mean, std = (train.mean(0), train.std(0) + 1e-6) if standardise else (0.0, 1.0)
     train = (train - mean) / std
     model = fitted(LogisticRegression(C=c or strength(train, labels), max_iter=300), train, labels)
-    return np.log(np.maximum(model.predict_proba((test - mean) / std), np.finfo(np.float64).tiny))
+    return log_probabilities(model, (test - mean) / std)
 
 
 def fitted(model: Any, x: np.ndarray, labels: np.ndarray) -> Any:
@@ -59,12 +59,16 @@ def fitted(model: Any, x: np.ndarray, labels: np.ndarray) -> Any:
         return model.fit(x, labels)
 
 
+def log_probabilities(model: Any, x: np.ndarray) -> np.ndarray:
+    """Of the classes that a fitted model has seen, finite: [N, classes]."""
+    return np.log(np.maximum(model.predict_proba(x), np.finfo(np.float64).tiny))
+
+
 def strength(x: np.ndarray, labels: np.ndarray) -> float:
     """Of STRENGTHS, the one with which logistic regression has the lowest loss in cross-validation: standardised features
     [times * N, D] of samples that were seen once or several times over, and their labels [N]. USUAL where no two classes have
     FOLDS samples. Features of small models want a hundredth of the decay that those of large ones do."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedKFold
 
     chosen = np.linspace(0, len(labels) - 1, min(len(labels), ENOUGH)).astype(int)
@@ -74,13 +78,14 @@ def strength(x: np.ndarray, labels: np.ndarray) -> float:
         return USUAL
     chosen = chosen[np.isin(labels[chosen], classes)]
     x, labels = x.reshape(-1, len(labels), x.shape[1])[:, chosen], labels[chosen]
+    places = np.searchsorted(classes, labels)
     x = np.nan_to_num(x, posinf=0.0, neginf=0.0)  # of a model that diverged, whose training will say so
     losses = np.zeros(len(STRENGTHS))
     for train, held in StratifiedKFold(FOLDS).split(chosen, labels):
-        model = LogisticRegression(max_iter=100, warm_start=True)
+        model = LogisticRegression(max_iter=100, warm_start=True, tol=1e-3)
         for i, c in enumerate(STRENGTHS):
             fitted(model.set_params(C=c), x[:, train].reshape(-1, x.shape[2]), np.tile(labels[train], len(x)))
-            losses[i] += log_loss(labels[held], model.predict_proba(x[0, held]), labels=classes, normalize=False)
+            losses[i] -= log_probabilities(model, x[0, held])[np.arange(len(held)), places[held]].sum()
     return STRENGTHS[int(losses.argmin())]
 
 

@@ -179,6 +179,7 @@ def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun):
 def test_the_probe_stays_where_training_harms(done_run, ptmrun):
     """Steps that are far too large: without the rule the score falls, with it the encoder is bit for bit the pretrained one."""
     argv = ["stage=finetune+evaluate", f"init={done_run}", *TINY[-4:], "finetune.lr=0.5", "finetune.steps=20", "finetune.seeds=1"]
+    argv.append("evaluate.baselines=[chance]")
     code, _, err = ptmrun(*argv)
     assert code == 0, err
     harmed = Run.open(latest()).results()["val_score"]
@@ -207,6 +208,7 @@ def test_training_stays_where_it_helps(done_run, ptmrun):
         "finetune.steps=60",
         "finetune.seeds=1",
         "finetune.keep_probe=true",
+        "evaluate.baselines=[chance]",
     )
     assert code == 0, err
     judged = next(x for x in Run.open(latest()).metrics() if "probe_val_score" in x)

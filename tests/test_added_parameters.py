@@ -198,7 +198,7 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize("method", ["lora", "adalora", "adapter", "prefix"])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
-    words = [*TINY, f"finetune={method}", "finetune.steps=20", "finetune.seeds=1", "downstream.labels_per_class=4"]
+    words = [*TINY, f"finetune={method}", "finetune.steps=20", "finetune.seeds=1", "evaluate.baselines=[chance]"]
     code, out, err = ptmrun(*words)
     assert code == 0, err
     assert " MB of optimizer state" in out
@@ -239,7 +239,7 @@ def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
 
 
 def test_an_interrupted_allocation_goes_on_exactly(ptmrun, monkeypatch):
-    words = [*TINY, "finetune=adalora", "finetune.steps=30", "finetune.seeds=1", "downstream.labels_per_class=4"]
+    words = [*TINY, "finetune=adalora", "finetune.steps=30", "finetune.seeds=1", "evaluate.baselines=[chance]"]
     assert ptmrun(*words)[0] == 0
     whole = Run.open(latest()).manifest["finetuned_sha256"]
     after_step, seen = lowrank.Allocation.after_step, []
