@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ptmrun import hyperrule
 from ptmrun.errors import UserError
@@ -122,3 +122,9 @@ def matching(named: Mapping[str, Any], pattern: str, key: str) -> list[str]:
 
 def parameters(module: nn.Module, trainable: bool = False) -> int:
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)
+
+
+def trained(module: nn.Module) -> dict[str, Tensor]:
+    """What fine-tuning changed: trainable parameters and buffers, but for those that only training needs."""
+    frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
+    return {k: v for k, v in module.state_dict().items() if k not in frozen and not k.startswith("allocation.")}

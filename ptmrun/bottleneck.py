@@ -5,12 +5,14 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 from transformers.pytorch_utils import Conv1D
 
-from ptmrun import checkpoint
+from ptmrun import adapt, checkpoint
 
 FILE = "adapters.safetensors"
+NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 FITTING = (nn.Linear, Conv1D, nn.Conv2d, WeightStandardizedConv2d)
 
 
@@ -32,9 +34,13 @@ class Bottleneck(nn.Module):
 
 
 def adapter(encoder: Any, names: list[str], options: Any, steps: int) -> None:
-    """One behind each of the modules `names`, whose own weights keep their names."""
+    """One behind each of the modules `names`, whose own weights keep their names. With `norms` scales and shifts of the
+    normalisation layers are trained too (section 2.1 of the paper)."""
     for name in names:
         put(encoder.net.get_submodule(name), options.width)
+    for module in encoder.net.modules() if options.norms else ():
+        if isinstance(module, NORMS):
+            module.requires_grad_(True)
 
 
 def put(module: Any, bottleneck: int) -> None:
@@ -48,8 +54,8 @@ def behind(module: Any, inputs: Any, output: Tensor) -> Tensor:
 
 
 def save(net: nn.Module, folder: Path) -> None:
-    """The adapters' weights by name."""
-    checkpoint.save(folder / FILE, {name: value for name, value in net.state_dict().items() if ".adapter." in name})
+    """What was trained, by name."""
+    checkpoint.save(folder / FILE, adapt.trained(net))
 
 
 def load(net: nn.Module, folder: Path) -> None:

@@ -25,7 +25,7 @@ from ptmrun.downstream.classes import counts
 from ptmrun.prepare import prepare
 from ptmrun.run import Run, console
 from ptmrun.signals import Stop
-from ptmrun.trials import chosen_labels, classifier, label_counts, trained_tensors, trials
+from ptmrun.trials import chosen_labels, classifier, label_counts, trials
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 SAMPLES, STEPS = 8, 80  # of overfitting one batch: a second or two for small models
@@ -201,7 +201,7 @@ def checkpointed(context: Context, part: Part) -> Finding:
         checkpoint.save(run.path("checkpoints", "heads.safetensors"), heads)
         wrote, found = model.encoder.state_dict(), context.pretrained().state_dict()
     else:
-        wrote, file = trained_tensors(model), run.path("checkpoints", "finetuned", "check.safetensors")
+        wrote, file = adapt.trained(model), run.path("checkpoints", "finetuned", "check.safetensors")
         checkpoint.save(file, wrote)
         found = checkpoint.load(file)[0]
     hashes += [checkpoint.sha256(wrote), checkpoint.sha256(found)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptmrun import changes, checkpoint, config, embedding, normalisation, optim, provenance, report, reuse, tracking
+from ptmrun import adapt, changes, checkpoint, config, embedding, normalisation, optim, provenance, report, reuse, tracking
 from ptmrun.config import Config
 from ptmrun.context import LEAST, PASSES, Context, chosen_stages, labelled, steps_of, weights_hash
 from ptmrun.errors import Interrupted, UserError, printable
@@ -18,7 +18,7 @@ from ptmrun.prepare import prepare
 from ptmrun.pretraining import pretrain
 from ptmrun.run import Run, console, now
 from ptmrun.signals import Stop
-from ptmrun.trials import chosen_labels, classifier, label_counts, trained_tensors, trials, tune, weights_file
+from ptmrun.trials import chosen_labels, classifier, label_counts, trials, tune, weights_file
 
 
 def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any] | None = None) -> Run:
@@ -162,7 +162,7 @@ def finetune(context: Context) -> None:
     for trial in wanted:
         file = run.path(weights_file(trial))
         if not file.exists():
-            tensors = trained_tensors(tune(context, trial))
+            tensors = adapt.trained(tune(context, trial))
             checkpoint.save(file, tensors, {"relative_to": weights_hash(run)} if trainable < every else {})
         hashes[trial.name] = checkpoint.sha256(checkpoint.load(file)[0])
     run.update(finetuned_sha256=hashes)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from ptmrun import adapt, checkpoint, linear, normalisation, rng
@@ -91,7 +91,7 @@ def tune(context: Context, trial: Trial) -> Any:
         model.start_from_probe(dropped_features(context, model.encoder, split, trial.seed), split.labels)
     judged = loop.keep_probe and probed and len(context.data.val) > 0
     if judged:
-        start, before = {k: v.to("cpu", copy=True) for k, v in trained_tensors(model).items()}, held_out(context, model)
+        start, before = {k: v.to("cpu", copy=True) for k, v in adapt.trained(model).items()}, held_out(context, model)
     fit(context, model, split, loop, steps, trial.seed, tags)
     context.refresh(model.encoder, split)
     if judged:
@@ -136,12 +136,6 @@ def answered(context: Context, split: Any, size: int = 64) -> Iterator[dict[str,
 
 def weights_file(trial: Trial) -> str:
     return f"checkpoints/finetuned/{trial.name}.safetensors"
-
-
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What fine-tuning changed: trainable parameters and buffers, but for those that only training needs."""
-    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    return {k: v for k, v in model.state_dict().items() if k not in frozen and not k.startswith("allocation.")}
 
 
 def label_counts(cfg: Any) -> list[int | None]:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import ViTModel
 
-from ptmrun import adapt, checkpoint, config, lowrank, prefix
+from ptmrun import adapt, bottleneck, checkpoint, config, lowrank, prefix
 from ptmrun.compose import compose
 from ptmrun.context import part_of
 from ptmrun.downstream.classification import Classifier
@@ -72,7 +72,9 @@ def test_nothing_changes_at_first_and_frozen_weights_never(model, method):
     classifier, batch = made(model)
     with torch.no_grad():
         first = classifier.logits(batch["inputs"])
-    frozen = {k: v.clone() for k, v in classifier.encoder.net.named_parameters()}
+    norms = [m for m in classifier.encoder.net.modules() if method == "adapter" and isinstance(m, bottleneck.NORMS)]
+    free = {id(p) for m in norms for p in m.parameters()}
+    frozen = {k: v.clone() for k, v in classifier.encoder.net.named_parameters() if id(v) not in free}
     trainable, every = adapt.adapt(classifier, options(method), STEPS)
     assert 0 < trainable < every
     with torch.no_grad():
@@ -92,7 +94,7 @@ def test_nothing_changes_at_first_and_frozen_weights_never(model, method):
 
 
 def test_parameters_are_as_many_as_the_formulas_say():
-    """ViT micro: width 96, 3 blocks, 4 + 2 layers in each; BERT tiny: width 128, 2 blocks."""
+    """ViT micro: width 96, 3 blocks, 4 + 2 layers and 2 norms in each, and one more norm; BERT tiny: width 128, 2 blocks."""
     for model, width, blocks in (("vit", 96, 3), ("bert", 128, 2)):
         layers = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]
         wanted = {
@@ -100,7 +102,7 @@ def test_parameters_are_as_many_as_the_formulas_say():
             "dora": sum(8 * (a + b) + b for a, b in layers),
             "adalora": sum(12 * (a + b) + 12 for a, b in layers),
             "ia3": 2 * width + 4 * width,
-            "adapter": 2 * width * 16 + width + 16,
+            "adapter": 2 * width * 16 + width + 16 + 4 * width,
             "prefix": 2 * width * 16,
         }
         for method, each in wanted.items():
@@ -108,10 +110,12 @@ def test_parameters_are_as_many_as_the_formulas_say():
             before = adapt.parameters(classifier)
             head, counters = 3 * width + 3, 6 * blocks if method == "adalora" else 0  # peft's ranknum, one a layer
             found = adapt.adapt(classifier, options(method), STEPS)
-            assert found == (blocks * each + head, before + blocks * each + counters), (model, method)
+            norms = 4 * width * blocks if method == "adapter" else 0  # which were there before
+            last = 2 * width if norms else 0
+            assert found == (blocks * each + last + head, before + blocks * each - norms + counters), (model, method)
         classifier, _ = made(model)
-        both = adapt.adapt(classifier, options("adapter", "finetune.placement=houlsby"), STEPS)[0]
-        assert both == 2 * blocks * wanted["adapter"] + head
+        both = adapt.adapt(classifier, options("adapter", "finetune.placement=houlsby", "finetune.norms=false"), STEPS)[0]
+        assert both == 2 * blocks * (2 * width * 16 + width + 16) + head
 
 
 def test_bitfit_trains_biases_alone():
@@ -207,7 +211,8 @@ def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
     [file] = (first / "checkpoints/finetuned").glob("*.safetensors")
     tensors, state = checkpoint.load(file)
     assert state == {"relative_to": run.manifest["weights_sha256"]}
-    assert not [k for k in tensors if not (".lora_" in k or ".adapter." in k or ".prefix." in k or k.startswith("head."))]
+    own = "layernorm" if method == "adapter" else ".lora_"  # of the method, beside its module and the head
+    assert not [k for k in tensors if not (own in k or ".adapter." in k or ".prefix." in k or k.startswith("head."))]
     results = json.loads((first / "results.json").read_text())
     assert sum(results["ranks"].values()) == (8 * len(results["ranks"]) if method == "adalora" else 0)
     assert ("Ranks that AdaLoRA left" in (first / "report.html").read_text()) == (method == "adalora")
