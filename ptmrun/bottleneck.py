@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.models.bit.modeling_bit import WeightStandardizedConv2d
 from transformers.pytorch_utils import Conv1D
 
-from ptmrun import adapt, checkpoint
+from ptmrun import checkpoint
 
 FILE = "adapters.safetensors"
 NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
@@ -54,8 +54,8 @@ def behind(module: Any, inputs: Any, output: Tensor) -> Tensor:
 
 
 def save(net: nn.Module, folder: Path) -> None:
-    """What was trained, by name."""
-    checkpoint.save(folder / FILE, adapt.trained(net))
+    """The adapters' weights by name."""
+    checkpoint.save(folder / FILE, {name: value for name, value in net.state_dict().items() if ".adapter." in name})
 
 
 def load(net: nn.Module, folder: Path) -> None:

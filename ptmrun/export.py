@@ -61,15 +61,20 @@ def export(run: Run, folder: Path, merge: bool = False) -> float:
 
 @torch.no_grad()
 def write_added(context: Context, model: Any, method: Any, folder: Path, inputs: Any) -> tuple[str, Tensor, Tensor]:
-    """The encoder as it was before, and beside it what fine-tuning added and the head."""
-    ours = answers(model, inputs)
-    context.pretrained().save(folder, *context.data.preprocessing)
+    """The encoder as it was before, but for what of it was trained, and beside it what fine-tuning added and the head."""
+    ours, before = answers(model, inputs), context.pretrained()
+    names = before.net.state_dict().keys()
+    trained = {name.replace(".base_layer.", "."): value for name, value in adapt.trained(model.encoder.net).items()}
+    own = {name: value for name, value in trained.items() if name in names}
+    before.net.load_state_dict(own, strict=False)
+    before.save(folder, *context.data.preprocessing)
     method.save(model.encoder.net, folder / "adapter")
     back = read_back(context, model.encoder, folder)
     method.load(back.net, folder / "adapter")
     model.encoder = back
     save_head(context, model, folder)
-    return f"the encoder as it was, what {context.cfg.finetune.name} added (adapter/), and its head", ours, answers(model, inputs)
+    encoder = "the encoder with what of its own was trained" if own else "the encoder as it was"
+    return f"{encoder}, what {context.cfg.finetune.name} added (adapter/), and its head", ours, answers(model, inputs)
 
 
 @torch.no_grad()

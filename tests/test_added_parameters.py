@@ -203,6 +203,7 @@ def test_mistakes_are_named():
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
 def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
     words = [*TINY, f"finetune={method}", "finetune.steps=20", "finetune.seeds=1", "evaluate.baselines=[chance]"]
+    words.append("finetune.unfreeze=[*layernorm*]")
     code, out, err = ptmrun(*words)
     assert code == 0, err
     assert " MB of optimizer state" in out
@@ -211,8 +212,8 @@ def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
     [file] = (first / "checkpoints/finetuned").glob("*.safetensors")
     tensors, state = checkpoint.load(file)
     assert state == {"relative_to": run.manifest["weights_sha256"]}
-    own = "layernorm" if method == "adapter" else ".lora_"  # of the method, beside its module and the head
-    assert not [k for k in tensors if not (own in k or ".adapter." in k or ".prefix." in k or k.startswith("head."))]
+    parts = {"lora": ".lora_", "adalora": ".lora_", "adapter": ".adapter.", "prefix": ".prefix."}
+    assert not [k for k in tensors if not (parts[method] in k or "layernorm" in k or k.startswith("head."))]
     results = json.loads((first / "results.json").read_text())
     assert sum(results["ranks"].values()) == (8 * len(results["ranks"]) if method == "adalora" else 0)
     assert ("Ranks that AdaLoRA left" in (first / "report.html").read_text()) == (method == "adalora")
