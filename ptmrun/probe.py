@@ -82,9 +82,10 @@ def strength(x: np.ndarray, labels: np.ndarray) -> float:
     x = np.nan_to_num(x, posinf=0.0, neginf=0.0)  # of a model that diverged, whose training will say so
     losses = np.zeros(len(STRENGTHS))
     for train, held in StratifiedKFold(FOLDS).split(chosen, labels):
+        seen, answers = x[:, train].reshape(-1, x.shape[2]), np.tile(labels[train], len(x))
         model = LogisticRegression(max_iter=100, warm_start=True, tol=1e-3)
         for i, c in enumerate(STRENGTHS):
-            fitted(model.set_params(C=c), x[:, train].reshape(-1, x.shape[2]), np.tile(labels[train], len(x)))
+            fitted(model.set_params(C=c), seen, answers)
             losses[i] -= log_probabilities(model, x[0, held])[np.arange(len(held)), places[held]].sum()
     return STRENGTHS[int(losses.argmin())]
 
