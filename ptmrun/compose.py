@@ -10,6 +10,7 @@ from ptmrun import config, secrets
 from ptmrun.errors import UserError, nearest
 from ptmrun.origin import OUTSIDE, origin
 
+LARGE_SCRATCH_LR = 1e-3  # AdamW's, of networks that weights from outside are for: at 3e-3 MiniLM's stays at chance
 OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
 
 
@@ -181,18 +182,18 @@ def one_length(raw: dict[str, Any], given: list[str]) -> None:
 
 
 def published_rates(raw: dict[str, Any], given: list[str]) -> None:
-    """Weights from outside are trained at the rate for published ones, unless a rate was given, and keep their statistics; what
-    starts from random weights keeps the other."""
-    outside = origin(raw["init"]) in OUTSIDE
-    if raw["finetune"]["statistics"] == "auto":
-        raw["finetune"]["statistics"] = "kept" if outside else "batch"
+    """Weights from outside are trained at the rate for published ones, unless a rate was given, and keep their statistics; their
+    networks from scratch at one that large networks bear."""
+    outside, tuning = origin(raw["init"]) in OUTSIDE, raw["finetune"]
+    if tuning["statistics"] == "auto":
+        tuning["statistics"] = "kept" if outside else "batch"
     if outside:
         for section in ("pretrain", "finetune"):
             loop = raw[section]
             if loop["published_lr"] and f"{section}.lr" not in given:
-                before, loop["lr"] = loop["lr"], loop["published_lr"]
-                if section == "finetune":
-                    loop["scratch_lr"] = loop["scratch_lr"] or before
+                loop["lr"] = loop["published_lr"]
+        if "finetune.scratch_lr" not in given and tuning["optimizer"] == "adamw":
+            tuning["scratch_lr"] = LARGE_SCRATCH_LR
 
 
 def quoted(path: Path) -> str:

@@ -41,6 +41,15 @@ def chosen_labels(context: Context, trial: Trial) -> Any:
     return train_split.subset(indices)
 
 
+def settings(context: Context, trial: Trial) -> Any:
+    """The settings of `finetune` for a trial: random weights are all trained, at one rate, whatever the method."""
+    options = context.cfg.finetune
+    if trial.kind == "tuned":
+        return options
+    rate = options.scratch_lr or options.lr
+    return options.model_copy(update={"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "lr": rate})
+
+
 def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     """The trial's model before training, and its (trainable, all) parameters."""
     encoder = context.pretrained() if trial.kind == "tuned" else context.encoder("scratch", trial.seed)
@@ -48,7 +57,7 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     if trims(context, encoder):
         encoder.trim()
     rng.seed_everything(trial.seed, "head")
-    options = context.cfg.finetune
+    options = settings(context, trial)
     if options.resolution is not None:
         encoder.resize = options.resolution
     if trial.kind == "tuned" and options.statistics == "kept":
@@ -56,8 +65,6 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     model = problem.build(encoder, context.data, options).to(context.device)
     if hasattr(model, "balance") and options.class_weights == "balanced":
         model.balance(chosen_labels(context, trial).labels)
-    if trial.kind != "tuned":  # from random weights every one is trained, whatever the method
-        options = options.model_copy(update={"name": "full", "freeze": None, "unfreeze": None})
     return model, adapt.adapt(model, options, trial_steps(context, trial))
 
 
@@ -75,15 +82,13 @@ def trims(context: Context, encoder: Any) -> bool:
 def tune(context: Context, trial: Trial) -> Any:
     """Trains the trial's classifier and returns it."""
     check_stop(context.stop)
-    loop = context.cfg.finetune
+    loop = settings(context, trial)
     split = chosen_labels(context, trial)
     model, _ = classifier(context, trial)
-    if trial.kind != "tuned" and loop.scratch_lr:
-        loop = loop.model_copy(update={"lr": loop.scratch_lr})
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
     context.refresh(model.encoder, split)
     steps = trial_steps(context, trial)
-    if loop.name == "linear" and trial.kind == "tuned" and hasattr(model, "take") and not loop.unfreeze:
+    if loop.name == "linear" and hasattr(model, "take") and not loop.unfreeze:
         linear.fit(context, model, split, steps, trial.seed, tags)
         return model
     probed = loop.head == "probe" and hasattr(model, "start_from_probe")

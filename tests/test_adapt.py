@@ -1,5 +1,6 @@
 """Fine-tuning methods: what is frozen, what stays as it was, and the rule of BiT."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +9,14 @@ from conftest import TINY, latest
 from torch import nn
 from transformers import ViTModel
 
-from ptmrun import adapt, checkpoint, config, hyperrule, optim
+from ptmrun import adapt, checkpoint, config, hyperrule, optim, trials
 from ptmrun.compose import compose
+from ptmrun.context import depth_of
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
 from ptmrun.models import resnet
 from ptmrun.run import Run
+from ptmrun.trials import Trial
 
 
 def classifier() -> Classifier:
@@ -129,6 +132,19 @@ def test_a_run_by_the_rule(ptmrun):
     code, _, err = ptmrun(*argv, "finetune.resolution=8", "model=alexnet")
     assert code == 2
     assert "finetune.resolution=8: model=alexnet cannot work at it" in err
+
+
+@pytest.mark.parametrize("method", ["full", "layer_decay", "lora", "linear"])
+def test_from_scratch_trains_every_weight_at_one_rate(method):
+    cfg = compose([f"finetune={method}", "finetune.freeze=[encoder.*]", "finetune.scratch_lr=2e-3"])
+    tuned, scratch = (trials.settings(SimpleNamespace(cfg=cfg), Trial(10, kind, 0)) for kind in ("tuned", "scratch"))
+    assert tuned is cfg.finetune
+    assert (scratch.lr, scratch.layer_decay, scratch.freeze) == (2e-3, 1.0, None)
+    model = classifier()
+    trained, every = adapt.adapt(model, scratch, 10)
+    assert trained == every
+    groups = optim.groups(model, scratch, partial(depth_of, model.encoder), model.encoder.depth + 1)
+    assert {g["lr_scale"] for g in groups} == {1.0}
 
 
 def test_the_head_keeps_its_digits_under_autocast():

@@ -156,10 +156,13 @@ def test_weights_from_outside_are_trained_more_gently_unless_a_rate_is_given():
     own, published = compose(["model=bert"]), compose(["model=bert", "init=pretrained"])
     assert (own.finetune.lr, own.finetune.scratch_lr) == (3e-3, None)
     assert published.finetune.lr == own.finetune.published_lr
-    assert published.finetune.scratch_lr == 3e-3  # what starts from random weights is as it was
+    assert published.finetune.scratch_lr == 1e-3  # of a large network from random weights
+    assert compose(["model=bert", "init=pretrained", "finetune.scratch_lr=2e-3"]).finetune.scratch_lr == 2e-3
     assert published.pretrain.lr == own.pretrain.published_lr
     typed = compose(["model=bert", "init=pretrained", "finetune.lr=1e-3"])
-    assert (typed.finetune.lr, typed.finetune.scratch_lr) == (1e-3, None)
+    assert (typed.finetune.lr, typed.finetune.scratch_lr) == (1e-3, 1e-3)
+    rule = compose(["model=bit", "init=pretrained", "finetune=bit_hyperrule"]).finetune  # SGD's, made for such weights
+    assert (rule.lr, rule.scratch_lr) == (3e-3, None)
     again = compose(["seed=3"], typed)  # as when a run is resumed
     assert again.finetune.lr == 1e-3
 
