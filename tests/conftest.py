@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: the same numbers on every machine, and no fight for cores
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ptmrun import cli
+from ptmrun import cli, device
 
 torch.set_num_threads(1)
+measured = cache(device.bf16_speed)
 TINY = [
     "dataset=digits",
     "dataset.limit=300",
@@ -38,9 +40,12 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
-    """Every test works in a folder of its own, cache included."""
+    """Every test works in a folder of its own, cache included, and on one core; bf16, which takes a second a product where it is
+    emulated, is measured once for all."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(device, "cores", lambda: 1)
+    monkeypatch.setattr(device, "bf16_speed", measured)
 
 
 @pytest.fixture

@@ -179,7 +179,7 @@ def test_a_probe_that_has_seen_dropout_survives_it(ptmrun):
 
 
 def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun):
-    argv = ["finetune=linear", "finetune.steps=60", "finetune.seeds=1", "evaluate.baselines=[chance]"]
+    argv = [*TINY[-4:], "finetune=linear", "finetune.steps=60", "finetune.seeds=1", "evaluate.baselines=[chance]"]
     code, _, err = ptmrun("stage=finetune+evaluate", f"init={done_run}", *argv)
     assert code == 0, err
     run = Run.open(latest())
