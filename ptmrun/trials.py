@@ -42,12 +42,13 @@ def chosen_labels(context: Context, trial: Trial) -> Any:
 
 
 def settings(context: Context, trial: Trial) -> Any:
-    """The settings of `finetune` for a trial: random weights are all trained, at one rate, whatever the method."""
+    """The settings of `finetune` for a trial: random weights are all trained, at one rate, whatever the method, and have no
+    statistics to keep."""
     options = context.cfg.finetune
     if trial.kind == "tuned":
         return options
-    rate = options.scratch_lr or options.lr
-    return options.model_copy(update={"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "lr": rate})
+    every = {"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "statistics": "batch"}
+    return options.model_copy(update={**every, "lr": options.scratch_lr or options.lr})
 
 
 def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
@@ -60,7 +61,7 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     options = settings(context, trial)
     if options.resolution is not None:
         encoder.resize = options.resolution
-    if trial.kind == "tuned" and options.statistics == "kept":
+    if options.statistics == "kept":
         normalisation.keep(encoder)
     model = problem.build(encoder, context.data, options).to(context.device)
     if hasattr(model, "balance") and options.class_weights == "balanced":
