@@ -89,6 +89,13 @@ class Ledger:
         except UserError:
             return None
 
+    def stop(self) -> None:
+        """Asks the jobs that run to save and end, whichever process works on them, and the others not to begin."""
+        self.inside(".stop").touch()
+
+    def stopping(self) -> bool:
+        return self.inside(".stop").exists()
+
     def alive(self, job: Job) -> bool:
         """Whether a process still works on the job's run: it holds the run's lock."""
         run = self.run(job)

@@ -6,16 +6,17 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
 class Stop:
-    """`pending()` is the signal that was received, or None."""
+    """`pending()` is the signal that was received, or None; `then` is called when it is."""
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], None] = lambda: None) -> None:
         self.signum: int | None = None
         self.since = 0.0
+        self.then = then
 
     def pending(self) -> int | None:
         return self.signum
@@ -23,6 +24,7 @@ class Stop:
     def receive(self, signum: int, frame: FrameType | None) -> None:
         if self.signum is None:
             self.signum, self.since = signum, time.monotonic()
+            self.then()
         elif time.monotonic() - self.since > 1:
             raise KeyboardInterrupt
 

@@ -26,6 +26,7 @@ from ptmrun.compose import compose, compose_raw, parsed, quoted, sort_overrides,
 from ptmrun.errors import Misfit, UserError
 from ptmrun.ledger import ENDED, Job, Ledger, locked, this_process, title, varying
 from ptmrun.run import console, held, new_folder, remove, stamp, write_atomic
+from ptmrun.signals import Stop
 
 EXTRAS = ("joblib", "submitit", "ray")
 Launch = Callable[[list[Job]], None]
@@ -47,7 +48,8 @@ def run(overrides: list[str]) -> int:
     console.print(f"Sweep folder: {ledger.folder}", markup=False)
     stopped = None
     alone = held(ledger.inside(".lock"), f"{ledger.folder}: another process is running this sweep")
-    with alone, launcher(ledger, settings.prune, hydra) as launch, shown(ledger), terminable():
+    with alone, launcher(ledger, settings.prune, hydra) as launch, shown(ledger), Stop(then=ledger.stop).handled():
+        remove(ledger.inside(".stop"))  # of an earlier attempt
         try:
             if settings.search == "optuna":
                 from ptmrun import search
@@ -173,10 +175,14 @@ def launcher(ledger: Ledger, prune: bool, overrides: list[str]) -> Iterator[Laun
             try:
                 results = plugin.launch([[*own, f"+sweep.job={j.number}"] for j in jobs], initial_job_idx=0)
             except Exception as error:  # a launcher may raise anything, when its workers die for instance
+                if ledger.stopping():
+                    raise KeyboardInterrupt from None
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise UserError(f"the launcher failed ({reason}); go on with sweep.resume={ledger.folder}") from error
             for result in results:
                 _ = result.return_value  # raises what `job` raised
+            if ledger.stopping():
+                raise KeyboardInterrupt
 
         yield launch
 
@@ -185,7 +191,7 @@ def job(settings: Any) -> None:
     """One job, wherever the launcher runs it: starts `ptmrun`, follows it and writes down how it ended."""
     ledger = Ledger(Path(settings.sweep.folder))
     entry = ledger.job(settings.sweep.job)
-    if entry.status == "done":
+    if entry.status == "done" or ledger.stopping():
         return
     begun, before = time.monotonic(), ledger.run(entry)
     while before is not None and locked(before):  # a process of the sweep that was killed may live on for a moment
@@ -196,7 +202,7 @@ def job(settings: Any) -> None:
     folder = ledger.path(entry.number)
     entry = ledger.write(entry, status="running", process=this_process(), reason=None)
     if before is not None and before.manifest["status"] == "done":  # killed between the run's end and the ledger's entry
-        code, asked, pruned = 0, None, False
+        code, asked, pruned = 0, False, False
     else:
         words = ["resume", str(before.folder)] if before is not None else [*entry.overrides, f"outputs={quoted(folder)}"]
         remove(folder / "stderr.txt")  # of an earlier attempt, or a link
@@ -204,16 +210,16 @@ def job(settings: Any) -> None:
             child = subprocess.Popen([sys.executable, "-m", "ptmrun", *words], stdout=subprocess.DEVNULL, stderr=errors)
             with forwarded(child) as received:
                 pruned = follow(child, ledger, entry, settings.sweep.prune)
-                asked = received[0] if received else None
+                asked = bool(received)
         code = child.returncode
     after = ledger.run(entry)
-    status, reason = outcome(code, asked, pruned, folder / "stderr.txt")
+    status, reason = outcome(code, asked or ledger.stopping(), pruned, folder / "stderr.txt")
     changes: dict[str, Any] = {"status": status, "reason": reason, "seconds": entry.seconds + time.monotonic() - begun}
     if after:
         score, val_score, _ = after.score()
         changes |= {"run": after.folder.resolve().name, "score": score, "val_score": val_score}
     ledger.write(entry, **changes)
-    if asked:
+    if asked and not ledger.stopping():  # else the sweep is ending by itself, and waits for the other jobs
         raise KeyboardInterrupt
 
 
@@ -238,14 +244,17 @@ def forwarded(child: subprocess.Popen) -> Iterator[list[int]]:
 
 
 def follow(child: subprocess.Popen, ledger: Ledger, entry: Job, prune: bool) -> bool:
-    """Waits for the child; True when a search pruned it."""
-    pruner = None
+    """Waits for the child, which is asked to stop when the sweep is; True when a search pruned it."""
+    pruner, asked = None, False
     if entry.trial is not None and prune:
         from ptmrun.search import Pruner
 
         pruner = Pruner(ledger.folder, entry.trial)
     while child.poll() is None:
         time.sleep(0.1)
+        if ledger.stopping() and not asked:
+            child.terminate()
+            asked = True
         run = ledger.run(entry) if pruner else None
         if pruner and run and pruner.hopeless(run.metrics()):
             child.terminate()
@@ -254,7 +263,7 @@ def follow(child: subprocess.Popen, ledger: Ledger, entry: Job, prune: bool) -> 
     return False
 
 
-def outcome(code: int, asked: int | None, pruned: bool, errors: Path) -> tuple[str, str | None]:
+def outcome(code: int, asked: bool, pruned: bool, errors: Path) -> tuple[str, str | None]:
     """(status, reason) from how a child ended."""
     if pruned:
         return "pruned", "its linear probe was below the median of the others"
@@ -301,16 +310,6 @@ def shown(ledger: Ledger) -> Iterator[None]:
         stop.set()
         thread.join()
         tell()
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends the sweep as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def finish(ledger: Ledger) -> None:

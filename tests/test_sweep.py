@@ -253,6 +253,24 @@ def test_joblib_gives_the_same_scores(swept):
     assert a.items() <= b.items()
 
 
+def test_sigterm_lets_jobs_of_other_processes_save_and_begins_no_more(tmp_path):
+    """Behind a shell's `&`, where SIGINT is ignored, too."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = [*SMALL, "seed=range(6)", "pretrain.steps=100000", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    ignoring = ["bash", "-c", 'trap "" INT; exec "$@"', "bash", *command("-m", *words)]
+    process = subprocess.Popen(ignoring, stdout=subprocess.PIPE, text=True)
+    while len(list(Path("outputs").glob("*/00[01]/2*/metrics.jsonl"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, out
+    assert statuses(the_sweep()) == ["interrupted"] * 2 + ["queued"] * 4
+    ledger = Ledger(the_sweep())
+    assert not any(ledger.alive(job) for job in ledger.jobs())
+    assert all(ledger.run(job).manifest["status"] == "interrupted" for job in ledger.jobs()[:2])
+
+
 def test_a_launcher_that_is_not_installed(ptmrun, monkeypatch):
     monkeypatch.setattr(sweep, "EXTRAS", ("nonesuch",))
     _, _, err = ptmrun("-m", "seed=1,2", "hydra/launcher=nonesuch")
