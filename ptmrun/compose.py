@@ -149,6 +149,14 @@ def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
     return config.plain(config.load(run.path("config.yaml"))) | {"init": str(run.folder)}
 
 
+def defaults(saved: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """What composing the same choices now gives for keys that a saved config lacks."""
+    raw = compose_raw([f"{group}={saved[group]['name']}" for group in config.SECTIONS])
+    published_rates(raw | {"init": saved.get("init", raw["init"])}, [])
+    known = config.flat(raw)
+    return {key: known[key] for key in keys if key in known}
+
+
 def inherit(
     raw: dict[str, Any], parent: dict[str, Any], own: tuple[str, ...], overrides: list[str], given: list[str]
 ) -> dict[str, Any]:

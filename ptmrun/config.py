@@ -13,6 +13,7 @@ A type is a name of TYPES, anything else a literal; `|` is "or", `[null|count]` 
 
 import functools
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -51,6 +52,8 @@ TYPES: dict[str, Any] = {
 }
 
 
+MISSING = ": missing"
+TOLD: set[str] = set()  # what has been said of configs of older versions
 READ: set[str] = set()  # the dotted keys that something has read, to find those that nothing does
 
 
@@ -348,7 +351,7 @@ def explain(error: ValidationError, raw: dict, prefix: str, kind: type[Strict]) 
         if e["type"] == "extra_forbidden":
             lines.append(f"{key}: no such key{nearest(path[-1], where.model_fields)}")
         elif e["type"] == "missing":
-            lines.append(f"{key}: missing")
+            lines.append(f"{key}{MISSING}")
         else:
             text = EXPECTED.get(key) or e["msg"].replace("Input should be ", "").replace("a valid ", "")
             wanted.setdefault(f"{key}={shown(value)}", []).append(text)
@@ -435,8 +438,28 @@ def contradictions(config: Config) -> list[str]:
 
 
 def load(path: Path) -> Config:
-    """The saved config of a run folder, read as data: no tags, no interpolations, the same strict parse."""
-    return parse(load_plain(path))
+    """The saved config of a run folder, read as data: no tags, no interpolations, the same strict parse.
+
+    Keys that have been added since it was saved take their defaults, and stderr says so, once for runs that lack the same.
+    """
+    raw = load_plain(path)
+    try:
+        return parse(raw)
+    except UserError as error:
+        lacking = [line.removesuffix(MISSING) for line in error.args]
+        if not all(line.endswith(MISSING) for line in error.args):
+            raise
+    from ptmrun.compose import defaults
+
+    for key, value in (added := defaults(raw, lacking)).items():
+        *parents, last = key.split(".")
+        functools.reduce(dict.__getitem__, parents, raw)[last] = value
+    config = parse(raw)
+    text = ", ".join(f"{key}={shown(value)}" for key, value in added.items())
+    if text not in TOLD:
+        TOLD.add(text)
+        print(f"ptmrun: {path}: of an older version; taken by default, as in others that lack the same: {text}", file=sys.stderr)
+    return config
 
 
 def load_plain(path: Path) -> Any:

@@ -205,6 +205,28 @@ def test_saved_config_runs_no_code(tmp_path):
         config.load(tmp_path / "config.yaml")
 
 
+def test_keys_that_are_newer_than_a_saved_config_take_their_defaults_and_it_says_so(tmp_path, capsys):
+    """As composed with what else is saved: statistics follow from `init`."""
+    whole = config.plain(compose(["init=pretrained", "model=mobilenet", "finetune=lora", "seed=7"]))
+    older = {k: dict(v) if isinstance(v, dict) else v for k, v in whole.items() if k != "on_nan"}
+    older["finetune"] = {k: v for k, v in whole["finetune"].items() if k not in ("statistics", "rank")}
+    older["dataset"]["augment"] = {k: v for k, v in whole["dataset"]["augment"].items() if k != "flip"}
+    (file := tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
+    assert config.plain(config.load(file)) == whole
+    said = capsys.readouterr().err
+    assert said.startswith(f"ptmrun: {file}: of an older version")
+    added = ["finetune.statistics=kept", "finetune.rank=8", "dataset.augment.flip=false", "on_nan=recover"]
+    assert all(setting in said for setting in added)
+    config.load(file)
+    assert not capsys.readouterr().err  # once
+    file.write_text(yaml.safe_dump(older | {"seed": -1}))
+    with pytest.raises(UserError, match="seed=-1: expected"):
+        config.load(file)
+    file.write_text(yaml.safe_dump({k: v for k, v in older.items() if k != "pretrain"}))
+    with pytest.raises(UserError, match="pretrain: missing"):
+        config.load(file)
+
+
 KEYS = [f"{a}.{b}" for a, part in config.plain(compose([])).items() if isinstance(part, dict) for b in part] + [
     "seed",
     "stage",
