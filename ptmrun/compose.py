@@ -1,5 +1,6 @@
 """Overrides -> the config of one run, by Hydra's compose. Every mistake is found at once, and torch is not imported."""
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ def compose(overrides: list[str], saved: config.Config | None = None) -> config.
     if parent:
         groups = {g: parent[g]["name"] for g in config.SECTIONS if g not in own} | groups
     base = [f"{group}={choice}" for group, choice in groups.items()]
-    known = compose_raw(base)
+    known = composed_choices(*base)
     good = []
     for key, text in values.items():
         if wrong := unknown(key, known):
@@ -116,6 +117,12 @@ def compose_raw(overrides: list[str], keep: str = "") -> dict[str, Any]:
         GlobalHydra.instance().hydra = outer
 
 
+@functools.cache
+def composed_choices(*choices: str) -> dict[str, Any]:
+    """What choices of groups give, to be read only: once for all jobs of a sweep that have the same."""
+    return compose_raw(list(choices))
+
+
 def settings_only(raw: Any, keep: str) -> dict[str, Any]:
     """The composed config without what describes it."""
     raw = {k: v for k, v in raw.items() if k == keep or k not in ("experiment", "certificate", "sweep")}
@@ -151,7 +158,7 @@ def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
 
 def defaults(saved: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     """What composing the same choices now gives for keys that a saved config lacks."""
-    raw = compose_raw([f"{group}={saved[group]['name']}" for group in config.SECTIONS])
+    raw = compose_raw([f"{group}={saved[group]['name']}" for group in config.SECTIONS])  # which is changed below
     published_rates(raw | {"init": saved.get("init", raw["init"])}, [])
     known = config.flat(raw)
     return {key: known[key] for key in keys if key in known}

@@ -6,8 +6,10 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.lines
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional as F
 
 from ptmrun import rng
 from ptmrun.data.augment import augment
@@ -46,15 +48,20 @@ def rows(run: Run, name: str, images: dict[str, Tensor]) -> None:
     """One row of images for each title; images [B, C, S, S] in [0, 1]."""
     count = max(len(x) for x in images.values())
     figure = Figure(figsize=(1.0 * count + 1.1, 1.05 * len(images)))
-    axes = figure.subplots(len(images), count, squeeze=False)
-    for line, (title, batch) in zip(axes, images.items(), strict=True):
-        for place, axis in enumerate(line):
-            axis.set_axis_off()
-            if place < len(batch):
-                axis.imshow(as_array(batch[place]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        line[0].text(-0.15, 0.5, title, transform=line[0].transAxes, ha="right", va="center")
-    figure.subplots_adjust(wspace=0.06, hspace=0.06)
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.imshow(tiled(list(images.values()), count), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for line, title in enumerate(images):
+        axis.text(-0.01, 1 - (line + 0.5) / len(images), title, transform=axis.transAxes, ha="right", va="center")
     save(run, name, figure)
+
+
+def tiled(batches: list[Tensor], count: int) -> np.ndarray:
+    """Batches [B, C, S, S] as rows of at most `count` images with white between them: one picture, as imshow takes it."""
+    side = batches[0].shape[-1]
+    gap = -(-side // 30)
+    whole = [F.pad(x.cpu(), (gap, gap, gap, gap, 0, 0, 0, count - len(x)), value=1.0) for x in batches]
+    return as_array(torch.stack(whole).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2))
 
 
 def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: float, seed: int) -> None:

@@ -30,6 +30,7 @@ TINY = [
     "finetune.keep_probe=false",  # so few steps seldom help, and what training left is to be compared
     "downstream.labels_per_class=5",
     "evaluate.longer=2",
+    "evaluate.baselines=[chance,raw,frozen,scratch]",
     "finetune.lr=3e-4",  # at the default rate so few steps end at chance
     "device=cpu",
     "device.precision=fp32",
@@ -68,7 +69,7 @@ def done_run(tmp_path_factory):
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert cli.run(TINY) == 0
+        assert cli.run([*TINY, "evaluate.baselines=[chance,raw,random_frozen,frozen,scratch,scratch_long]"]) == 0
     finally:
         os.chdir(before)
     return (folder / "outputs" / "latest").resolve()
