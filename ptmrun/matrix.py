@@ -75,7 +75,7 @@ def values(runs: list[Run], labels: int | None, kind: str) -> list[float]:
 def trained(runs: list[Run]) -> str:
     """Parameters that fine-tuning trained, and their share."""
     known = [counts for run in runs if (counts := (run.results() or {}).get("parameters"))]
-    return f"{known[0]['trained']:,} ({known[0]['trained'] / known[0]['all']:.1%})" if known else ""
+    return f"{known[0]['trained']:,} ({100 * known[0]['trained'] / known[0]['all']:.3g}%)" if known else ""
 
 
 def words(found: list[float], best: float | None) -> str:

@@ -150,7 +150,7 @@ def finetune(context: Context) -> None:
     wanted = [t for labels in label_counts(cfg) for t in trials(cfg, "tuned", labels)]
     model, (trainable, every) = classifier(context, wanted[0])
     share, moments = (
-        f"{trainable:,} of {every:,} parameters ({trainable / every:.1%})",
+        f"{trainable:,} of {every:,} parameters ({100 * trainable / every:.3g}%)",
         optim.memory(trainable, cfg.finetune) / 1e6,
     )
     repeats = f"{cfg.finetune.seeds} repeat{'s' if cfg.finetune.seeds > 1 else ''}"

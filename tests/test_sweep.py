@@ -126,8 +126,8 @@ def test_a_table_of_methods_says_how_much_was_trained():
     assert matrix.markdown([row("full", 2000), row("lora", 20)]) == (
         "Test accuracy, all labels (mean ± sd over seeds)\n\n"
         "| finetune | trained | fine-tuned |\n| --- | --- | --- |\n"
-        "| full | 2,000 (100.0%) | **0.500** |\n"
-        "| lora | 20 (1.0%) | **0.500** |\n"
+        "| full | 2,000 (100%) | **0.500** |\n"
+        "| lora | 20 (1%) | **0.500** |\n"
     )
 
 
