@@ -218,14 +218,18 @@ def test_a_job_that_is_killed_does_not_touch_the_others(tmp_path):
     assert "seed=1: killed: by SIGKILL (out of memory?)" in " ".join(out.split())
 
 
-def test_ctrl_c_saves_and_resume_ends_with_the_same_table(tmp_path):
+def good(argv: list[str]) -> list[str]:
+    """The command of `swept` with its two good jobs only."""
+    return [a for a in argv if not a.startswith("downstream")] + ["downstream.labels_per_class=2"]
+
+
+def test_ctrl_c_saves_and_resume_ends_with_the_same_table(swept, tmp_path):
     """SIGINT, or kill -9 of the whole process group, at random moments, and resumed: the table of an undisturbed sweep."""
-    jobs = [*SMALL, "task=mim,simmim"]
-    calm = subprocess.run(command("-m", *jobs, "outputs=calm"), capture_output=True, text=True)
-    assert calm.returncode == 0, calm.stderr
+    folder, argv, _ = swept
+    words = [*good(argv), "outputs=wild"]
     chance, resume, signals = random.Random(1), [], [signal.SIGINT, *[signal.SIGKILL] * KILLS]
     for signum in signals:
-        process = subprocess.Popen(command("-m", *jobs, "outputs=wild", *resume), stdout=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen([*words, *resume], stdout=subprocess.PIPE, start_new_session=True)
         try:
             process.wait(timeout=chance.uniform(6, 12))
         except subprocess.TimeoutExpired:
@@ -237,16 +241,16 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_table(tmp_path):
             assert process.returncode in (130, -signum), out  # the latter when it has hardly begun
         if Path("wild").exists() and list(Path("wild").glob("*/*/job.json")):
             resume = [f"sweep.resume={the_sweep('wild')}"]
-    assert subprocess.run(command("-m", *jobs, "outputs=wild", *resume), capture_output=True).returncode == 0
-    assert table(the_sweep("wild")) == table(the_sweep("calm"))
+    assert subprocess.run([*words, *resume], capture_output=True).returncode == 0
+    [a], [b] = table(the_sweep("wild")), table(the_sweep(folder / "outputs"))
+    assert a.items() <= b.items()
     assert statuses(the_sweep("wild")) == ["done"] * 2
 
 
 def test_joblib_gives_the_same_scores(swept):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     folder, argv, _ = swept
-    words = [a for a in argv if not a.startswith("downstream")] + ["downstream.labels_per_class=2", "outputs=parallel"]
-    words += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    words = [*good(argv), "outputs=parallel", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
     [a], [b] = table(the_sweep(folder / "parallel")), table(the_sweep(folder / "outputs"))
@@ -332,13 +336,13 @@ def test_resuming_a_hostile_sweep_writes_nothing_outside(tmp_path, ptmrun, names
 def test_optuna_searches_prunes_and_goes_on(tmp_path):
     optuna = pytest.importorskip("optuna")
     words = [*SMALL, "stage=pretrain", "pretrain.lr=tag(log,interval(1e-4,1e-2))", "task=mim,simmim", "sweep.search=optuna"]
-    words = ["-m", *words, "sweep.trials=2"]
+    words = ["-m", *words, "sweep.trials=1"]
     first = subprocess.run(command(*words), capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
-    again = subprocess.run(command(*words[:-1], "sweep.trials=3", f"sweep.resume={the_sweep()}"), capture_output=True, text=True)
+    again = subprocess.run(command(*words[:-1], "sweep.trials=2", f"sweep.resume={the_sweep()}"), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     jobs = Ledger(the_sweep()).jobs()
-    assert [j.trial for j in jobs] == [0, 1, 2]
+    assert [j.trial for j in jobs] == [0, 1]
     study = optuna.load_study(study_name="ptmrun", storage=f"sqlite:///{the_sweep()}/optuna.db")
     assert [t.value for t in study.trials] == [j.val_score for j in jobs]
     for trial, job in zip(study.trials, jobs, strict=True):
