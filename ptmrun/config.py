@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from ptmrun import secrets
-from ptmrun.errors import Misfit, UserError, nearest
+from ptmrun.errors import Misfit, UserError, nearest, printable
 from ptmrun.origin import origin
 from ptmrun.saved import plain_yaml
 
@@ -446,20 +446,26 @@ def load(path: Path) -> Config:
     try:
         return parse(raw)
     except UserError as error:
-        lacking = [line.removesuffix(MISSING) for line in error.args]
         if not all(line.endswith(MISSING) for line in error.args):
             raise
+        lacking = [line.removesuffix(MISSING) for line in error.args]
     from ptmrun.compose import defaults
 
-    for key, value in (added := defaults(raw, lacking)).items():
+    added = defaults(raw, lacking)
+    for key, value in added.items():
         *parents, last = key.split(".")
         functools.reduce(dict.__getitem__, parents, raw)[last] = value
     config = parse(raw)
-    text = ", ".join(f"{key}={shown(value)}" for key, value in added.items())
-    if text not in TOLD:
-        TOLD.add(text)
-        print(f"ptmrun: {path}: of an older version; taken by default, as in others that lack the same: {text}", file=sys.stderr)
+    tell(path, ", ".join(f"{key}={shown(value)}" for key, value in added.items()))
     return config
+
+
+def tell(path: Path, added: str) -> None:
+    """Says once what configs like this one lacked."""
+    if added not in TOLD:
+        TOLD.add(added)
+        what = "of an older version; taken by default, as in others that lack the same"
+        print(f"ptmrun: {printable(str(path))}: {what}: {added}", file=sys.stderr)
 
 
 def load_plain(path: Path) -> Any:
