@@ -30,7 +30,6 @@ TINY = [
     "finetune.keep_probe=false",  # so few steps seldom help, and what training left is to be compared
     "downstream.labels_per_class=5",
     "evaluate.longer=2",
-    "evaluate.baselines=[chance,raw,frozen,scratch]",
     "finetune.lr=3e-4",  # at the default rate so few steps end at chance
     "device=cpu",
     "device.precision=fp32",

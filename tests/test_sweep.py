@@ -336,13 +336,13 @@ def test_resuming_a_hostile_sweep_writes_nothing_outside(tmp_path, ptmrun, names
 def test_optuna_searches_prunes_and_goes_on(tmp_path):
     optuna = pytest.importorskip("optuna")
     words = [*SMALL, "stage=pretrain", "pretrain.lr=tag(log,interval(1e-4,1e-2))", "task=mim,simmim", "sweep.search=optuna"]
-    words = ["-m", *words, "sweep.trials=1"]
+    words = ["-m", *words, "sweep.trials=2"]
     first = subprocess.run(command(*words), capture_output=True, text=True)
     assert first.returncode == 0, first.stderr
-    again = subprocess.run(command(*words[:-1], "sweep.trials=2", f"sweep.resume={the_sweep()}"), capture_output=True, text=True)
+    again = subprocess.run(command(*words[:-1], "sweep.trials=3", f"sweep.resume={the_sweep()}"), capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     jobs = Ledger(the_sweep()).jobs()
-    assert [j.trial for j in jobs] == [0, 1]
+    assert [j.trial for j in jobs] == [0, 1, 2]
     study = optuna.load_study(study_name="ptmrun", storage=f"sqlite:///{the_sweep()}/optuna.db")
     assert [t.value for t in study.trials] == [j.val_score for j in jobs]
     for trial, job in zip(study.trials, jobs, strict=True):
