@@ -39,7 +39,7 @@ def published(net: Any, kind: str, names: Mapping[str, str]) -> tuple[str, dict[
     if kind not in names:
         there = f"; published are: {', '.join(names)}" if names else ""
         raise UserError(
-            f"init=pretrained: there are no published weights of {kind}{there}; a local file can be given as init=FILE"
+            f"init=pretrained: there are no published weights of {kind}{there}; give a file, a folder or a hub id (owner/name)"
         )
     name = names[kind]
     try:
