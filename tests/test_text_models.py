@@ -10,9 +10,10 @@ from texts import part, story
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel
 
-from ptmrun import checkpoint, config
+from ptmrun import attribution, checkpoint, config
 from ptmrun.data import tokenizer
 from ptmrun.data.texts import padded
+from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
 from ptmrun.models import bert, files, gpt, lstm, neighbours, outside, sequence
 from ptmrun.tokens import Tokens, Vocabulary
@@ -377,6 +378,19 @@ def test_lstm_against_its_equations():
         logits, _ = model.next_tokens(Tokens(*(x[1:2, :9] for x in tokens)))
         hidden = torch.cat([expected[:-1, :128], expected[1:, 128:]])
         torch.testing.assert_close(logits, hidden @ model.embedding.weight.T + model.bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_attributions_add_up(kind):
+    """To the difference of the logits from those of an empty text (completeness, Sundararajan et al. 2017)."""
+    pytest.importorskip("captum")
+    classifier, tokens, classes = Classifier(encoder(kind), 3, 0.0).eval(), texts(), torch.tensor([0, 2, 1])
+    nn.init.normal_(classifier.head.weight)
+    found = attribution.integrated_gradients(classifier, tokens, classes)
+    empty = Tokens(torch.where(tokens.ids < 5, tokens.ids, 0), tokens.mask, tokens.types)
+    with torch.no_grad():
+        [full, blank] = [classifier.logits(t).gather(1, classes[:, None])[:, 0] for t in (tokens, empty)]
+    torch.testing.assert_close(found.sum(1), full - blank, rtol=0.02, atol=0.02)
 
 
 def test_sized_for_minutes():

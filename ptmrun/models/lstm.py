@@ -63,22 +63,23 @@ class Encoder(nn.Module):
                 if ".bias_" in name:
                     parameter[width : 2 * width] = float(".bias_ih_" in name)
 
-    def inputs(self, ids: Tensor) -> Tensor:
-        return F.dropout(self.embedding(ids), self.dropout, self.training)
+    def dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
 
     def stacks(self, tokens: Tokens) -> list[Tensor]:
         """What each stack gives at every token, [B, T, d] each: from the left up to it and, where there is one, from the right.
 
         Padding is at the end: the first stack meets it last, and the second reads each text reversed, its padding left in place.
+        Tokens are embedded once, so that attributions to embeddings see what both stacks read.
         """
         ids, mask, _ = tokens
-        found = [self.right(self.inputs(ids))[0]]
+        words = self.embedding(ids)
+        found = [self.right(self.dropped(words))[0]]
         if self.left is not None:
             place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            back = torch.where(mask, mask.sum(1, keepdim=True) - 1 - place, place)
-            read = self.left(self.inputs(ids.gather(1, back)))[0]
-            found.append(read.gather(1, back[..., None].expand_as(read)))
-        return [F.dropout(y, self.dropout, self.training) for y in found]
+            back = torch.where(mask, mask.sum(1, keepdim=True) - 1 - place, place)[..., None].expand_as(words)
+            found.append(self.left(self.dropped(words.gather(1, back)))[0].gather(1, back))
+        return [self.dropped(y) for y in found]
 
     def hidden(self, tokens: Tokens) -> Tensor:
         """What the last layer gives at every token, both stacks side by side: [B, T] -> [B, T, D]."""
@@ -111,7 +112,7 @@ class Encoder(nn.Module):
         """Samples what follows: [B, n] and uniform noise [B, m] -> [B, n + m]."""
         new, state = tokens, None
         for column in noise.T:
-            hidden, state = self.right(self.inputs(new), state)
+            hidden, state = self.right(self.dropped(self.embedding(new)), state)
             new = sequence.sample(self.logits(hidden[:, -1]), column, temperature, top_k, top_p)[:, None]
             tokens = torch.cat([tokens, new], 1)
         return tokens
