@@ -9,6 +9,7 @@ import torch
 from ptmrun import config, optim
 from ptmrun.context import Context, batches_of, labelled, steps_of
 from ptmrun.run import parse_budget
+from ptmrun.train import gradients
 from ptmrun.trials import chosen_labels, classifier, label_counts, trials
 
 SHARE = 0.6  # of the budget for pretraining, the rest for fine-tuning and its baselines
@@ -61,13 +62,11 @@ def seconds_per_step(context: Context, model: torch.nn.Module, batches: Any, loo
     here = context.device.type == "cpu" and context.cfg.device.workers == 0
     clock = time.thread_time if here else time.perf_counter
     optimizer = optim.build([{"params": [p for p in model.parameters() if p.requires_grad]}], loop)
+    model.train()
     times = []
     begun = clock()
     for micros in batches.iterate(0, steps):
-        for micro in micros:
-            with context.autocast():
-                loss, _ = model(micro)
-            (loss.total / loss.n).backward()
+        gradients(model, model, micros, lambda _: context.autocast())
         optimizer.step()
         optimizer.zero_grad()
         times.append(clock() - begun)

@@ -33,7 +33,7 @@ def allowed(run: Run, old: Config, new: Config) -> list[str]:
         line = f"{key}: {config.shown(before)} -> {config.shown(after)}"
         if key in HARMLESS or key.startswith("logger."):
             lines.append(line)
-        elif key in LONGER and before is not None and after is not None and after > before:
+        elif key in LONGER and all(isinstance(x, int | float) for x in (before, after)) and after > before:
             if begun_after(run, key.split(".")[0]):
                 refused.append(f"{line}: that stage is complete; --fork starts a new run from its weights")
             else:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ptmrun import adapt, checkpoint, config, estimate, optim, rng
+from ptmrun import adapt, checkpoint, config, estimate, optim, rng, train
 from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, depth_of, fit, labelled
 from ptmrun.data.decode import cache_folder
 from ptmrun.downstream.classes import counts
@@ -59,7 +59,7 @@ def check(cfg: config.Config) -> bool:
     outputs = Path(cfg.outputs)
     with tempfile.TemporaryDirectory(prefix="ptmrun-check-") as folder:
         cfg = config.replace(cfg, outputs=folder)
-        context = prepare(Run.create(cfg, [], {}), cfg, Stop())
+        context = prepare(Run.create(cfg, [], {"parents": []}), cfg, Stop())
         prepared = time.perf_counter() - begun
         findings = [about_data(context)]
         for part in parts(context):
@@ -170,13 +170,8 @@ def whole_batch(context: Context, part: Part) -> Finding:
     """Loss and gradients of a real batch, augmented, in the config's micro-batches."""
     model, what = part.model(), f"{part.stage}: a whole batch"
     micros = next(batches_of(context, model, part.split, part.loop, context.cfg.seed, "check").iterate(0, 1))
-    total = 0.0
-    for micro in micros:
-        with context.autocast():
-            loss, _ = model(micro)
-        mean = loss.total / loss.n / len(micros)
-        mean.backward()
-        total += float(mean.detach())
+    sums = train.gradients(model, model, micros, lambda _: context.autocast())
+    total = train.average_of(*sums["loss"])
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if bad := [name for name, g in grads.items() if not bool(g.isfinite().all())]:
         return Finding(FAILED, what, f"loss {total:.3f}; gradients not finite: {', '.join(bad[:5])}")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptmrun import probe
+from ptmrun import optim, probe
 from ptmrun.budget import scratch_lengths, seconds_per_step
 from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, labelled, steps_of
 from ptmrun.trials import chosen_labels, classifier, label_counts, said, trials, weights_file
@@ -39,8 +39,9 @@ def activations(model: nn.Module, batch: dict[str, Any], autocast: Callable[[], 
 
 def training_state(model: nn.Module, loop: Any) -> int:
     """Bytes of weights, gradients, the optimizer's moments and the average of the weights."""
-    copies = 1 + (1 if loop.optimizer == "sgd" else 2) + bool(loop.ema)
-    return sum(p.nbytes * (1 + copies * p.requires_grad) for p in model.parameters())
+    trained = [p for p in model.parameters() if p.requires_grad]
+    copies = 1 + bool(loop.ema)
+    return sum(p.nbytes for p in [*model.parameters(), *trained * copies]) + optim.memory(sum(p.numel() for p in trained), loop)
 
 
 def in_use(device: torch.device) -> tuple[int, int]:

@@ -28,7 +28,7 @@ WORDS = {
 FLOORS = ("chance", "raw", "random_frozen", "frozen")
 PROBES = (("probe_linear", "linear probe"), ("probe_knn", "k-NN"))
 MOST_RAW = 10_000  # training samples for the classical baseline
-GROUP_TITLES = ["group", "images", "accuracy", "macro F1"]
+GROUP_TITLES = ["group", "samples", "accuracy", "macro F1"]
 MOST_GROUPS = 20  # in the summary; results.json and the report have all of them
 SHOWN, MAPPED = 8, 2000  # test samples, evenly spaced, whose attribution is shown, and in the map of the features
 MOST_TOKENS = 80  # of a text in a picture
@@ -62,7 +62,8 @@ def evaluate(context: Context) -> None:
     save_predictions(context, problem)
     if "confusion" in headline["metrics"]:
         figures.confusion(run, headline["metrics"]["confusion"], data.classes)
-    figures.scores(run, sets, problem.METRIC)
+    panels = {label_words(entry["labels_per_class"], problem.COUNTED): entry["scores"] for entry in sets}
+    figures.scores(run, panels, problem.METRIC)
     draw_features(context, inputs)
     draw_attribution(context)
     lines = run.metrics()

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def export(run: Run, folder: Path, merge: bool = False) -> float:
     if os.path.lexists(folder):
         raise UserError(f"export {folder}: is there already; choose a folder that is not")
     cfg = config.load(run.path("config.yaml"))
-    trial = trials(cfg, "tuned", max(label_counts(cfg), key=lambda n: n or math.inf))[0]
+    trial = trials(cfg, "tuned", label_counts(cfg)[-1])[0]
     fine_tuned = source(run, cfg, weights_file(trial))
     if fine_tuned is None and source(run, cfg, ENCODER) is None and source(run, cfg, START) is None:
         raise UserError(f"{run.folder}: has trained nothing yet that could be exported")

@@ -262,16 +262,16 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
     save(run, "confusion", figure)
 
 
-def scores(run: Run, sets: list[dict[str, Any]], metric: str) -> None:
-    """Every method's score, a panel for each number of labels; the bars are the mean, the lines the standard deviation."""
+def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
+    """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations."""
     titles = {"chance": "chance", "raw": "raw input", "random_frozen": "random + LR", "frozen": "pretrained + LR"}
     titles |= {"scratch": "scratch", "scratch_long": "scratch, longer", "tuned": "pretrained, tuned"}
-    figure = Figure(figsize=(3.7 * len(sets) + 0.6, 2.6))
-    axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
-    for axis, entry in zip(axes, sets, strict=True):
-        kinds = [k for k in titles if k in entry["scores"]][::-1]
-        means = [entry["scores"][k]["mean"] for k in kinds]
-        errors = [entry["scores"][k]["sd"] or 0 for k in kinds]
+    figure = Figure(figsize=(3.7 * len(panels) + 0.6, 2.6))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (labels, found) in zip(axes, panels.items(), strict=True):
+        kinds = [k for k in titles if k in found][::-1]
+        means = [found[k]["mean"] for k in kinds]
+        errors = [found[k]["sd"] or 0 for k in kinds]
         colors = [BLUE if k == "tuned" else GRAY for k in kinds]
         axis.barh(
             [titles[k] for k in kinds],
@@ -284,11 +284,6 @@ def scores(run: Run, sets: list[dict[str, Any]], metric: str) -> None:
         )
         for place, mean in enumerate(means):
             axis.text(mean + errors[place] + 0.02, place, f"{mean:.3f}", va="center", fontsize=8)
-        labels = entry["labels_per_class"]
-        axis.set(
-            xlim=(0, 1.15),
-            xlabel=f"test {metric.replace('_', ' ')}",
-            title="all labels" if labels is None else f"{labels} labels a class",
-        )
+        axis.set(xlim=(0, 1.15), xlabel=f"test {metric.replace('_', ' ')}", title=labels)
     figure.tight_layout()
     save(run, "scores", figure)

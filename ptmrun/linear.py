@@ -16,6 +16,7 @@ def fit(context: Any, model: Any, split: Any, steps: int, seed: int, tags: dict[
     features, judged = (torch.from_numpy(context.features(model.encoder, x)) for x in (split, val))
     mean, std = features.mean(0), features.std(0) + 1e-6
     features, judged = (features - mean) / std, (judged - mean) / std
+    context.run.cut_metrics(tags, -1)  # of an attempt that was killed
     best = -1.0
     for rate in sorted(loop.rates):
         head = trained(model, features, split.labels, loop.model_copy(update={"lr": rate}), steps, seed)

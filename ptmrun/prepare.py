@@ -211,5 +211,9 @@ def check_labels(context: Context) -> None:
         raise UserError(
             f"stage={cfg.stage}: needs at least two classes; the data has {len(data.classes)} (class folders give classes)"
         )
+    labels = data.train.labels
+    if labels is not None and labels.ndim == 1 and len(there := labels.unique()) < 2:
+        one = f"all {len(labels):,} training {data.noun} are {data.classes[there[0]]}"
+        raise UserError(f"stage={cfg.stage}: needs at least two classes; {one}")
     for count in label_counts(cfg):
         context.part("downstream").few(data.train, data.classes, count, cfg.seed)

@@ -52,7 +52,8 @@ def train_objective(context: Context) -> Any:
         if alarm := probe.collapse(found, before, len(data.val)):
             remedies = getattr(objective, "remedies", "a lower pretrain.lr")
             run.say(f"  Warning: the features may be collapsing: {alarm}. To try: {remedies}")
-            run.update(alarms=[*run.manifest.get("alarms", []), {"step": step, "what": alarm}])
+            earlier = [a for a in run.manifest.get("alarms", []) if a["step"] < step]  # a killed process may have been further
+            run.update(alarms=[*earlier, {"step": step, "what": alarm}])
 
     if loop.probes and not run.metrics():
         look(0)

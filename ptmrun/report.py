@@ -12,7 +12,7 @@ from ptmrun.run import Run
 from ptmrun.saved import read, text
 
 FIGURES = {
-    "scores": "Test accuracy beside the baselines. The lines are one standard deviation over the repeats.",
+    "scores": "Test score beside the baselines. The lines are one standard deviation over the repeats.",
     "curves": "Pretraining loss, and how good the frozen features are for a simple classifier.",
     "layers": "Linear probe of each layer's features; the dotted line is the layer that is used.",
     "reconstructions": "What the model was shown and what it filled in (held-out images).",

@@ -5,7 +5,7 @@ from typing import Any
 from ptmrun import config, provenance, stages
 from ptmrun.context import parent_of
 from ptmrun.errors import UserError
-from ptmrun.origin import origin
+from ptmrun.origin import OUTSIDE, origin
 from ptmrun.run import Run
 
 TIMED = {"time", "samples_per_s", "data_wait"}  # entries of a metrics line that differ from run to run
@@ -16,12 +16,12 @@ def reproduce(old: Run, outputs: str) -> bool:
     """A new run of the saved config; True when its weights, metrics and results are the same bit for bit or within tolerance."""
     if old.manifest["status"] != "done":
         raise UserError(f"{old.folder}: is {old.manifest['status']}, not done; there is no result to compare with")
-    cfg = config.replace(config.load(old.path("config.yaml")), outputs=outputs, logger={"name": "none"})
+    cfg = config.replace(config.load(old.path("config.yaml")), outputs=outputs, logger={"name": "none"}, skip_done=False)
     known, where = {"data": old.manifest.get("data")}, origin(cfg.init)
     parents = old.manifest.get("parents", [])
     if where == "run" and parent_of(cfg)["weights_sha256"] not in [p.get("weights_sha256") for p in parents]:
         raise UserError(f"init={cfg.init}: its weights are not those that {old.folder} started from")
-    if where in ("pretrained", "file"):
+    if where in OUTSIDE:
         known["parents"] = parents  # which are compared when the weights have been loaded
     new = stages.run(cfg, [], verb=f"reproduce {old.folder.resolve().name}", known=known)
     new.update(reproduces=old.folder.resolve().name)

@@ -66,7 +66,8 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     model = problem.build(encoder, context.data, options).to(context.device)
     if hasattr(model, "balance") and options.class_weights == "balanced":
         model.balance(chosen_labels(context, trial).labels)
-    return model, adapt.adapt(model, options, trial_steps(context, trial))
+    counts = adapt.adapt(model, options, trial_steps(context, trial))
+    return model.train(), counts
 
 
 def trial_steps(context: Context, trial: Trial) -> int:
@@ -145,9 +146,9 @@ def weights_file(trial: Trial) -> str:
 
 
 def label_counts(cfg: Any) -> list[int | None]:
-    """How many labels to fine-tune with, one setting after the other."""
+    """How many labels to fine-tune with, one setting after the other, the fewest first."""
     counts = cfg.downstream.labels_per_class
-    return counts if isinstance(counts, list) else [counts]
+    return sorted(set(counts), key=lambda n: n or math.inf) if isinstance(counts, list) else [counts]
 
 
 def tuned(context: Context, trial: Trial) -> Any:

@@ -15,7 +15,9 @@ from ptmrun.context import depth_of
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
 from ptmrun.models import resnet
+from ptmrun.prepare import prepare
 from ptmrun.run import Run
+from ptmrun.signals import Stop
 from ptmrun.trials import Trial
 
 
@@ -178,7 +180,7 @@ def test_a_probe_that_has_seen_dropout_survives_it(ptmrun):
     assert first["loss"] < 4  # without it 100 and more
 
 
-def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun):
+def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun, monkeypatch):
     argv = [*TINY[-4:], "finetune=linear", "finetune.steps=60", "finetune.seeds=1", "evaluate.baselines=[chance]"]
     code, _, err = ptmrun("stage=finetune+evaluate", f"init={done_run}", *argv)
     assert code == 0, err
@@ -190,6 +192,29 @@ def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun):
     assert run.results()["val_score"] == pytest.approx(max(scores.values()))
     assert run.results()["score"] > run.results()["baselines"]["chance"] + 0.2
     assert ptmrun("reproduce", latest())[0] == 0
+
+    def stop(*arguments):  # after the rates were tried, before what they gave is saved
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adapt, "trained", stop)
+        assert ptmrun("stage=finetune", f"init={done_run}", *argv[:-1])[0] != 0
+    assert ptmrun("resume", latest())[0] == 0
+    again = [x for x in Run.open(latest()).metrics() if x["stage"] == "finetune"]
+    assert [(x["lr"], x["val_score"]) for x in again] == list(scores.items())
+
+
+def test_a_classifier_is_in_the_mode_that_it_trains_in():
+    """So that what looks at a step (check, replay, budget) sees the step of the loop."""
+    cfg = compose([*TINY, "model=resnet", "task=simclr", "finetune=linear"])
+    context = prepare(Run.create(cfg, [], {"parents": []}), cfg, Stop())
+    model, _ = trials.classifier(context, trials.trials(cfg, "tuned", 5)[0])
+    assert model.training
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_the_fewest_labels_come_first():
+    assert trials.label_counts(compose(["downstream.labels_per_class=[100,null,10,10]"])) == [10, 100, None]
 
 
 def test_the_probe_stays_where_training_harms(done_run, ptmrun):

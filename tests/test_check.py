@@ -37,6 +37,12 @@ def test_a_sound_config_passes_and_nothing_is_left(ptmrun, monkeypatch, tmp_path
     assert not list((tmp_path / "temporary").glob("ptmrun-check-*"))
 
 
+def test_a_start_from_a_run_is_checked(ptmrun, done_run):
+    code, out, err = ptmrun("check", f"init={done_run}", "stage=finetune", "finetune=linear", *TINY[-4:])
+    assert code == 0, err
+    assert "bit-equal" in line(out, "finetune: checkpoint")
+
+
 def test_disk_matches_a_real_run(done_run, monkeypatch):
     """The same config: bytes of the finished folder within 20 %; and while it trains, twice the weights and their moments."""
     found = []

@@ -319,3 +319,14 @@ def test_changed_data_is_refused_on_resume(done_run, tmp_path, ptmrun):
     code, _, err = ptmrun("resume", tmp_path / "run")
     assert code == 2
     assert "the data has changed since the run was made" in err
+
+
+def test_training_images_of_one_class_are_refused_at_once(tmp_path, ptmrun):
+    """Where a class is so rare that none of it is left to train on."""
+    for name, count in (("cat", 40), ("dog", 1)):
+        for i in range(count):
+            draw(tmp_path / "pets" / name / f"{i}.png", shade=i)
+    words = ["dataset=imagefolder", f"dataset.root={tmp_path / 'pets'}", "dataset.limit=10"]
+    code, _, err = ptmrun(*TINY[2:], *words, "downstream.labels_per_class=null")
+    assert code == 2
+    assert err.splitlines()[0] == "ptmrun: stage=all: needs at least two classes; all 9 training images are cat"

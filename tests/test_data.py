@@ -316,6 +316,12 @@ def test_groups_of_a_hub_data_set(tmp_path, monkeypatch):
         load(hub, *options, "dataset.group=image")
     with pytest.raises(UserError, match=r"dataset.group=note: train row 7 has no value"):
         load(hub, *options, "dataset.group=note")
+    withheld = {**columns, "label": [-1] * 24}
+    datasets.Dataset.from_dict(withheld, features).to_parquet(tmp_path / "hub" / "test.parquet")
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "hub" / "valid.parquet")
+    data = load(hub, *options)
+    assert "the labels of the test split are withheld (-1), so it is not used" in data.notes
+    assert (len(data.test), data.test.labels.min()) == (24, 0), "the validation split takes its place"
 
 
 def test_augmentation_moves_pixels_by_what_it_says():

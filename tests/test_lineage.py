@@ -4,12 +4,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import TINY, latest
 from test_cli_runs import same, weights
 
-from ptmrun import checkpoint, compare, config, listing, pretraining, train
+from ptmrun import changes, checkpoint, compare, config, listing, pretraining, train
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
 from ptmrun.run import Run
@@ -144,11 +145,21 @@ def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):
     code, out, _ = ptmrun(*FAST, "skip_done=true", "name=c")
     assert manifest(latest())["reused"] == dict.fromkeys(("pretrain", "finetune", "evaluate"), first.name)
     same(latest(), first)
+    code, out, _ = ptmrun("reproduce", latest())
+    assert code == 0
+    assert trained == [1], "a stage that is taken from a run shows nothing of it"
+    assert "bit-exact" in out
     ptmrun(*FAST, "skip_done=true", "pretrain.lr=1e-3", "stage=pretrain")
-    assert trained == [1]
+    assert trained == [1, 1]
     assert "reused" not in manifest(latest())
     tree = listing.tree(listing.listed(Path("outputs"), {}, "name"), Path("outputs"))
     assert {str(c.label).split(":")[0] for c in tree.children[0].children} >= {second.name}
+
+
+def test_a_number_instead_of_the_rule_is_refused():
+    old = compose([])
+    with pytest.raises(UserError, match=r"finetune.steps: auto -> 500: changes what is computed; --fork"):
+        changes.allowed(SimpleNamespace(), old, config.replace(old, finetune__steps=500))
 
 
 def test_keys_that_nothing_reads(ptmrun):

@@ -159,9 +159,10 @@ def test_a_folder_of_transformers_brings_its_shape_and_tokenizer(ptmrun, corpus,
     theirs.save_pretrained(tmp_path / "theirs")
     tokenizer.save_pretrained(tmp_path / "theirs")
     words = ["model=bert", "stage=finetune+evaluate", f"init={tmp_path / 'theirs'}", *same]
-    code, out, err = ptmrun(*words, "finetune=linear")
+    code, out, err = ptmrun(*words, "finetune=linear", "finetune.mixup=0.2")
     assert code == 0, err
     out = " ".join(out.split())
+    assert "finetune.mixup: given, but nothing in this run reads it" in out
     assert "model.shape=[48, 3, 4]: as published" in out
     assert "positions: the first 32 of 512" in out
     assert "missing: cls.predictions.bias" in out

@@ -159,7 +159,8 @@ def frozen(module: nn.Module) -> bool:
 
 def build(encoder: Any, data: Any, options: Any) -> Classifier:
     """The classifier of a fine-tuning with these options, before training."""
-    return Classifier(encoder, len(data.classes), options.label_smoothing, (options.mixup, options.cutmix))
+    mixing = [(options.mixup, options.cutmix)] if data.noun == "images" else []
+    return Classifier(encoder, len(data.classes), options.label_smoothing, *mixing)
 
 
 def few(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:
@@ -272,9 +273,9 @@ def of_logits(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> 
 
 
 def by_group(logits: Tensor, labels: Tensor, groups: np.ndarray) -> dict[str, Any]:
-    """Images, accuracy and macro F1 of every group, and the group with the lowest accuracy. groups: names [N].
+    """Samples, accuracy and macro F1 of every group, and the group with the lowest accuracy. groups: names [N].
 
-    The F1 of a group is the mean over the classes that its images have or are taken for.
+    The F1 of a group is the mean over the classes that its samples have or are taken for.
     """
     from sklearn.metrics import f1_score
 

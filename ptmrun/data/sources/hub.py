@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ptmrun.data.sources import Part, Source
+from ptmrun.data.sources.imagefolder import SPLITS
 from ptmrun.errors import UserError, nearest
 
 
@@ -43,20 +44,34 @@ def loaded(options: Any) -> Any:
 def read(options: Any) -> Source:
     import datasets
 
-    found = loaded(options)
-    features = next(iter(found.values())).features
+    found = splits(options)
+    features = found["train"].features
     image = column(features, options.image_column, datasets.Image, "dataset.image_column")
     label = column(features, options.label_column, datasets.ClassLabel, "dataset.label_column", needed=False)
+    notes = without_withheld(found, label)
     parts = {}
-    for name, rows in found.items():
-        split = {"validation": "val", "valid": "val"}.get(str(name), str(name))
-        if split in ("train", "val", "test"):
-            labels = np.asarray(rows[label], dtype=np.int64) if label else None
-            parts[split] = Part(Column(rows, image, split), labels, groups(rows, options.group, split) if options.group else None)
-    if "train" not in parts:
-        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, found))}")
+    for split, rows in found.items():
+        labels = np.asarray(rows[label], dtype=np.int64) if label else None
+        parts[split] = Part(Column(rows, image, split), labels, groups(rows, options.group, split) if options.group else None)
     fingerprint = "-".join(rows._fingerprint for rows in found.values())
-    return Source(parts, list(features[label].names) if label else [], fingerprint, [])
+    return Source(parts, list(features[label].names) if label else [], fingerprint, notes)
+
+
+def splits(options: Any) -> dict[str, Any]:
+    """The rows of train, and of val and test where they are there. Raises UserError without train."""
+    found = loaded(options)
+    known = {SPLITS[str(name).lower()]: rows for name, rows in found.items() if str(name).lower() in SPLITS}
+    if "train" not in known:
+        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, found))}")
+    return known
+
+
+def without_withheld(found: dict[str, Any], label: str | None) -> list[str]:
+    """Leaves out the splits whose class labels are all withheld (-1); notes on it."""
+    withheld = [name for name, rows in found.items() if name != "train" and label and set(rows[label]) == {-1}]
+    for name in withheld:
+        del found[name]
+    return [f"the labels of the {name} split are withheld (-1), so it is not used" for name in withheld]
 
 
 def groups(rows: Any, name: str, split: str) -> np.ndarray:

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ptmrun.data.sources import TextSource, hub
-from ptmrun.data.sources.imagefolder import SPLITS
 from ptmrun.data.sources.text import Row, gathered
 from ptmrun.errors import UserError, nearest
 
@@ -18,17 +17,10 @@ class Columns(NamedTuple):
 
 
 def read(options: Any) -> TextSource:
-    rows_by_split = hub.loaded(options)
-    splits = {SPLITS[str(name).lower()]: rows for name, rows in rows_by_split.items() if str(name).lower() in SPLITS}
-    if "train" not in splits:
-        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, rows_by_split))}")
+    splits = hub.splits(options)
     columns = choose(splits["train"].features, options)
     names = class_names(splits["train"].features.get(columns.label))
-    notes = []
-    if names and columns.label:
-        for name in [n for n, rows in splits.items() if n != "train" and set(rows[columns.label]) == {-1}]:
-            del splits[name]
-            notes.append(f"the labels of the {name} split are withheld (-1), so it is not used")
+    notes = hub.without_withheld(splits, columns.label) if names else []
     makers: dict[str, Callable[[], Iterator[Row]]] = {n: partial(rows_of, rows, columns, names, n) for n, rows in splits.items()}
     return gathered(makers, options.root, options.label_separator, "replace", notes, names)
 
