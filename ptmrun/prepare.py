@@ -25,14 +25,13 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     """Device, data and model sizes; everything `auto` becomes a value, and the saved config complete."""
     cfg, where, notes = device.resolve(cfg)
     cfg, chosen = as_published(cfg)
-    with Bar(run, "decoding", 1, quiet=True) as bar:
+    with Bar(run, "reading", 1, quiet=True) as bar:
 
-        def decoding(title: str, done: int, total: int) -> None:
+        def reading(title: str, done: int, total: int) -> None:
             check_stop(stop)
-            if bar.live:
-                bar.live.update(bar.task, total=total, completed=done)
+            bar.reading(title, done, total)
 
-        data = read(run, cfg, decoding)
+        data = read(run, cfg, reading)
     cfg = config.replace(cfg, **data.settled)
     context = Context(run, cfg, data, where, data.inputs(where), stop)
     changes, why = context.part("model").resolve(cfg.model, *data.shape)

@@ -36,6 +36,14 @@ class Bar:
         if self.live:
             self.live.stop()
 
+    def reading(self, title: str, done: int, total: int) -> None:
+        """Of work before training, under a title of its own."""
+        if self.live:
+            self.live.update(self.task, description=title, total=total, completed=done)
+        elif time.monotonic() - self.last >= EVERY:
+            self.last = time.monotonic()
+            self.run.say(f"{title}: {done:,} of {total:,}")
+
     def show(self, step: int, values: dict[str, float]) -> None:
         """Moves to a step; `values` are those of metrics.jsonl, shown until the next ones come."""
         if values:

@@ -208,6 +208,7 @@ def test_hold_out(tokenizers):
     assert not np.array_equal(other.spans, held.spans)
     assert [len(x) for x in corpus.hold_out(found.subset(torch.tensor([0, 1])), 0.01, 0, "val")] == [1, 1]
     assert [len(x) for x in corpus.hold_out(found.subset(torch.tensor([0, 1])), 0.99, 0, "val")] == [1, 1]
+    assert [len(x) for x in corpus.hold_out(found.subset(torch.arange(4)), 0.1, 0, "val")] == [2, 2]
 
 
 def test_one_document_is_cut(tokenizers):

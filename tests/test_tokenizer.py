@@ -49,6 +49,18 @@ def test_pieces_are_sentences():
     assert [len(p) for p in pieces("word " * 5000)] == [9999, 9995, 5006]  # at spaces
 
 
+def test_a_long_text_is_encoded_in_slices(trained, monkeypatch):
+    """So that a file that is one document takes little memory; the numbers are the same."""
+    texts = pieces("\n".join(LONG))
+    whole = trained("wordpiece").encode(texts)
+    monkeypatch.setattr(tokenizer, "TOGETHER", 7)
+    for a, b in zip(whole, trained("wordpiece").encode(texts), strict=True):
+        assert np.array_equal(a, b)
+    given = list(tokenizer.texts_of(part(["\n".join(LONG)])))
+    assert max(map(len, given)) == 7
+    assert [x for some in given for x in some] == texts
+
+
 CODE = """
 import sys
 sys.path.insert(0, sys.argv[1])

@@ -77,10 +77,11 @@ class Corpus:
 
 
 def hold_out(corpus: Corpus, fraction: float, seed: int, purpose: str) -> tuple[Corpus, Corpus]:
-    """(the rest, the held-out share): a seeded share of the documents; of a single document, its last sentences."""
+    """(the rest, the held-out share): a seeded share of the documents, of four or more at least two, so that on both sides a
+    sentence can be followed by one of another document; of a single document, its last sentences."""
     if len(corpus) > 1:
         held = torch.zeros(len(corpus), dtype=torch.bool)
-        count = min(max(1, round(fraction * len(corpus))), len(corpus) - 1)
+        count = min(max(2 if len(corpus) > 3 else 1, round(fraction * len(corpus))), len(corpus) - 1)
         held[rng.permutation(seed, f"split/{purpose}", len(corpus))[:count]] = True
         return corpus.subset(torch.nonzero(~held)[:, 0]), corpus.subset(torch.nonzero(held)[:, 0])
     [(first, last)] = corpus.spans.tolist()
@@ -108,7 +109,8 @@ class Blocks:
         self.room = room(self.template, length) if self.template else length
         places = corpus.places[corpus.places[:, 0] < corpus.places[:, 1]]
         self.first = places[:, 0]
-        self.ends = np.cumsum(places[:, 1] - places[:, 0] + 1)  # in the stream, marks included
+        self.lengths = places[:, 1] - places[:, 0] + 1  # in the stream, marks included
+        self.ends = np.cumsum(self.lengths)
         if not len(places):
             raise UserError("dataset: the texts have no tokens that can be packed into blocks")
         self.total = int(self.ends[-1])
@@ -121,8 +123,8 @@ class Blocks:
         """The tokens at these places of the stream, of any shape; int64."""
         document = np.searchsorted(self.ends, positions, side="right")
         left = self.ends[document] - positions  # tokens to the end of the document, with the mark: 1 is the mark
-        lengths = np.diff(self.ends, prepend=0)
-        inside = np.minimum(lengths[document] - left, lengths[document] - 2)
+        lengths = self.lengths[document]
+        inside = np.minimum(lengths - left, lengths - 2)
         found = self.corpus.ids[self.first[document] + inside].astype(np.int64)
         found[left == 1] = self.corpus.tokenizer.vocabulary.end
         return found
@@ -157,8 +159,8 @@ class Pairs:
         spans = corpus.spans[corpus.spans[:, 0] < corpus.spans[:, 1]]
         if len(spans) < 2:
             raise UserError(
-                f"dataset.documents: sentences from another document are needed, and there is {len(spans)} document; "
-                "expected documents=blank_lines, or several files"
+                f"dataset.documents: sentences from another document are needed, and there is {len(spans)} document to train on "
+                "or held out; expected at least four: several files, or documents=blank_lines"
             )
         counts = spans[:, 1] - spans[:, 0] - 1  # second texts begin at any sentence but the first of a document
         self.sentence = ragged(spans[:, 0] + 1, counts)  # where a second text can begin

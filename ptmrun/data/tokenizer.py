@@ -29,6 +29,7 @@ from ptmrun.tokens import Framing, Vocabulary
 KINDS = ("wordpiece", "bpe", "unigram")
 ENOUGH = 2**28  # bytes to train on; of more text, evenly spaced documents
 LONGEST = 10_000  # characters of a piece
+TOGETHER = 4096  # texts that the library gets at a time: it takes 40 times their memory
 LEAST, MOST = 2000, 32_000  # tokens, where vocabulary=auto
 LINE = re.compile(r"[^\n]+\n*|\n+")
 SPACE = re.compile(r"\s")
@@ -49,6 +50,10 @@ def pieces(document: str) -> list[str]:
     if all(len(part) <= LONGEST for part in parts):
         return parts
     return [short for part in parts for short in shortened(part)]
+
+
+def slices(texts: list[str]) -> Iterator[list[str]]:
+    return (texts[start : start + TOGETHER] for start in range(0, len(texts), TOGETHER))
 
 
 def shortened(part: str) -> Iterator[str]:
@@ -116,9 +121,12 @@ class Tokenizer:
 
     def flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """What `encode` gives, one after the other, and how many tokens each text has: int32 [n] and int64 [texts]."""
-        found = [e.ids for e in self.plain.encode_batch_fast(texts, add_special_tokens=False)]
-        lengths = np.array([len(ids) for ids in found], dtype=np.int64)
-        return np.fromiter(chain.from_iterable(found), dtype=np.int32, count=int(lengths.sum())), lengths
+        parts, lengths = [np.zeros(0, np.int32)], list[int]()
+        for some in slices(texts):
+            found = [e.ids for e in self.plain.encode_batch_fast(some, add_special_tokens=False)]
+            lengths += map(len, found)
+            parts.append(np.fromiter(chain.from_iterable(found), dtype=np.int32))
+        return np.concatenate(parts), np.array(lengths, dtype=np.int64)
 
     def decode(self, ids: Any) -> str:
         """The text of token numbers, without special tokens. Of byte-level BPE, exactly the text that was encoded."""
@@ -395,8 +403,8 @@ def texts_of(part: TextPart, progress: Callable[[str, int, int], None] = lambda 
     step, batch = math.ceil(part.size / ENOUGH), list[str]()
     for number, document in enumerate(islice(part.documents(), 0, None, step)):
         batch += pieces(document)
-        if len(batch) > 5000:
-            yield batch
+        if len(batch) > TOGETHER:
+            yield from slices(batch)
             batch = []
             progress("training the tokenizer", number * step, part.count)
     yield batch
