@@ -64,8 +64,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     loop = plan.loop
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
-    saved = model.state_dict().keys()
-    buffers = {name: b for name, b in model.named_buffers() if name in saved}  # statistics that a forward pass changes
+    kept_on_disk = model.state_dict().keys()
+    buffers = {name: b for name, b in model.named_buffers() if name in kept_on_disk}  # statistics that a forward pass changes
     optimizer = optim.build(optim.groups(model, loop, plan.depth_of, plan.depth), loop)
     average = [p.detach().clone() for p in parameters] if loop.ema else []
     state = begin(model, optimizer, average, plan)

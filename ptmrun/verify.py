@@ -146,7 +146,10 @@ def measure(name: str, seed: int, overrides: list[str], outputs: str) -> Measure
     if code or folder is None:
         raise UserError(f"{name}: the run with seed={seed} ended with exit code {code}, not 0")
     run = Run.open(Path(folder))
-    return Measured(run, scores_of(run.results() or {}), time.perf_counter() - begun)
+    results = run.results()
+    if results is None:
+        raise UserError(f"{name}: the run with seed={seed} has no results.json; a certificate needs a run that evaluates")
+    return Measured(run, scores_of(results), time.perf_counter() - begun)
 
 
 def scores_of(results: dict[str, Any]) -> dict[str, float]:

@@ -148,21 +148,19 @@ def test_blocks_lose_and_repeat_nothing(tokenizers, kind, framed):
     length = 24
     room = length - tokenizers[kind].single.extra * framed
     assert len(stream) % room
-    for last, count in (("fill", -(-len(stream) // room)), ("drop", len(stream) // room)):
-        blocks = found.blocks(length, framed, last)
-        assert len(blocks) == count
-        tokens = blocks.batch(torch.arange(count))
-        assert tokens.ids.shape == (count, length)
-        assert tokens.mask.all()
-        text = tokens.ids
-        if framed:
-            wanted = tokenizers[kind].frame(np.array(stream[:room]), None, length)
-            assert tokens.ids[0].tolist() == wanted[0].tolist()
-            assert (tokens.types == torch.from_numpy(wanted[1])).all()
-            where = next(i for i, (t, _) in enumerate(tokenizers[kind].single.parts) if isinstance(t, str))
-            text = tokens.ids[:, where : where + room]
-        text = text.flatten().tolist()
-        assert text == (stream + stream)[: count * room]
+    blocks, count = found.blocks(length, framed), -(-len(stream) // room)
+    assert len(blocks) == count
+    tokens = blocks.batch(torch.arange(count))
+    assert tokens.ids.shape == (count, length)
+    assert tokens.mask.all()
+    text = tokens.ids
+    if framed:
+        wanted = tokenizers[kind].frame(np.array(stream[:room]), None, length)
+        assert tokens.ids[0].tolist() == wanted[0].tolist()
+        assert (tokens.types == torch.from_numpy(wanted[1])).all()
+        where = next(i for i, (t, _) in enumerate(tokenizers[kind].single.parts) if isinstance(t, str))
+        text = tokens.ids[:, where : where + room]
+    assert text.flatten().tolist() == (stream + stream)[: count * room]
 
 
 def test_blocks_depend_on_their_number_alone(tokenizers):
@@ -179,10 +177,9 @@ def test_a_corpus_shorter_than_a_block(tokenizers):
     found = made(tokenizers, ["The harbour."])
     end = tokenizers["wordpiece"].vocabulary.end
     text = [*found.document(0).tolist(), end]
-    for last in ("fill", "drop"):
-        blocks = found.blocks(50, framed=False, last=last)
-        assert len(blocks) == 1
-        assert blocks.block(0).tolist() == (text * 50)[:50]
+    blocks = found.blocks(50, framed=False)
+    assert len(blocks) == 1
+    assert blocks.block(0).tolist() == (text * 50)[:50]
 
 
 def test_subsets(tokenizers):

@@ -69,8 +69,8 @@ class Corpus:
         """Some of the documents, in this order."""
         return replace(self, spans=self.spans[indices.numpy()])
 
-    def blocks(self, length: int, framed: bool = True, last: str = "fill") -> "Blocks":
-        return Blocks(self, length, framed, last)
+    def blocks(self, length: int, framed: bool = True) -> "Blocks":
+        return Blocks(self, length, framed)
 
     def sentence_pairs(self, length: int) -> "Pairs":
         return Pairs(self, length)
@@ -99,11 +99,11 @@ class Blocks:
     """Full blocks of a corpus: documents one after the other, each followed by the vocabulary's `end` as mark.
 
     Attention crosses documents: nothing but the mark tells a block's documents apart. No padding: where the last block is
-    not full it goes on at the beginning of the corpus (last=fill) or is left out (last=drop, if there is another).
+    not full it goes on at the beginning of the corpus.
     With `framed`, each block has the special tokens of a single text around it; else it is text and marks alone.
     """
 
-    def __init__(self, corpus: Corpus, length: int, framed: bool, last: str):
+    def __init__(self, corpus: Corpus, length: int, framed: bool):
         self.corpus, self.length = corpus, length
         self.template = corpus.tokenizer.single if framed else None
         self.room = room(self.template, length) if self.template else length
@@ -114,7 +114,7 @@ class Blocks:
         if not len(places):
             raise UserError("dataset: the texts have no tokens that can be packed into blocks")
         self.total = int(self.ends[-1])
-        self.count = max(1, self.total // self.room if last == "drop" else -(-self.total // self.room))
+        self.count = -(-self.total // self.room)
 
     def __len__(self) -> int:
         return self.count

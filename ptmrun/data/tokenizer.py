@@ -32,7 +32,6 @@ LONGEST = 10_000  # characters of a piece
 TOGETHER = 4096  # texts that the library gets at a time: it takes 40 times their memory
 LEAST, MOST = 2000, 32_000  # tokens, where vocabulary=auto
 LINE = re.compile(r"[^\n]+\n*|\n+")
-SPACE = re.compile(r"\s")
 CLOSING = "\"'”’»)]"
 ENDS = set(".!?…。！？")  # of sentences
 

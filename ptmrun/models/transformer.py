@@ -17,7 +17,6 @@ from ptmrun.tokens import Framing, Tokens, Vocabulary
 SIZES = {"tiny": (128, 2), "mini": (256, 3), "small": (512, 6), "base": (768, 6)}  # width, layers of encoder and of decoder each
 TOKENIZER = "bpe"
 SHAPE = ("d_model", "encoder_layers", "encoder_attention_heads")  # in a folder's config.json
-LENGTH = 128  # tokens, where model.length is auto
 FRAMING = Framing(
     special={
         "bos_token": "<s>",
