@@ -213,6 +213,16 @@ def test_samples_have_the_frequencies_of_the_model():
     assert ((some >= found).sum(1) < 8).all()
 
 
+@pytest.mark.parametrize(
+    "settings", [(0, None, 1.0), (0.0, 3, 0.5), (1e-50, None, 1.0), (1.0, 1, 1.0), (1.0, None, 0.0), (1.0, None, 1e-6)]
+)
+def test_at_the_limit_the_likeliest_is_taken(settings):
+    """Whatever the noise; of equals the first, and logits may be negative."""
+    logits = torch.tensor([[-5.0, -2.0, -3.0, -2.0], [-1.0, -1.0, -1.0, -1.0], [-9.0, 0.0, 1e4, 2.0]])
+    for noise in (0.0, 0.5, 1 - 2**-24):
+        assert sequence.sample(logits, torch.full((3,), noise), *settings).tolist() == [1, 0, 2]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_save_and_load_are_exact(tmp_path, kind):
     first, second = encoder(kind), encoder(kind, seed=1)
