@@ -68,7 +68,7 @@ def test_published_parameter_counts():
     """BERT-base 109.48 M and BERT-tiny 4.39 M with 30,522 tokens; GPT-2 124.44 M and 354.82 M with 50,257."""
     assert count(published(bert, "base", 512, 30_522).net.bert) == 109_482_240
     assert count(published(bert, "tiny", 512, 30_522).net.bert) == 4_385_920
-    assert count(published(gpt, "small", 1024, 50_257).net) == 124_439_808
+    assert count(published(gpt, "small", 1024, 50_257).net) == count(published(gpt, "base", 1024, 50_257).net) == 124_439_808
     assert count(published(gpt, "medium", 1024, 50_257).net) == 354_823_168
     made = published(bert, "mini", 512, 100)
     assert (made.width, made.depth, made.net.config.num_attention_heads, made.kind) == (256, 4, 4, "bert-mini")
