@@ -217,6 +217,19 @@ class Sweep(Strict):
     seed: Natural
 
 
+class Sampling(Strict):
+    """The settings of `ptmrun generate`, from words as they were typed; no run has them."""
+
+    model_config = ConfigDict(strict=False)
+    prompt: Annotated[str, Field(max_length=2**20)] = ""
+    tokens: Count = 100
+    temperature: NotNegative = 0.8  # 0: always the likeliest token
+    top_k: Count | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    samples: Count = 1
+    seed: Natural = 0
+
+
 SECTIONS: dict[str, type[Strict]] = {
     "model": Model,
     "task": Task,

@@ -80,10 +80,7 @@ class Context:
     def pretrained(self) -> Any:
         """The encoder that fine-tuning starts from: this run's, the parent's, one from outside, or a random one."""
         encoder = self.encoder()
-        if folder := source(self.run, self.cfg, ENCODER):
-            encoder.load(folder)
-        elif file := source(self.run, self.cfg, START):
-            checkpoint.into(encoder, encoder.adjusted(checkpoint.load(file)[0])[0], file)
+        load_weights(encoder, self.run, self.cfg)
         return encoder
 
     def objective(self) -> Any:
@@ -118,6 +115,17 @@ def source(run: Run, cfg: Config, name: str) -> Path | None:
         run = Run.open(Path(cfg.init))
         cfg = config.load(run.path("config.yaml"))
     raise UserError(f"init={cfg.init}: the chain of runs that start from one another has no end")
+
+
+def load_weights(encoder: Any, run: Run, cfg: Config) -> bool:
+    """Gives an encoder what this run has pretrained or began with, or the run that `init` names; whether there is any."""
+    if folder := source(run, cfg, ENCODER):
+        encoder.load(folder)
+    elif file := source(run, cfg, START):
+        checkpoint.into(encoder, encoder.adjusted(checkpoint.load(file)[0])[0], file)
+    else:
+        return False
+    return True
 
 
 def weights_hash(run: Run) -> str | None:

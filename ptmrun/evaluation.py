@@ -167,7 +167,8 @@ def validation_score(context: Context, problem: Any, labels: int | None) -> floa
 
 
 def save_predictions(context: Context, problem: Any) -> None:
-    """predictions.parquet: one row for every number of labels, repeat and test sample."""
+    """predictions.parquet: one row for every number of labels, repeat and test sample; and what else the problem keeps, of the
+    first repeat with most labels."""
     cfg, data = context.cfg, context.data
     count, tables = len(data.test), []
     for labels in label_counts(cfg):
@@ -186,6 +187,10 @@ def save_predictions(context: Context, problem: Any) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), buffer)
     context.run.write("predictions.parquet", buffer.getvalue().to_pybytes())
+    if hasattr(problem, "files"):
+        first = predict(context, trials(cfg, "tuned", label_counts(cfg)[-1])[0])
+        for name, content in problem.files(first, data.test, cfg.downstream).items():
+            context.run.write_json(name, content)
 
 
 def draw_features(context: Context, inputs: Inputs) -> None:

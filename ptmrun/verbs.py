@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import ValidationError
+
 from ptmrun import config
 from ptmrun.compose import compose
 from ptmrun.errors import UserError, printable
@@ -75,6 +77,20 @@ def export(names: list[str], settings: list[str], flags: list[str]) -> int:
     if merge not in ("true", "false"):
         raise UserError(f"merge={merge}: expected true or false")
     export(run, Path(names[1]), merge == "true")
+    return 0
+
+
+def generate(names: list[str], settings: list[str], flags: list[str]) -> int:
+    words = dict(s.split("=", 1) for s in settings)
+    try:
+        sampling = config.Sampling.model_validate(words)
+    except ValidationError as error:
+        raise UserError(*config.explain(error, words, "", config.Sampling)) from None
+    run = Run.open(Path(names[0]))
+    from ptmrun.generate import generate
+
+    for number, text in enumerate(generate(run, sampling)):
+        print(*(["---"] if number else []), *map(printable, text.split("\n")), sep="\n", flush=True)
     return 0
 
 
@@ -160,6 +176,14 @@ VERBS = {
         least=2,
         most=2,
         settings=("merge",),
+    ),
+    "generate": Verb(
+        generate,
+        "RUN",
+        'generate outputs/latest prompt="Once upon" samples=3',
+        "go on with a text by a pretrained language model (gpt, lstm); "
+        "tokens=100 temperature=0.8 (0: the likeliest) top_k= top_p=0.95 samples=1 seed=0",
+        settings=tuple(config.Sampling.model_fields),
     ),
     "check": Verb(
         check,

@@ -33,6 +33,7 @@ VERBS = {
     "resume": lambda run: ["resume", run],
     "reproduce": lambda run: ["reproduce", run],
     "report": lambda run: ["report", run],
+    "generate": lambda run: ["generate", run],
     "finetune": lambda run: ["stage=finetune", f"init={run}", "finetune.steps=1", *CPU],
     "evaluate": lambda run: ["stage=evaluate", f"init={run}", *CPU],
 }

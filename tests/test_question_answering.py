@@ -5,8 +5,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import latest
 from texts import FRAMINGS, part
 from torch import nn
 
@@ -261,6 +263,82 @@ def test_the_empty_answer_must_win_in_every_window(tmp_path, tokenizer):
     assert problem.guesses(found, split) == ["Aville9"]
 
 
+def likeliest(logits, split, row) -> dict[str, float]:
+    """Every answer that the windows of a question can give, with its best score."""
+    question, place, found = split.questions[split.rows[row]], 0, {}
+    for w in (w for own in split.own()[:row] for w in own):
+        place += len(split.ids[w])
+    if split.nothing:
+        found[""] = np.inf
+    for window in (split.windows[w] for w in split.own()[row]):
+        spans = split.spans[question.context][window.first : window.first + window.size].tolist()
+        for i, (a, stop) in enumerate(spans):
+            for j, (start, b) in enumerate(spans[i : i + split.longest], i):
+                if stop > a and b > start:
+                    text = split.contexts[question.context][a:b]
+                    score = float(logits[place + window.place + i, 0]) + float(logits[place + window.place + j, 1])
+                    found[text] = max(found.get(text, -np.inf), score)
+        place += len(window.ids)
+        if split.nothing:
+            found[""] = min(found[""], float(logits[place - 1, 0]) + float(logits[place - 1, 1]))
+    return found
+
+
+@pytest.mark.parametrize("nothing", [False, True])
+def test_the_best_answers_to_a_question(tmp_path, tokenizer, nothing):
+    """As by looking at every span; different texts, the prediction first, with probabilities as in run_squad."""
+    train = json.loads(json.dumps(TRAIN))
+    if nothing:
+        train["data"][0]["paragraphs"][0]["qas"].append(qa("e", "Who slept?", ANN))
+    split = read(write(tmp_path / "a", train=train), tokenizer, answer_length=5)[0]["train"]
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(sum(len(split.ids[w]) for own in split.own() for w in own), 2, generator=generator).mul(3).round()
+        found = {"logits": logits}
+        best = problem.n_best(found, split, 7)
+        assert list(best) == [q.name for q in split.asked()]
+        assert [answers[0]["text"] for answers in best.values()] == problem.guesses(found, split)
+        for row, answers in enumerate(best.values()):
+            wanted = likeliest(logits, split, row)
+            assert len({x["text"] for x in answers}) == len(answers) == 7
+            assert [x["score"] for x in answers] == sorted(wanted.values(), reverse=True)[:7]
+            assert all(wanted[x["text"]] == x["score"] for x in answers)
+            listed = torch.tensor([x["score"] for x in answers], dtype=torch.float64).softmax(0)
+            torch.testing.assert_close(torch.tensor([x["probability"] for x in answers], dtype=torch.float64), listed)
+    part = split.subset(torch.tensor([1]))
+    every = problem.n_best({"logits": perfect(part)["logits"]}, part, 10**6)["b"]
+    assert {x["text"] for x in every} == set(likeliest(perfect(part)["logits"], part, 0))
+
+
+def test_the_best_answers_where_there_is_nothing_to_say(tmp_path, tokenizer):
+    """No span, or numbers whose sums no float32 holds: still JSON."""
+    test = squad(("", [qa("a", "Where?", "")]), ("Rome", [qa("b", "Where?", "Rome", "Rome")]))
+    split = read(write(tmp_path / "a", train=TRAIN, test=test), tokenizer)[0]["test"]
+    logits = torch.full((sum(len(split.ids[w]) for own in split.own() for w in own), 2), 3e38)
+    best = problem.n_best({"logits": logits}, split, 3)
+    assert best["a"] == [{"text": "", "probability": 1.0, "score": pytest.approx(6e38)}]
+    assert best["b"][0]["text"] == problem.guesses({"logits": logits}, split)[1]
+    json.dumps(best, allow_nan=False)
+
+
+def test_a_run(ptmrun):
+    """From files to scores; n_best.json has the answers of predictions.parquet first."""
+    Path("corpus.txt").write_text("\n\n".join([LONG, ANN] * 5), encoding="utf-8")
+    write(Path("squad"), train=TRAIN, test=TRAIN)
+    data = ["model=gpt", "dataset=text", "dataset.root=corpus.txt", "downstream=question_answering", "downstream.root=squad"]
+    small = ["pretrain.steps=2", "pretrain.probes=0", "finetune.steps=2", "finetune.seeds=2", "evaluate.baselines=[chance]"]
+    where = ["device=cpu", "device.precision=fp32", "device.threads=1", "device.workers=0"]
+    counts = ["downstream.labels_per_class=[2,null]", "downstream.n_best=3"]
+    code, _, err = ptmrun(*data, *small, *where, *counts)
+    assert code == 0, err
+    best = json.loads((latest() / "n_best.json").read_text())
+    rows = pq.read_table(latest() / "predictions.parquet").to_pylist()
+    said = {r["id"]: r["prediction"] for r in rows if r["labels_per_class"] is None and r["repeat"] == 0}
+    assert {name: answers[0]["text"] for name, answers in best.items()} == said
+    assert [len(answers) for answers in best.values()] == [3, 3, 3, 3]
+    assert all(answer.keys() == {"text", "probability", "score"} for answers in best.values() for answer in answers)
+
+
 def test_floors(tmp_path, tokenizer):
     """chance: "Rome" is the most frequent answer in training. raw: the sentence that shares most words with the question."""
     texts = [f"{name} saw Rome." for name in ("Ann", "Bob", "Cid")]
@@ -415,4 +493,12 @@ def test_few(tmp_path, tokenizer):
 def test_config():
     options = config.section("downstream", "question_answering")
     assert config.spec("downstream", "question_answering").needs == {"text"}
-    assert set(options.model_fields) == {"name", "labels_per_class", "root", "stride", "answer_length", "max_mismatched"}
+    assert set(options.model_fields) == {
+        "name",
+        "labels_per_class",
+        "root",
+        "stride",
+        "answer_length",
+        "n_best",
+        "max_mismatched",
+    }

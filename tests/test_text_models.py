@@ -69,7 +69,7 @@ def test_published_parameter_counts():
     """BERT-base 109.48 M and BERT-tiny 4.39 M with 30,522 tokens; GPT-2 124.44 M and 354.82 M with 50,257."""
     assert count(published(bert, "base", 512, 30_522).net.bert) == 109_482_240
     assert count(published(bert, "tiny", 512, 30_522).net.bert) == 4_385_920
-    assert count(published(gpt, "small", 1024, 50_257).net) == 124_439_808
+    assert count(published(gpt, "small", 1024, 50_257).net) == count(published(gpt, "base", 1024, 50_257).net) == 124_439_808
     assert count(published(gpt, "medium", 1024, 50_257).net) == 354_823_168
     made = published(bert, "mini", 512, 100)
     assert (made.width, made.depth, made.net.config.num_attention_heads, made.kind) == (256, 4, 4, "bert-mini")
@@ -212,6 +212,16 @@ def test_samples_have_the_frequencies_of_the_model():
     some = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
     found = some.gather(1, sequence.sample(some, most, 1.0, None, 0.5)[:, None])
     assert ((some >= found).sum(1) < 8).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [(0, None, 1.0), (0.0, 3, 0.5), (1e-50, None, 1.0), (1.0, 1, 1.0), (1.0, None, 0.0), (1.0, None, 1e-6)]
+)
+def test_at_the_limit_the_likeliest_is_taken(settings):
+    """Whatever the noise; of equals the first, and logits may be negative."""
+    logits = torch.tensor([[-5.0, -2.0, -3.0, -2.0], [-1.0, -1.0, -1.0, -1.0], [-9.0, 0.0, 1e4, 2.0]])
+    for noise in (0.0, 0.5, 1 - 2**-24):
+        assert sequence.sample(logits, torch.full((3,), noise), *settings).tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("kind", KINDS)

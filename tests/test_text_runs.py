@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,9 @@ from conftest import latest
 from texts import sentence, story
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from ptmrun import config, run, train, trials
-from ptmrun.models import bert
+from ptmrun import cli, config, run, train, trials
+from ptmrun.data import tokenizer
+from ptmrun.models import bert, gpt
 from ptmrun.prepare import prepare
 from ptmrun.signals import Stop
 
@@ -208,6 +211,129 @@ def test_the_built_in_text_needs_no_labels(ptmrun):
     assert code == 0, err
     assert "Data: pydoc, 40 train" in out
     assert "The data has no classes to tell apart: only the pretraining stage runs." in out
+
+
+@pytest.fixture(scope="module")
+def writers(corpus, tmp_path_factory):
+    """Runs of GPT and of the LSTM that were only pretrained."""
+    before, found = Path.cwd(), {}
+    os.chdir(tmp_path_factory.mktemp("writers"))
+    try:
+        for model in ("gpt", "lstm"):
+            words = [f"model={model}", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "stage=pretrain", *SHORT]
+            assert cli.run(words) == 0
+            found[model] = latest()
+    finally:
+        os.chdir(before)
+    return found
+
+
+def shown(folder):
+    return folder.relative_to(Path.cwd().resolve())
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("model", ["gpt", "lstm"])
+def test_a_language_model_goes_on_with_a_text(ptmrun, writers, model):
+    """The seed and the number of a sample decide on it, whatever the other settings; nothing is written into the run."""
+    before = files_of(writers[model])
+
+    def written(*settings):
+        code, out, err = ptmrun("generate", writers[model], *settings)
+        assert (code, err) == (0, "")
+        return out.removesuffix("\n").split("\n---\n")
+
+    asked = ["prompt=The river opened", "tokens=12"]
+    three = written(*asked, "samples=3")
+    assert len(set(three)) == 3
+    assert all(text.startswith("The river opened") and len(text) > 20 for text in three)
+    assert written(*asked) == three[:1]
+    assert written(*asked, "seed=1")[0] not in three
+    greedy = written(*asked, "temperature=0", "seed=1")
+    assert greedy == written(*asked, "top_k=1") == written(*asked, "top_p=1e-6") != three[:1]
+    assert written("tokens=12", "temperature=0") != [""]  # a text of its own
+    assert files_of(writers[model]) == before
+
+
+def test_a_sample_ends_with_its_text_and_steers_no_terminal(ptmrun, writers, monkeypatch):
+    def generate(self, tokens, noise, *settings):
+        escape = words.encode(["a\x1b[2J\nb"])[0].tolist()
+        return torch.tensor([[*tokens[0].tolist(), *escape, words.vocabulary.end, *escape]])
+
+    words = tokenizer.of_run(writers["gpt"] / "checkpoints/tokenizer", gpt.FRAMING)
+    monkeypatch.setattr(gpt.Encoder, "generate", generate)
+    assert ptmrun("generate", writers["gpt"], "prompt=<|endoftext|>") == (0, "<|endoftext|>a\\x1b[2J\nb\n", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("temperature=x", "temperature=x: expected number"),
+        ("temperature=-1", "temperature=-1: expected greater than or equal to 0"),
+        ("temperature=inf", "temperature=inf: expected a finite number"),
+        ("top_p=0", "top_p=0: expected greater than 0"),
+        ("top_p=2", "top_p=2: expected less than or equal to 1"),
+        ("top_k=0", "top_k=0: expected greater than or equal to 1"),
+        ("tokens=0", "tokens=0: expected greater than or equal to 1"),
+        ("samples=1.5", "samples=1.5: expected integer"),
+        ("seed=-1", "seed=-1: expected greater than or equal to 0"),
+        ("prompt=\udcff", "prompt=\\udcff: expected string, unable to parse raw data as a unicode string"),
+        ("tokens=32", "model.length=32: 33 tokens were asked for; give a shorter text or generate fewer"),
+        ("prompt=" + "river " * 40, "tokens were asked for; give a shorter text"),
+        ("words=3", "generate words=3: no such setting of this verb"),
+    ],
+)
+def test_what_cannot_be_generated_is_one_line(ptmrun, writers, setting, expected):
+    code, out, err = ptmrun("generate", writers["gpt"], setting)
+    assert (code, out) == (2, "")
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_what_was_trained_elsewhere_or_not_at_all(ptmrun, corpus, writers):
+    """Runs that start from another speak with its model; the others say what is missing."""
+    data = ["dataset=text", f"dataset.root={corpus / 'labelled.csv'}", *SHORT]
+    asked = ["prompt=The river", "tokens=8"]
+    assert ptmrun("stage=finetune", f"init={writers['gpt']}", *data)[0] == 0
+    assert ptmrun("generate", latest(), *asked) == ptmrun("generate", writers["gpt"], *asked)
+    assert ptmrun("model=gpt", "stage=finetune", *data)[0] == 0
+    code, _, err = ptmrun("generate", latest(), *asked)
+    assert (code, err) == (2, f"ptmrun: {shown(latest())}: its model was never pretrained; start from one that was: init=RUN\n")
+    assert ptmrun("model=bert", "stage=pretrain", *data)[0] == 0
+    code, _, err = ptmrun("generate", latest(), *asked)
+    assert (code, err) == (2, f"ptmrun: {shown(latest())}: model=bert does not go on with texts; there is: model=gpt, lstm\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("checkpoints/encoder/model.safetensors", b"\x80\x04.", "not a whole safetensors file"),
+        ("checkpoints/encoder/model.safetensors", None, "missing"),
+        ("checkpoints/encoder", None, "has not pretrained its model yet; go on with: ptmrun resume"),
+        ("checkpoints/tokenizer/tokenizer.json", b"{}", "not a tokenizer that ptmrun wrote"),
+        ("checkpoints/tokenizer", None, "cannot be read: No such file or directory"),
+        ("config.yaml", (b"length: 32", b"length: auto"), "has not pretrained its model yet"),
+        ("config.yaml", (b"size: tiny", b"size: mini"), "does not fit the model"),
+        ("config.yaml", (b"size: tiny", b"size: auto"), ""),  # which is tiny
+    ],
+)
+def test_a_run_that_was_tampered_with(ptmrun, writers, tmp_path, name, content, expected):
+    shutil.copytree(writers["gpt"], tmp_path / "bad")
+    file = tmp_path / "bad" / name
+    if content is None:
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    elif isinstance(content, tuple):
+        assert content[0] in file.read_bytes()
+        file.write_bytes(file.read_bytes().replace(*content))
+    else:
+        file.write_bytes(content)
+    code, out, err = ptmrun("generate", tmp_path / "bad", "tokens=2")
+    assert (code, bool(out)) == ((2, False) if expected else (0, True))
+    assert expected in err
+    assert err.count("\n") == bool(expected)
 
 
 def test_text_that_diverges_is_replayed(ptmrun, corpus):

@@ -10,7 +10,7 @@ from transformers import BartForConditionalGeneration, XLNetLMHeadModel
 
 from ptmrun import config, rng
 from ptmrun.errors import UserError
-from ptmrun.models import neighbours, transformer, xlnet
+from ptmrun.models import bert, neighbours, transformer, xlnet
 from ptmrun.objectives import denoising, plm
 from ptmrun.tokens import Tokens, Vocabulary
 
@@ -100,6 +100,19 @@ def test_base_sizes_are_the_published_ones(module, size, length, count):
         made = module.build(SimpleNamespace(**FIRST | {"size": "base"}), vocabulary(size), length, "sdpa")
     assert sum(p.numel() for p in made.parameters()) == count
     assert made.kind == {"xlnet": "xlnet-base", "transformer": "transformer-base"}[module.__name__.split(".")[-1]]
+
+
+def test_small_xlnet_is_as_wide_and_deep_as_small_bert():
+    with torch.device("meta"):
+        made = xlnet.build(SimpleNamespace(**FIRST | {"size": "small"}), vocabulary(), LENGTH, "sdpa")
+    built = made.xlnet.config
+    assert (made.width, made.depth, built.n_head, built.d_head, built.d_inner) == (512, 4, 8, 64, 2048)
+    assert xlnet.SIZES["small"] == bert.SIZES["small"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_size_can_be_chosen(family):
+    assert config.spec("model", family).types["size"].split("|") == ["auto", *FAMILIES[family][0].SIZES]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

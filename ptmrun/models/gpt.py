@@ -15,6 +15,7 @@ SIZES = {  # width, blocks; heads of 64. small and medium: GPT-2's
     "tiny": (128, 2),
     "mini": (256, 4),
     "small": (768, 12),
+    "base": (768, 12),  # the same by another name
     "medium": (1024, 24),
 }
 END = "<|endoftext|>"  # before a text, so that its first token is predicted too, and after it

@@ -14,7 +14,7 @@ from transformers import XLNetConfig, XLNetLMHeadModel
 from ptmrun.models import files, neighbours, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
 
-SIZES = {"tiny": (128, 2), "mini": (256, 4), "base": (768, 12)}  # width, layers
+SIZES = {"tiny": (128, 2), "mini": (256, 4), "small": (512, 4), "base": (768, 12)}  # width, layers
 TOKENIZER = "unigram"
 SHAPE = ("d_model", "n_layer", "n_head")  # in a folder's config.json
 LENGTH = 128  # tokens, where model.length is auto
