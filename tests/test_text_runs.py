@@ -137,6 +137,15 @@ def test_nothing_is_pretrained_on_texts_that_are_held_out_to_test(corpus):
         assert len(used) >= 0.9 * (60 - len(data.test))
 
 
+def test_labelled_texts_without_labels_are_refused(ptmrun, corpus):
+    Path("senti.csv").write_text("text,sentiment\nGood,pos\nBad,neg\n")
+    code, _, err = ptmrun(
+        "model=gpt", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "downstream.root=senti.csv", *SHORT
+    )
+    assert code == 2
+    assert "downstream.label_column=label: senti.csv has no such column; it has: text, sentiment" in err
+
+
 def test_other_labelled_texts_need_no_other_pretraining(ptmrun, corpus):
     same = ["model=gpt", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", *SHORT]
     assert ptmrun(*same)[0] == 0

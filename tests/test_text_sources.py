@@ -23,9 +23,9 @@ def documents(source, split="train"):
     return list(source.parts[split].documents())
 
 
-def fails(root, *more) -> str:
+def fails(root, *more, labelled=False) -> str:
     with pytest.raises(UserError) as caught:
-        read(root, *more)
+        text.read(options("dataset=text", f"dataset.root={root}", *more), labelled)
     assert len(caught.value.args) == 1
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -175,6 +175,36 @@ def test_several_classes_a_text(tmp_path):
     assert read(tmp_path).fingerprint == source.fingerprint
 
 
+def test_labels_where_they_must_be(tmp_path):
+    """A corpus may go without; what is to be fine-tuned with may not, and the columns that there are are named."""
+    file = tmp_path / "senti.csv"
+    for head, row, there in (
+        ("text,sentiment", "Good,pos", "text, sentiment"),
+        ("text;label", "Good;pos", "text;label"),
+        ("n,review", "1,Good", "n, review"),
+    ):
+        file.write_text(f"{head}\n{row}\n")
+        assert read(file).classes == []
+        assert fails(file, labelled=True) == f"dataset.label_column=label: {file} has no such column; it has: {there}"
+    file.write_text("Good,pos\n")
+    assert fails(file, "dataset.text_column=1", labelled=True).endswith("has no such column; it has: 1, 2")
+    lacking = "no text of the training split has a label; expected a column of them (dataset.label_column), or .txt files in a"
+    assert fails(file, "dataset.text_column=1", "dataset.label_column=null", labelled=True).startswith(
+        f"dataset.root={file}: {lacking}"
+    )
+    file.unlink()
+    (tmp_path / "a.txt").write_text("Good.")
+    assert fails(tmp_path, labelled=True).startswith(f"dataset.root={tmp_path}: {lacking}")
+
+
+def test_a_column_that_first_rows_lack(tmp_path):
+    rows = [{"text": "A"}] * 100 + [{"text": "B", "labels": ["x"], "title": "C"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read(tmp_path, "dataset.label_column=labels", "dataset.label_separator=','").classes == ["x"]
+    assert documents(read(tmp_path, "dataset.text_column=title")) == ["C"]
+    assert fails(tmp_path, "dataset.label_column=label").endswith("has no such column; it has: text, labels, title")
+
+
 def test_numbers_are_sorted_as_numbers(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": "A", "label": n}) for n in (10, 9, 1, 1)))
     source = read(tmp_path)
@@ -208,7 +238,10 @@ BAD = {
     "open.csv": (b'text,label\n"a,x\nb,y\n', "{f}:3: is no csv: unexpected end of data"),
     "twice.csv": (b"text,text\na,b\n", "{f}:1: two columns have the same name: text, text"),
     "header.csv": (b"text,label\n", "dataset.text_column: {f} has no column of texts"),
-    "label.csv": (b"text,label\na,x\nb,\n", "{f}:3: the label is empty; give it one, or set dataset.label_column=null"),
+    "label.csv": (
+        b"text,label\na,x\nb,\n",
+        "{f}:3: the label is empty; give it one, or remove the row; a corpus needs none (label_column=null)",
+    ),
     "blank.csv": (b"text,label\n,x\n ,y\n", "dataset.root={f}: all 2 texts are empty in the train split"),
     "broken.jsonl": (b'{"text": "a"}\n{"text": \n', "{f}:2: is no JSON: "),
     "list.jsonl": (b'{"text": "a"}\n\n["b"]\n', '{f}:3: expected an object such as {{"text": ...}}, found ["b"]'),

@@ -258,7 +258,7 @@ def load(
         marks.append(mark)
     elif cfg.downstream.root:
         with text.as_downstream():
-            other = text.read(cfg.downstream)
+            other = text.read(cfg.downstream, labelled=True)
         sets, classes = framed(other, own, length), other.classes
         notes += other.notes
         marks.append(other.fingerprint)

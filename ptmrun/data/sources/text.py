@@ -52,8 +52,9 @@ def ends(prose: str) -> list[int]:
     return [match.end() for match in STOP.finditer(prose) if match[1].isupper()]
 
 
-def read(options: Any) -> TextSource:
-    """Reads everything once, to find what is wrong with it, to count it and to take its fingerprint."""
+def read(options: Any, labelled: bool = False) -> TextSource:
+    """Reads everything once, to find what is wrong with it, to count it and to take its fingerprint. With `labelled`, texts
+    without labels are wrong."""
     if not options.root:
         raise UserError("dataset.root: a file or folder of texts is needed, as in dataset.root=texts")
     try:
@@ -70,11 +71,11 @@ def read(options: Any) -> TextSource:
     if tables == {True}:
         if options.documents not in ("auto", "rows"):
             raise UserError(f"dataset.documents={options.documents}: each row of a table is a document; expected auto or rows")
-        columns = Columns.choose(files, options)
+        columns = Columns.choose(files, options, labelled)
         makers: dict[str, Callable[[], Iterator[Row]]] = {
             name: partial(all_rows, paths, columns, options.encoding, options.errors) for name, paths in files.items()
         }
-        return gathered(makers, options.root, options.label_separator, options.errors)
+        return gathered(makers, options.root, options.label_separator, options.errors, labelled=labelled)
     for key in ("pair_column", "label_column", "group"):
         if getattr(options, key) not in (None, "auto"):
             raise UserError(
@@ -91,7 +92,7 @@ def read(options: Any) -> TextSource:
     if classes:
         notes.append("the folder of each file is its label (dataset.label_column=null: no labels)")
     makers = {name: partial(all_texts, paths, kind, options.encoding, options.errors, classes) for name, paths in files.items()}
-    return gathered(makers, options.root, None, options.errors, notes)
+    return gathered(makers, options.root, None, options.errors, notes, labelled=labelled)
 
 
 @contextlib.contextmanager
@@ -232,8 +233,9 @@ class Columns(NamedTuple):
     header: bool
 
     @staticmethod
-    def choose(files: dict[str, list[Path]], options: Any) -> "Columns":
-        """What the options say and the first table has. Raises UserError for what a table lacks."""
+    def choose(files: dict[str, list[Path]], options: Any, labelled: bool) -> "Columns":
+        """What the options say and the first table has; a label too if they must be `labelled`. Raises UserError for what a table
+        lacks."""
         text, second, group = options.text_column, options.pair_column, options.group
         header, label = not isinstance(text, int), options.label_column
         first = files["train"][0]
@@ -242,7 +244,7 @@ class Columns(NamedTuple):
         wanted = {k: None if c in (None, "auto") else str(c) for k, c in (("text", text), ("pair", second), ("label", label))}
         head = Columns("", None, None, None, header)
         names, textual = surveyed(first, head, options.encoding, options.errors)
-        if label == "auto" and header and "label" in names:
+        if label == "auto" and (labelled or (header and "label" in names)):
             wanted["label"] = "label"
         if text == "auto":
             taken = {wanted["pair"], wanted["label"], group}
@@ -258,6 +260,8 @@ class Columns(NamedTuple):
         keys = {"text_column": chosen.text, "pair_column": chosen.second, "label_column": chosen.label, "group": group}
         for path in chain(*files.values()):
             there = names if path == first else surveyed(path, head, options.encoding, options.errors)[0]
+            if path.suffix.lower() == ".jsonl" and not set(keys.values()) - {None} <= set(there):  # later rows may have it
+                there = surveyed(path, head, options.encoding, options.errors, None)[0]
             for key, name in keys.items():
                 if name is not None and name not in there:
                     known = f"it has: {shortened(there)}" if there else "it is empty"
@@ -270,14 +274,14 @@ def shortened(names: list[str]) -> str:
     return ", ".join(printable(n if len(n) <= 40 else f"{n[:40]}...") for n in names[:30])
 
 
-def surveyed(path: Path, head: Columns, encoding: str, errors: str) -> tuple[list[str], list[str]]:
-    """The columns of a table, and those of them that hold texts: of its first rows, some value is no number."""
+def surveyed(path: Path, head: Columns, encoding: str, errors: str, most: int | None = 100) -> tuple[list[str], list[str]]:
+    """The columns of a table, and those of them that hold texts: of its first rows (`most`, or all), some value is no number."""
     if path.suffix.lower() == ".parquet":
         schema = parquet(path).schema_arrow
         return schema.names, [field.name for field in schema if textual(field.type)]
     texts: Counter[str] = Counter()
     names: dict[str, None] = {}
-    for _, row in islice(table(path, head, encoding, errors), 100):
+    for _, row in islice(table(path, head, encoding, errors), most):
         names |= dict.fromkeys(row)
         texts.update(name for name, value in row.items() if isinstance(value, str) and value.strip() and not number(value))
     return list(names), [name for name in names if texts[name]]
@@ -405,6 +409,7 @@ def gathered(
     errors: str,
     notes: Iterable[str] = (),
     classes: Iterable[str] = (),
+    labelled: bool = False,
 ) -> TextSource:
     """Splits that stream rows -> the source. Class names are sorted unless given; labels come as text, numbers or lists."""
     said, columns = list(notes), {name: Scan(rows, errors, separator) for name, rows in makers.items()}
@@ -415,6 +420,11 @@ def gathered(
         if scan.skipped:
             said.append(f"{scan.skipped} empty texts of the {name} split are skipped")
     names = list(classes) or sorted(columns["train"].first, key=lambda c: (not number(c), float(c) if number(c) else 0.0, c))
+    if labelled and not names:
+        raise UserError(
+            f"dataset.root={root}: no text of the training split has a label; expected a column of them (dataset.label_column), "
+            "or .txt files in a folder for each class"
+        )
     for name, scan in columns.items():
         if strange := [c for c in scan.first if c not in names]:
             raise UserError(
@@ -478,7 +488,9 @@ class Scan:
         else:
             found = [str(row.label).strip()]
         if not all(found):
-            raise UserError(f"{row.where}: the label is empty; give it one, or set dataset.label_column=null")
+            raise UserError(
+                f"{row.where}: the label is empty; give it one, or remove the row; a corpus needs none (label_column=null)"
+            )
         for name in found:
             self.first.setdefault(name, row.where)
         return found
