@@ -92,6 +92,31 @@ def test_splits(tmp_path):
         assert {k: documents(source, k) for k in source.parts} == {"train": ["train"], "val": ["valid"], "test": ["test"]}
 
 
+def test_files_of_no_split_beside_some_of_one_are_refused(tmp_path):
+    for name in ("reviews.csv", "val.csv", "test.csv"):
+        (tmp_path / name).write_text("text\na\n")
+    wanted = "call files, or the folders that they are in, train, val or test, or take them away"
+    assert fails(tmp_path) == f"{tmp_path}: test.csv says of which split it is, but not reviews.csv; {wanted}"
+    (tmp_path / "reviews.csv").rename(tmp_path / "train.csv")
+    (tmp_path / "more.csv").write_text("text\nb\n")
+    assert fails(tmp_path).endswith(f"but not more.csv; {wanted}")
+    (tmp_path / "more.csv").rename(tmp_path / "README.csv")
+    (tmp_path / "val.csv").rename(tmp_path / "dev.csv")
+    assert set(read(tmp_path).parts) == {"train", "val", "test"}
+    (tmp_path / "train.csv").unlink()
+    assert fails(tmp_path) == f"{tmp_path}: there is dev.csv; expected a file or folder called train beside it"
+    for name in ("README.csv", "dev.csv"):
+        (tmp_path / name).unlink()
+    assert documents(read(tmp_path)) == ["a"], "a file alone is what there is"
+
+
+def test_folders_that_name_no_split_are_whole(tmp_path):
+    for name in ("good/train.txt", "good/1.txt", "bad/test.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert len(documents(read(tmp_path))) == 3
+
+
 ROWS = [('Good, "really"\ngood', "pos", "a"), ("Bad", "neg", "b"), ("", "neg", "a"), ("Fine\tenough", "pos", "a")]
 
 

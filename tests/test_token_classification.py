@@ -376,7 +376,7 @@ def test_repair(tmp_path, tokenizer):
         ("EU O\nmet O\n", None, {}, "train.conll: every word has the tag O; expected at least two tags"),
         ("EU B-ORG\nAnn PER\nmet O\n", None, {}, "train.conll:2: the tag PER among BIO tags"),
         ("EU N\nmet V\n", None, {"scheme": "bio"}, "train.conll:1: the tag N among BIO tags"),
-        (None, TEST, {}, "expected a file train.conll"),
+        (None, TEST, {}, "FOLDER: test.conll says of which split it is, but not other.conll; call files"),
     ],
 )
 def test_bad_files(tmp_path, tokenizer, train, test, changes, expected):
@@ -392,6 +392,9 @@ def test_bad_files(tmp_path, tokenizer, train, test, changes, expected):
 def test_no_files(tmp_path, tokenizer):
     assert refused(tmp_path / "nowhere", tokenizer) == f"downstream.root={tmp_path}/nowhere: no such file or folder"
     assert "expected a file train.conll (or .txt .tsv .bio)" in refused(tmp_path, tokenizer)
+    folder = write(tmp_path / "a")
+    (folder / "more.conll").write_text(TRAIN)
+    assert "test.conll says of which split it is, but not more.conll" in refused(folder, tokenizer)
 
 
 def test_places_of_files(tmp_path, tokenizer):

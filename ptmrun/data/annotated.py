@@ -5,11 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ptmrun.data.sources.imagefolder import SPLITS
 from ptmrun.data.sources.text import by_split
 from ptmrun.errors import UserError, printable
-
-NAMES = {**SPLITS, "dev": "val"}
 
 
 def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
@@ -23,10 +20,8 @@ def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     if not place.is_dir():
         raise UserError(f"downstream.root={root}: no such file or folder")
     there = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
-    splits = by_split(place, there, NAMES)
-    if "train" not in splits and len(there) == 1:
-        return {"train": there}
-    if "train" not in splits:
+    splits = {"train": there} if len(there) == 1 else by_split(place, there)
+    if not splits:
         found = f"; there is {', '.join(printable(p.name) for p in there[:5])}" if there else ""
         raise UserError(f"downstream.root={root}: expected a file train{suffixes[0]} (or {' '.join(suffixes[1:])}){found}")
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}

@@ -107,7 +107,7 @@ def as_downstream(names: dict[str, str] | None = None) -> Iterator[None]:
 
 
 def found(root: str) -> dict[str, list[Path]]:
-    """The files of each split: folders or files named train, val and test; else everything is train."""
+    """The files of each split: folders or files named train, val and test; where none is named so, everything is train."""
     place = Path(root).expanduser()
     if place.is_file():
         if place.suffix.lower() not in SUFFIXES:
@@ -118,8 +118,7 @@ def found(root: str) -> dict[str, list[Path]]:
     files = files_below(place, SUFFIXES)
     if not files:
         raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(SUFFIXES)})")
-    splits = by_split(place, files, SPLITS)
-    return splits if "train" in splits else {"train": files}
+    return by_split(place, files) or {"train": files}
 
 
 def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
@@ -135,14 +134,32 @@ def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
     return found if whole and len(set(found.values())) > 1 else {}
 
 
-def by_split(place: Path, files: list[Path], names: dict[str, str]) -> dict[str, list[Path]]:
-    """Those of the files below a folder that say of which split they are, by their own name or that of a folder in it."""
+def by_split(place: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """The files below a folder by split, as their own name says, or that of a folder in it; of a file alone, and where no name
+    says anything, nothing.
+
+    Raises UserError where some say of which split they are and others do not (a README may be beside them), or none is train.
+    """
     splits: dict[str, list[Path]] = {}
+    others = []
     for path in files:
         first = path.relative_to(place).parts[0]
         name = re.sub(r"-\d+-of-\d+$", "", path.stem) if first == path.name else first
-        if name.lower() in names:
-            splits.setdefault(names[name.lower()], []).append(path)
+        if name.lower() in SPLITS:
+            splits.setdefault(SPLITS[name.lower()], []).append(path)
+        elif name.lower() != "readme":
+            others.append(path)
+    if len(files) == 1 or not splits:
+        return {}
+    named = next(path for paths in splits.values() for path in paths).relative_to(place)
+    if others:
+        unnamed = ", ".join(printable(str(path.relative_to(place))) for path in others[:5])
+        raise UserError(
+            f"{place}: {printable(str(named))} says of which split it is, but not {unnamed}; call files, or the folders that "
+            "they are in, train, val or test, or take them away"
+        )
+    if "train" not in splits:
+        raise UserError(f"{place}: there is {printable(str(named))}; expected a file or folder called train beside it")
     return splits
 
 
