@@ -127,6 +127,16 @@ def test_columns(tmp_path, tokenizer):
     assert classes == ["1", "2"]
 
 
+def test_only_spaces_and_tabs_are_between_columns(tmp_path, tokenizer):
+    """A number such as 10 000 has a space in it that does not break, Chinese has wide ones."""
+    words = ["10\u00a0000", "\u00a0Ann", "a\u3000b", "\u202f"]
+    for mark in ("  ", "\t"):
+        text = "".join(f"{word}{mark}X{i}\n" for i, word in enumerate(words))
+        split = read(write(tmp_path / "a", text, None), tokenizer)[0]["train"]
+        assert split.words == [words]
+        assert (split.places[0] >= 0).tolist() == [True, True, True, False]  # a space alone has no token
+
+
 def test_first_sub_words_carry_tags(tmp_path, tokenizer):
     """Wherever the tokenizer cuts, the token at a word's place begins that word, whatever stands in it."""
     words = ["EU", "Blackburns", "New York", "Ünited", "(Nations),", "é", "[SEP]", "York's", "日本", "1,5"]
