@@ -100,6 +100,10 @@ class Questions(TextSplit):
     def asked(self) -> list[Question]:
         return [self.questions[r] for r in self.rows.tolist()]
 
+    def documents(self) -> list[str]:
+        """The questions, and the contexts of each."""
+        return [*self.read(), *(self.contexts[q.context] for q in self.asked())]
+
     def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tokens]:
         """For training: one window a question."""
         return (self.batch(self.targets[self.rows[indices].numpy(), 0]) for indices in index_lists)

@@ -62,6 +62,9 @@ class ParallelSplit(TextSplit):
         """The references themselves."""
         return [self.references[r] for r in self.rows.tolist()]
 
+    def documents(self) -> list[str]:
+        return [*self.read(), *self.right()]
+
     def written(self, ids: Tensor) -> list[str]:
         """Token numbers [N, T] as text."""
         return [self.search.tokenizer.decode(row) for row in ids.tolist()]
