@@ -17,6 +17,7 @@ from ptmrun.data.splits import divide
 from ptmrun.downstream import question_answering as problem
 from ptmrun.errors import UserError
 
+READING = {"encoding": "utf-8", "errors": "strict"}
 LONG = " ".join(f"In {1900 + i} the town of Aville{i} had {i} bakers." for i in range(12))
 
 
@@ -29,7 +30,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 def options(root, **changes):
-    return SimpleNamespace(**{"root": str(root), "stride": 16, "answer_length": 30, "max_mismatched": 0.01} | changes)
+    return SimpleNamespace(**{"root": str(root), "stride": 16, "answer_length": 30, "max_mismatched": 0.01, **READING} | changes)
 
 
 def qa(name: str, question: str, context: str, *answers: str) -> dict:
@@ -364,7 +365,7 @@ def changed(change) -> dict:
     [
         ("", "train.json: is empty; expected SQuAD's JSON"),
         ('{"data":\n [}', "train.json: line 2 is no JSON (Expecting value)"),
-        (b'{"data": "\xe9"}', "train.json: byte 10 is not UTF-8"),
+        (b'{"data": "\xe9"}', "train.json: byte 10 is not utf-8; name its downstream.encoding"),
         ("[" * 100_000, "train.json: its lists are nested too deeply"),
         ({"data": []}, "train.json: holds no questions"),
         ([], "train.json: data is missing"),
@@ -406,6 +407,13 @@ def test_a_few_wrong_answers_are_left_out(tmp_path, tokenizer):
     assert problem.score(perfect(found["train"]), found["train"]) == 1
 
 
+def test_other_encodings(tmp_path, tokenizer):
+    latin = json.dumps(TRAIN, ensure_ascii=False).encode("latin-1")
+    folder = write(tmp_path / "a", train=latin)
+    assert read(folder, tokenizer, encoding="latin-1")[0]["train"].contexts[0] == ANN
+    assert read(folder, tokenizer, errors="replace")[0]["train"].contexts[0] == ANN.replace("Ü", "\ufffd")
+
+
 def test_few(tmp_path, tokenizer):
     split = read(write(tmp_path / "a", train=TRAIN), tokenizer)[0]["train"]
     three = problem.few(split, [], 3, 1)
@@ -445,4 +453,12 @@ def test_questions_about_one_context_stay_together(tmp_path, tokenizer):
 def test_config():
     options = config.section("downstream", "question_answering")
     assert config.spec("downstream", "question_answering").needs == {"text"}
-    assert set(options.model_fields) == {"name", "labels_per_class", "root", "stride", "answer_length", "max_mismatched"}
+    assert set(options.model_fields) == {
+        "name",
+        "labels_per_class",
+        "root",
+        "stride",
+        "answer_length",
+        "max_mismatched",
+        *READING,
+    }

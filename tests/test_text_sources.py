@@ -272,6 +272,10 @@ BAD = {
     "list.jsonl": (b'{"text": "a"}\n\n["b"]\n', '{f}:3: expected an object such as {{"text": ...}}, found ["b"]'),
     "number.jsonl": (b'{"text": "a"}\n{"text": 5}\n', "{f}:2: expected text in text, found 5"),
     "half.jsonl": (b'{"text": "a"}\n{"text": "x\\ud800"}\n', "{f}:2: half a surrogate pair"),
+    "nul.jsonl": (
+        b'{"text": "a"}\n{"text": "x\\u0000"}\n',
+        "{f}:2: holds NUL (\\u0000), so this is no text; remove it, or set dataset.errors=replace",
+    ),
     "deep.jsonl": (b"[" * 100_000, "{f}:1: is "),
     "x.parquet": (b"text", "{f}: is no parquet file: "),
     "photo.png": (
@@ -295,6 +299,30 @@ def test_errors_can_be_replaced(tmp_path):
     (tmp_path / "x.txt").unlink()
     (tmp_path / "x.jsonl").write_text('{"text": "x\\ud800y"}')
     assert documents(read(tmp_path, "dataset.errors=replace")) == ["x?y"]
+    (tmp_path / "x.jsonl").write_text('{"text": "x\\u0000y", "label": "\\u0000"}')
+    source = read(tmp_path, "dataset.errors=replace")
+    assert (documents(source), source.classes) == (["x\ufffdy"], ["\ufffd"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("before", [3, 2**20 + 5])
+def test_where_a_nul_stands(tmp_path, encoding, before):
+    """In the first chunk or a later one, with a byte order mark or without."""
+    file, data = tmp_path / "x.txt", ("a" * before + "\0b").encode(encoding)
+    file.write_bytes(data)
+    byte = len(("a" * before).encode(encoding))
+    assert fails(file, f"dataset.encoding={encoding}").startswith(f"{file}: byte {byte} is NUL")
+    if encoding == "utf-8-sig":
+        file.write_bytes(data[3:])
+        assert fails(file, f"dataset.encoding={encoding}").startswith(f"{file}: byte {byte - 3} is NUL")
+
+
+def test_bytes_in_parquet_that_are_no_text(tmp_path):
+    good = [b"a"] * 2999
+    for bad, message in ((b"\xff", "is not UTF-8"), (b"a\0", "holds NUL")):
+        texts = pa.array([*good, bad, b"b"], pa.binary()).view(pa.string())
+        pq.write_table(pa.table({"text": texts}), tmp_path / "x.parquet", row_group_size=1500)
+        assert fails(tmp_path).startswith(f"{tmp_path / 'x.parquet'} row 3000: {message}")
 
 
 def test_bad_folders_and_options(tmp_path):

@@ -51,9 +51,8 @@ def tokenizer(request, tmp_path_factory):
 
 
 def options(root, **changes):
-    return SimpleNamespace(
-        **{"root": str(root), "token_column": 0, "tag_column": "last", "scheme": "auto", "repair": False} | changes
-    )
+    given = {"token_column": 0, "tag_column": "last", "scheme": "auto", "repair": False, "encoding": "utf-8", "errors": "strict"}
+    return SimpleNamespace(**{"root": str(root)} | given | changes)
 
 
 def write(folder: Path, train: str | bytes = TRAIN, test: str | bytes | None = TEST, suffix: str = ".conll") -> Path:
@@ -380,9 +379,10 @@ def test_repair(tmp_path, tokenizer):
         ("\n\n# nothing\n", None, {}, "train.conll: holds no sentences"),
         ("", None, {}, "train.conll: holds no sentences"),
         (TRAIN, "", {}, "test.conll: holds no sentences"),
-        (b"caf\xe9 O\nEU B-ORG\n", None, {}, "train.conll: byte 3 is not UTF-8; convert it"),
-        (b"\xef\xbb\xbfcaf\xe9 O\n", None, {}, "train.conll: byte 6 is not UTF-8"),
+        (b"caf\xe9 O\nEU B-ORG\n", None, {}, "train.conll: byte 3 is not utf-8; name its downstream.encoding (such as latin-1"),
+        (b"\xef\xbb\xbfcaf\xe9 O\n", None, {}, "train.conll: byte 6 is not utf-8"),
         ("a\0b O\n", None, {}, "train.conll: byte 1 is NUL"),
+        (TRAIN, None, {"encoding": "utf-99"}, "downstream.encoding=utf-99: no such encoding"),
         ("EU O\nmet O\n", None, {}, "train.conll: every word has the tag O; expected at least two tags"),
         ("EU B-ORG\nAnn PER\nmet O\n", None, {}, "train.conll:2: the tag PER among BIO tags"),
         ("EU N\nmet V\n", None, {"scheme": "bio"}, "train.conll:1: the tag N among BIO tags"),
@@ -397,6 +397,17 @@ def test_bad_files(tmp_path, tokenizer, train, test, changes, expected):
     else:
         write(folder, train, test)
     assert expected.replace("FOLDER", str(folder)) in refused(folder, tokenizer, **changes)
+
+
+def test_other_encodings(tmp_path, tokenizer):
+    text = "Ünited B-ORG\nmet O\n"
+    for encoding in ("utf-8", "latin-1", "utf-16"):
+        folder = write(tmp_path / "a", text.encode(encoding), None)
+        found, _, mark, _ = read(folder, tokenizer, encoding=encoding)
+        assert found["train"].words == [["Ünited", "met"]]
+        assert mark == read(write(tmp_path / "b", text, None), tokenizer)[2]
+    write(tmp_path / "a", text.encode("latin-1"), None)
+    assert read(folder, tokenizer, errors="replace")[0]["train"].words == [["\ufffdnited", "met"]]
 
 
 def test_no_files(tmp_path, tokenizer):
@@ -424,5 +435,5 @@ def test_config():
     options = config.section("downstream", "token_classification")
     spec = config.spec("downstream", "token_classification")
     assert spec.needs == {"text"}
-    known = {"name", "labels_per_class", "root", "token_column", "tag_column", "scheme", "repair"}
+    known = {"name", "labels_per_class", "root", "token_column", "tag_column", "scheme", "repair", "encoding", "errors"}
     assert set(options.model_fields) == known

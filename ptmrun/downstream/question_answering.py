@@ -170,7 +170,7 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
         contexts: list[str] = []
         questions: list[Question] = []
         for path in paths:
-            text = annotated.read(path)
+            text = annotated.read(path, options)
             digest.update(f"{name} {len(text)}\n{text}".encode())
             questions += parsed(path, text, options.max_mismatched, contexts, notes)
         read[name] = contexts, questions

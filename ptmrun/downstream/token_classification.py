@@ -129,7 +129,7 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
     for name, paths in annotated.files(options.root, SUFFIXES).items():
         read[name] = []
         for path in paths:
-            text = annotated.read(path)
+            text = annotated.read(path, options)
             digest.update(f"{name} {len(text)}\n{text}".encode())
             read[name] += sentences(path, text, options)
     bio = scheme(read["train"], options.scheme)

@@ -25,6 +25,7 @@ from ptmrun.errors import UserError, nearest, printable
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 SUFFIXES = (".txt", *TABLES)
 CHUNK = 2**20  # bytes read at a time
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's other one begins as UTF-16's
 STOP = re.compile(r"""[.!?]["'”’»)\]]*(?=\s+["'“‘«(\[]?([^\W\d_]))""")  # a sentence's end, and the letter that follows
 
 
@@ -57,13 +58,6 @@ def read(options: Any, labelled: bool = False) -> TextSource:
     without labels are wrong."""
     if not options.root:
         raise UserError("dataset.root: a file or folder of texts is needed, as in dataset.root=texts")
-    try:
-        if not getattr(codecs.lookup(options.encoding), "_is_text_encoding", True):
-            raise LookupError
-    except LookupError:
-        raise UserError(
-            f"dataset.encoding={options.encoding}: no such encoding; expected one such as utf-8, latin-1 or utf-16"
-        ) from None
     files = found(options.root)
     tables = {path.suffix.lower() != ".txt" for paths in files.values() for path in paths}
     if len(tables) > 1:
@@ -164,13 +158,32 @@ def by_split(place: Path, files: list[Path]) -> dict[str, list[Path]]:
 
 
 def lines(path: Path, encoding: str, errors: str) -> Iterator[str]:
-    """The lines of a file without their ends, a chunk of it in memory at a time. Any line ends and a byte order mark are fine.
+    """The lines of a file without their ends, a chunk of it in memory at a time; else see `decoded`."""
+    rest: list[str] = []
+    for text in decoded(path, encoding, errors):
+        first, *more = text.split("\n")
+        rest.append(first)
+        if more:
+            yield "".join(rest)
+            yield from more[:-1]
+            rest = more[-1:]
+    if last := "".join(rest):
+        yield last
+
+
+def decoded(path: Path, encoding: str, errors: str) -> Iterator[str]:
+    """The text of a file, chunk by chunk. Any line ends, which become \\n, and a byte order mark are fine.
 
     Raises UserError for bytes that are not text, unless errors=replace.
     """
+    try:
+        if not getattr(codecs.lookup(encoding), "_is_text_encoding", True):
+            raise LookupError
+    except LookupError:
+        raise UserError(f"dataset.encoding={encoding}: no such encoding; expected one such as utf-8, latin-1 or utf-16") from None
     decoder = codecs.getincrementaldecoder(encoding)(errors)
     ends_of_lines = io.IncrementalNewlineDecoder(None, translate=True)
-    place, rest = 0, []
+    place = 0
     try:
         with open(path, "rb") as file:
             while True:
@@ -187,25 +200,20 @@ def lines(path: Path, encoding: str, errors: str) -> Iterator[str]:
                 if "\0" in text:
                     if errors == "strict":
                         byte = place - held + len(text[: text.index("\0")].encode(encoding))
+                        if place or not data.startswith(MARKS):
+                            byte -= len("".encode(encoding))  # a mark that `encode` wrote and the file has not there
                         raise UserError(
                             f"{path}: byte {byte} is NUL, so this is no text; remove it, or set dataset.errors=replace"
                         )
                     text = text.replace("\0", "\ufffd")
                 if place == 0:
                     text = text.removeprefix("\ufeff")
-                first, *more = ends_of_lines.decode(text, final=not data).split("\n")
-                rest.append(first)
-                if more:
-                    yield "".join(rest)
-                    yield from more[:-1]
-                    rest = more[-1:]
-                place += len(data)
+                yield ends_of_lines.decode(text, final=not data)
                 if not data:
                     break
+                place += len(data)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if last := "".join(rest):
-        yield last
 
 
 def units(paths: list[Path], encoding: str, errors: str) -> str:
@@ -318,6 +326,10 @@ def all_rows(paths: list[Path], columns: Columns, encoding: str, errors: str) ->
     for path in paths:
         for where, row in table(path, columns, encoding, errors):
             values: list[Any] = [None if name is None else "" if row.get(name) is None else row[name] for name in columns[:4]]
+            if any(isinstance(value, str) and "\0" in value for value in values):
+                if errors == "strict":
+                    raise UserError(f"{where}: holds NUL (\\u0000), so this is no text; remove it, or set dataset.errors=replace")
+                values = [value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in values]
             for name, value in zip(columns[:2], values[:2], strict=False):
                 if not isinstance(value, str | None):
                     raise UserError(f"{where}: expected text in {name}, found {printable(repr(value))[:80]}")
@@ -335,10 +347,12 @@ def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[
         file, count = parquet(path), 0
         try:
             for batch in file.iter_batches(1024, columns=list(dict.fromkeys(c for c in columns[:4] if c))):
-                for row in batch.to_pylist():
+                for cells in zip(*batch.columns, strict=True):
                     count += 1
-                    yield f"{path} row {count}", row
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                    yield f"{path} row {count}", dict(zip(batch.schema.names, (cell.as_py() for cell in cells), strict=True))
+        except UnicodeDecodeError:
+            raise UserError(f"{path} row {count}: is not UTF-8, as texts in parquet files are; write the file again") from None
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: cannot be read after row {count}: {' '.join(str(error).split())}") from None
     else:
         quoted = suffix == ".csv" or quotes(path, encoding, errors)
