@@ -100,18 +100,18 @@ def as_downstream(names: dict[str, str] | None = None) -> Iterator[None]:
         raise UserError(*lines) from None
 
 
-def found(root: str) -> dict[str, list[Path]]:
+def found(root: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Path]]:
     """The files of each split: folders or files named train, val and test; where none is named so, everything is train."""
     place = Path(root).expanduser()
     if place.is_file():
-        if place.suffix.lower() not in SUFFIXES:
-            raise UserError(f"dataset.root={root}: expected a file ending in {' '.join(SUFFIXES)}, or a folder of such files")
+        if place.suffix.lower() not in suffixes:
+            raise UserError(f"dataset.root={root}: expected a file ending in {' '.join(suffixes)}, or a folder of such files")
         return {"train": [place]}
     if not place.is_dir():
         raise UserError(f"dataset.root={root}: no such file or folder")
-    files = files_below(place, SUFFIXES)
+    files = files_below(place, suffixes)
     if not files:
-        raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(SUFFIXES)})")
+        raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(suffixes)})")
     return by_split(place, files) or {"train": files}
 
 
