@@ -15,9 +15,11 @@ from torch import nn
 from ptmrun import config
 from ptmrun.data import texts as data_texts
 from ptmrun.data import tokenizer as tokenizers
+from ptmrun.data.splits import divide
 from ptmrun.downstream import question_answering as problem
 from ptmrun.errors import UserError
 
+READING = {"encoding": "utf-8", "errors": "strict"}
 LONG = " ".join(f"In {1900 + i} the town of Aville{i} had {i} bakers." for i in range(12))
 
 
@@ -30,7 +32,7 @@ def tokenizer(request, tmp_path_factory):
 
 
 def options(root, **changes):
-    return SimpleNamespace(**{"root": str(root), "stride": 16, "answer_length": 30, "max_mismatched": 0.01} | changes)
+    return SimpleNamespace(**{"root": str(root), "stride": 16, "answer_length": 30, "max_mismatched": 0.01, **READING} | changes)
 
 
 def qa(name: str, question: str, context: str, *answers: str) -> dict:
@@ -441,7 +443,7 @@ def changed(change) -> dict:
     [
         ("", "train.json: is empty; expected SQuAD's JSON"),
         ('{"data":\n [}', "train.json: line 2 is no JSON (Expecting value)"),
-        (b'{"data": "\xe9"}', "train.json: byte 10 is not UTF-8"),
+        (b'{"data": "\xe9"}', "train.json: byte 10 is not utf-8; name its downstream.encoding"),
         ("[" * 100_000, "train.json: its lists are nested too deeply"),
         ({"data": []}, "train.json: holds no questions"),
         ([], "train.json: data is missing"),
@@ -483,11 +485,47 @@ def test_a_few_wrong_answers_are_left_out(tmp_path, tokenizer):
     assert problem.score(perfect(found["train"]), found["train"]) == 1
 
 
+def test_other_encodings(tmp_path, tokenizer):
+    latin = json.dumps(TRAIN, ensure_ascii=False).encode("latin-1")
+    folder = write(tmp_path / "a", train=latin)
+    assert read(folder, tokenizer, encoding="latin-1")[0]["train"].contexts[0] == ANN
+    assert read(folder, tokenizer, errors="replace")[0]["train"].contexts[0] == ANN.replace("Ü", "\ufffd")
+
+
 def test_few(tmp_path, tokenizer):
     split = read(write(tmp_path / "a", train=TRAIN), tokenizer)[0]["train"]
     three = problem.few(split, [], 3, 1)
     assert problem.few(split, [], 2, 1).tolist() == three[:2].tolist()
     assert [q.name for q in split.subset(three).asked()] == [split.questions[i].name for i in three]
+
+
+def test_questions_about_one_context_stay_together(tmp_path, tokenizer):
+    """In splits that are made, and in folds, also where a file repeats a context; limits count questions."""
+    texts = [f"Ann saw Rome in {year}." for year in range(1900, 1920)]
+    paragraphs = [(text, [qa(f"{text}{i}{j}", "Where?", text, "Rome") for j in range(3)]) for text in texts for i in range(2)]
+    sets = read(write(tmp_path / "a", train=squad(*paragraphs)), tokenizer)[0]
+    usual = {"name": "x", "test_fraction": 0.2, "val_fraction": 0.25, "split_seed": 0, "limit": None, "test_limit": None}
+
+    def divided(**changes):
+        splits = divide(sets, SimpleNamespace(**usual | {"folds": None, "fold": 0} | changes), "texts", [])[:3]
+        contexts = [{split.contexts[q.context] for q in split.asked()} for split in splits]
+        assert len(set.union(*contexts)) == sum(map(len, contexts))
+        return splits, contexts
+
+    splits, contexts = divided()
+    assert [len(x) for x in splits] == [72, 24, 24]
+    assert [len(x) for x in contexts] == [12, 4, 4]
+    tested = [divided(folds=5, fold=i)[1][2] for i in range(5)]
+    assert [len(x) for x in tested] == [4] * 5
+    assert set.union(*tested) == set(texts)
+    assert [len(x) for x in divided(test_limit=7)[0]] == [72, 24, 7]
+    few = read(write(tmp_path / "b", train=TRAIN), tokenizer)[0]
+    for changes, message in (
+        ({}, "dataset=x: 4 texts in 2 parts that stay whole are too few to be split"),
+        ({"folds": 3}, "dataset.folds=3: the training split has 2 parts that stay whole; expected at most as many folds"),
+    ):
+        with pytest.raises(UserError, match=message):
+            divide(few, SimpleNamespace(**usual | {"folds": None, "fold": 0} | changes), "texts", [])
 
 
 def test_config():
@@ -501,4 +539,5 @@ def test_config():
         "answer_length",
         "n_best",
         "max_mismatched",
+        *READING,
     }

@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from ptmrun import cli, config, run, train, trials
 from ptmrun.data import tokenizer
+from ptmrun.errors import UserError
 from ptmrun.models import bert, gpt
 from ptmrun.prepare import prepare
 from ptmrun.signals import Stop
@@ -120,22 +121,67 @@ def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, 
     assert run.Run.open(latest()).manifest["weights_sha256"] == undisturbed
 
 
-def test_nothing_is_pretrained_on_texts_that_are_held_out_to_test(corpus):
+def loaded(*overrides):
     from ptmrun.compose import compose
     from ptmrun.context import part_of
     from ptmrun.data import texts
-    from ptmrun.downstream import classification
 
-    table = f"dataset.root={corpus / 'labelled.csv'}"
+    cfg = compose(["dataset=text", "model.length=32", *overrides])
+    read, problem = part_of(cfg, "dataset").read, part_of(cfg, "downstream")
+    return texts.load(read, cfg, part_of(cfg, "model"), problem, None, lambda *_: None)
+
+
+def used(data) -> set[tuple[int, ...]]:
+    """The token numbers of every document that is pretrained on, or judged by meanwhile."""
+    both = (data.corpus.blocks.corpus, data.held.blocks.corpus)
+    return {tuple(corpus.document(i)) for corpus in both for i in range(len(corpus))}
+
+
+@pytest.mark.parametrize("where", ["its own", "the same path", "a copy", "a part of it"])
+def test_nothing_is_pretrained_on_texts_that_are_held_out_to_test(corpus, where):
+    table = corpus / "labelled.csv"
+    lines = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    Path("copy.csv").write_text("".join(lines if where == "a copy" else lines[:41]), encoding="utf-8")
+    other = {"its own": [], "the same path": [f"downstream.root={corpus}/../{corpus.name}/labelled.csv"]}
+    count = 40 if where == "a part of it" else 60
     for fold in (["dataset.folds=3", "dataset.fold=1"], []):
-        cfg = compose(["model=bert", "dataset=text", table, "model.length=32", *fold])
-        data = texts.load(part_of(cfg, "dataset").read, cfg, bert, classification, None, lambda *_: None)
-        assert len(data.test) == (20 if fold else 12)
-        used = {tuple(x.blocks.corpus.document(i)) for x in (data.corpus, data.held) for i in range(len(x.blocks.corpus))}
+        data = loaded("model=bert", f"dataset.root={table}", *other.get(where, ["downstream.root=copy.csv"]), *fold)
         tested = {tuple(x) for x in data.tokenizer.encode(data.test.read())}
-        assert len(tested) > 10
-        assert not used & tested
-        assert len(used) >= 0.9 * (60 - len(data.test))
+        assert len(data.test) in ((13, 20) if fold else (8, 12))
+        assert len(tested) == len(data.test)
+        assert not used(data) & tested
+        assert len(used(data)) == 60 - len(data.test)
+        assert len(data.test) + len(data.train) + len(data.val) == count
+        assert any(line.startswith(f"{len(data.test)} texts of the corpus are held out to test with") for line in data.notes)
+
+
+def test_translations_that_are_held_out_to_test_are_not_pretrained_on():
+    pytest.importorskip("sacrebleu")
+    documents = story(40, 1)
+    Path("pairs.csv").write_text(
+        "source,target\n" + "".join(f'"{a}","{b}"\n' for a, b in zip(*[iter(documents)] * 2, strict=True))
+    )
+    Path("both.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    data = loaded("model=transformer", "dataset.root=both.jsonl", "downstream=translation", "downstream.root=pairs.csv")
+    assert len(used(data)) == 40 - 2 * len(data.test) == 32
+    assert not used(data) & {tuple(x) for x in data.tokenizer.encode([*data.test.read(), *data.test.right()])}
+
+
+def test_a_corpus_of_nothing_but_test_texts_is_refused(corpus):
+    Path("one.jsonl").write_text(
+        json.dumps({"text": loaded("model=bert", f"dataset.root={corpus / 'labelled.csv'}").test.read()[0]})
+    )
+    with pytest.raises(UserError, match=r"^dataset\.root=one\.jsonl: all texts are held out to test with; expected others"):
+        loaded("model=bert", "dataset.root=one.jsonl", f"downstream.root={corpus / 'labelled.csv'}")
+
+
+def test_labelled_texts_without_labels_are_refused(ptmrun, corpus):
+    Path("senti.csv").write_text("text,sentiment\nGood,pos\nBad,neg\n")
+    code, _, err = ptmrun(
+        "model=gpt", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "downstream.root=senti.csv", *SHORT
+    )
+    assert code == 2
+    assert "downstream.label_column=label: senti.csv has no such column; it has: text, sentiment" in err
 
 
 def test_other_labelled_texts_need_no_other_pretraining(ptmrun, corpus):

@@ -23,9 +23,9 @@ def documents(source, split="train"):
     return list(source.parts[split].documents())
 
 
-def fails(root, *more) -> str:
+def fails(root, *more, labelled=False) -> str:
     with pytest.raises(UserError) as caught:
-        read(root, *more)
+        text.read(options("dataset=text", f"dataset.root={root}", *more), labelled)
     assert len(caught.value.args) == 1
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -90,6 +90,31 @@ def test_splits(tmp_path):
             (tmp_path / "folders").rename(tmp_path.parent / "folders")
         source = read(root)
         assert {k: documents(source, k) for k in source.parts} == {"train": ["train"], "val": ["valid"], "test": ["test"]}
+
+
+def test_files_of_no_split_beside_some_of_one_are_refused(tmp_path):
+    for name in ("reviews.csv", "val.csv", "test.csv"):
+        (tmp_path / name).write_text("text\na\n")
+    wanted = "call files, or the folders that they are in, train, val or test, or take them away"
+    assert fails(tmp_path) == f"{tmp_path}: test.csv says of which split it is, but not reviews.csv; {wanted}"
+    (tmp_path / "reviews.csv").rename(tmp_path / "train.csv")
+    (tmp_path / "more.csv").write_text("text\nb\n")
+    assert fails(tmp_path).endswith(f"but not more.csv; {wanted}")
+    (tmp_path / "more.csv").rename(tmp_path / "README.csv")
+    (tmp_path / "val.csv").rename(tmp_path / "dev.csv")
+    assert set(read(tmp_path).parts) == {"train", "val", "test"}
+    (tmp_path / "train.csv").unlink()
+    assert fails(tmp_path) == f"{tmp_path}: there is dev.csv; expected a file or folder called train beside it"
+    for name in ("README.csv", "dev.csv"):
+        (tmp_path / name).unlink()
+    assert documents(read(tmp_path)) == ["a"], "a file alone is what there is"
+
+
+def test_folders_that_name_no_split_are_whole(tmp_path):
+    for name in ("good/train.txt", "good/1.txt", "bad/test.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert len(documents(read(tmp_path))) == 3
 
 
 ROWS = [('Good, "really"\ngood', "pos", "a"), ("Bad", "neg", "b"), ("", "neg", "a"), ("Fine\tenough", "pos", "a")]
@@ -175,6 +200,36 @@ def test_several_classes_a_text(tmp_path):
     assert read(tmp_path).fingerprint == source.fingerprint
 
 
+def test_labels_where_they_must_be(tmp_path):
+    """A corpus may go without; what is to be fine-tuned with may not, and the columns that there are are named."""
+    file = tmp_path / "senti.csv"
+    for head, row, there in (
+        ("text,sentiment", "Good,pos", "text, sentiment"),
+        ("text;label", "Good;pos", "text;label"),
+        ("n,review", "1,Good", "n, review"),
+    ):
+        file.write_text(f"{head}\n{row}\n")
+        assert read(file).classes == []
+        assert fails(file, labelled=True) == f"dataset.label_column=label: {file} has no such column; it has: {there}"
+    file.write_text("Good,pos\n")
+    assert fails(file, "dataset.text_column=1", labelled=True).endswith("has no such column; it has: 1, 2")
+    lacking = "no text of the training split has a label; expected a column of them (dataset.label_column), or .txt files in a"
+    assert fails(file, "dataset.text_column=1", "dataset.label_column=null", labelled=True).startswith(
+        f"dataset.root={file}: {lacking}"
+    )
+    file.unlink()
+    (tmp_path / "a.txt").write_text("Good.")
+    assert fails(tmp_path, labelled=True).startswith(f"dataset.root={tmp_path}: {lacking}")
+
+
+def test_a_column_that_first_rows_lack(tmp_path):
+    rows = [{"text": "A"}] * 100 + [{"text": "B", "labels": ["x"], "title": "C"}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert read(tmp_path, "dataset.label_column=labels", "dataset.label_separator=','").classes == ["x"]
+    assert documents(read(tmp_path, "dataset.text_column=title")) == ["C"]
+    assert fails(tmp_path, "dataset.label_column=label").endswith("has no such column; it has: text, labels, title")
+
+
 def test_numbers_are_sorted_as_numbers(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": "A", "label": n}) for n in (10, 9, 1, 1)))
     source = read(tmp_path)
@@ -208,12 +263,19 @@ BAD = {
     "open.csv": (b'text,label\n"a,x\nb,y\n', "{f}:3: is no csv: unexpected end of data"),
     "twice.csv": (b"text,text\na,b\n", "{f}:1: two columns have the same name: text, text"),
     "header.csv": (b"text,label\n", "dataset.text_column: {f} has no column of texts"),
-    "label.csv": (b"text,label\na,x\nb,\n", "{f}:3: the label is empty; give it one, or set dataset.label_column=null"),
+    "label.csv": (
+        b"text,label\na,x\nb,\n",
+        "{f}:3: the label is empty; give it one, or remove the row; a corpus needs none (label_column=null)",
+    ),
     "blank.csv": (b"text,label\n,x\n ,y\n", "dataset.root={f}: all 2 texts are empty in the train split"),
     "broken.jsonl": (b'{"text": "a"}\n{"text": \n', "{f}:2: is no JSON: "),
     "list.jsonl": (b'{"text": "a"}\n\n["b"]\n', '{f}:3: expected an object such as {{"text": ...}}, found ["b"]'),
     "number.jsonl": (b'{"text": "a"}\n{"text": 5}\n', "{f}:2: expected text in text, found 5"),
     "half.jsonl": (b'{"text": "a"}\n{"text": "x\\ud800"}\n', "{f}:2: half a surrogate pair"),
+    "nul.jsonl": (
+        b'{"text": "a"}\n{"text": "x\\u0000"}\n',
+        "{f}:2: holds NUL (\\u0000), so this is no text; remove it, or set dataset.errors=replace",
+    ),
     "deep.jsonl": (b"[" * 100_000, "{f}:1: is "),
     "x.parquet": (b"text", "{f}: is no parquet file: "),
     "photo.png": (
@@ -237,6 +299,30 @@ def test_errors_can_be_replaced(tmp_path):
     (tmp_path / "x.txt").unlink()
     (tmp_path / "x.jsonl").write_text('{"text": "x\\ud800y"}')
     assert documents(read(tmp_path, "dataset.errors=replace")) == ["x?y"]
+    (tmp_path / "x.jsonl").write_text('{"text": "x\\u0000y", "label": "\\u0000"}')
+    source = read(tmp_path, "dataset.errors=replace")
+    assert (documents(source), source.classes) == (["x\ufffdy"], ["\ufffd"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("before", [3, 2**20 + 5])
+def test_where_a_nul_stands(tmp_path, encoding, before):
+    """In the first chunk or a later one, with a byte order mark or without."""
+    file, data = tmp_path / "x.txt", ("a" * before + "\0b").encode(encoding)
+    file.write_bytes(data)
+    byte = len(("a" * before).encode(encoding))
+    assert fails(file, f"dataset.encoding={encoding}").startswith(f"{file}: byte {byte} is NUL")
+    if encoding == "utf-8-sig":
+        file.write_bytes(data[3:])
+        assert fails(file, f"dataset.encoding={encoding}").startswith(f"{file}: byte {byte - 3} is NUL")
+
+
+def test_bytes_in_parquet_that_are_no_text(tmp_path):
+    good = [b"a"] * 2999
+    for bad, message in ((b"\xff", "is not UTF-8"), (b"a\0", "holds NUL")):
+        texts = pa.array([*good, bad, b"b"], pa.binary()).view(pa.string())
+        pq.write_table(pa.table({"text": texts}), tmp_path / "x.parquet", row_group_size=1500)
+        assert fails(tmp_path).startswith(f"{tmp_path / 'x.parquet'} row 3000: {message}")
 
 
 def test_bad_folders_and_options(tmp_path):

@@ -51,9 +51,8 @@ def tokenizer(request, tmp_path_factory):
 
 
 def options(root, **changes):
-    return SimpleNamespace(
-        **{"root": str(root), "token_column": 0, "tag_column": "last", "scheme": "auto", "repair": False} | changes
-    )
+    given = {"token_column": 0, "tag_column": "last", "scheme": "auto", "repair": False, "encoding": "utf-8", "errors": "strict"}
+    return SimpleNamespace(**{"root": str(root)} | given | changes)
 
 
 def write(folder: Path, train: str | bytes = TRAIN, test: str | bytes | None = TEST, suffix: str = ".conll") -> Path:
@@ -125,6 +124,16 @@ def test_columns(tmp_path, tokenizer):
     assert notes == ["3 tags: F1 is that of words"]
     _, classes, _, _ = read(folder, tokenizer, token_column=1, tag_column=0)
     assert classes == ["1", "2"]
+
+
+def test_only_spaces_and_tabs_are_between_columns(tmp_path, tokenizer):
+    """A number such as 10 000 has a space in it that does not break, Chinese has wide ones."""
+    words = ["10\u00a0000", "\u00a0Ann", "a\u3000b", "\u202f"]
+    for mark in ("  ", "\t"):
+        text = "".join(f"{word}{mark}X{i}\n" for i, word in enumerate(words))
+        split = read(write(tmp_path / "a", text, None), tokenizer)[0]["train"]
+        assert split.words == [words]
+        assert (split.places[0] >= 0).tolist() == [True, True, True, False]  # a space alone has no token
 
 
 def test_first_sub_words_carry_tags(tmp_path, tokenizer):
@@ -370,13 +379,14 @@ def test_repair(tmp_path, tokenizer):
         ("\n\n# nothing\n", None, {}, "train.conll: holds no sentences"),
         ("", None, {}, "train.conll: holds no sentences"),
         (TRAIN, "", {}, "test.conll: holds no sentences"),
-        (b"caf\xe9 O\nEU B-ORG\n", None, {}, "train.conll: byte 3 is not UTF-8; convert it"),
-        (b"\xef\xbb\xbfcaf\xe9 O\n", None, {}, "train.conll: byte 6 is not UTF-8"),
+        (b"caf\xe9 O\nEU B-ORG\n", None, {}, "train.conll: byte 3 is not utf-8; name its downstream.encoding (such as latin-1"),
+        (b"\xef\xbb\xbfcaf\xe9 O\n", None, {}, "train.conll: byte 6 is not utf-8"),
         ("a\0b O\n", None, {}, "train.conll: byte 1 is NUL"),
+        (TRAIN, None, {"encoding": "utf-99"}, "downstream.encoding=utf-99: no such encoding"),
         ("EU O\nmet O\n", None, {}, "train.conll: every word has the tag O; expected at least two tags"),
         ("EU B-ORG\nAnn PER\nmet O\n", None, {}, "train.conll:2: the tag PER among BIO tags"),
         ("EU N\nmet V\n", None, {"scheme": "bio"}, "train.conll:1: the tag N among BIO tags"),
-        (None, TEST, {}, "expected a file train.conll"),
+        (None, TEST, {}, "FOLDER: test.conll says of which split it is, but not other.conll; call files"),
     ],
 )
 def test_bad_files(tmp_path, tokenizer, train, test, changes, expected):
@@ -389,9 +399,23 @@ def test_bad_files(tmp_path, tokenizer, train, test, changes, expected):
     assert expected.replace("FOLDER", str(folder)) in refused(folder, tokenizer, **changes)
 
 
+def test_other_encodings(tmp_path, tokenizer):
+    text = "Ünited B-ORG\nmet O\n"
+    for encoding in ("utf-8", "latin-1", "utf-16"):
+        folder = write(tmp_path / "a", text.encode(encoding), None)
+        found, _, mark, _ = read(folder, tokenizer, encoding=encoding)
+        assert found["train"].words == [["Ünited", "met"]]
+        assert mark == read(write(tmp_path / "b", text, None), tokenizer)[2]
+    write(tmp_path / "a", text.encode("latin-1"), None)
+    assert read(folder, tokenizer, errors="replace")[0]["train"].words == [["\ufffdnited", "met"]]
+
+
 def test_no_files(tmp_path, tokenizer):
     assert refused(tmp_path / "nowhere", tokenizer) == f"downstream.root={tmp_path}/nowhere: no such file or folder"
     assert "expected a file train.conll (or .txt .tsv .bio)" in refused(tmp_path, tokenizer)
+    folder = write(tmp_path / "a")
+    (folder / "more.conll").write_text(TRAIN)
+    assert "test.conll says of which split it is, but not more.conll" in refused(folder, tokenizer)
 
 
 def test_places_of_files(tmp_path, tokenizer):
@@ -411,5 +435,5 @@ def test_config():
     options = config.section("downstream", "token_classification")
     spec = config.spec("downstream", "token_classification")
     assert spec.needs == {"text"}
-    known = {"name", "labels_per_class", "root", "token_column", "tag_column", "scheme", "repair"}
+    known = {"name", "labels_per_class", "root", "token_column", "tag_column", "scheme", "repair", "encoding", "errors"}
     assert set(options.model_fields) == known

@@ -227,6 +227,59 @@ def test_fewer_pairs(read):
         translation.few(split, [], 25, 1)
 
 
+def halves(folder: str, *languages: str, name: str = "train", rows: list[tuple[str, ...]]) -> None:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for language, texts in zip(languages, zip(*rows, strict=True), strict=True):
+        Path(folder, f"{name}.{language}").write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+
+
+def test_files_of_lines(own):
+    drawn = pairs(20)
+    halves("par", "en", "es", rows=drawn[:12])
+    halves("par", "en", "es", name="dev", rows=[*drawn[12:16], ("", " ")])
+    halves("par/test", "en", "es", name="news.2020", rows=drawn[16:])
+    Path("par/README.txt").write_text("About.")
+    notes: list[str] = []
+    sets, _, mark = translation.sets(options("par", source_column="es", target_column="en"), own, LENGTH, notes)
+    found = {name: list(zip(split.right(), split.read(), strict=True)) for name, split in sets.items()}
+    assert found == {"train": drawn[:12], "val": drawn[12:16], "test": drawn[16:]}
+    assert notes[0] == "1 empty texts of the val split are skipped"
+    halves("other", "en", "es", rows=drawn[:13])
+    assert translation.sets(options("other", source_column="es", target_column="en"), own, LENGTH, [])[2] != mark
+    halves("one", "en", "es", name="news", rows=drawn)
+    assert len(translation.sets(options("one", source_column="en", target_column="es"), own, LENGTH, [])[0]["train"]) == 20
+
+
+def test_bad_files_of_lines(own):
+    def refused(**changes) -> str:
+        with pytest.raises(UserError) as caught:
+            translation.sets(options("par", **changes), own, LENGTH, [])
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    named = {"source_column": "en", "target_column": "es"}
+    halves("par", "en", "es", rows=pairs(3))
+    asked = "downstream.root=par: files ending in .en .es: which are the source? Name both, as in downstream.source_column=en"
+    assert refused().startswith(asked)
+    assert refused(source_column="en").startswith(asked)
+    assert refused(**named | {"target_column": "fr"}) == "par/train.fr: cannot be read: No such file or directory"
+    assert refused(source_column="de", target_column="fr") == "downstream.root=par: no texts there (files ending in .de .fr)"
+    Path("par/train.es").write_text("una\n\ndos\n")
+    assert refused(**named) == "par/train.es:2: is empty, but not in the other language; translate it, or empty both"
+    Path("par/train.es").write_text("una\ndos\n")
+    assert refused(**named) == "par/train.es:3: the file ends before its other half; expected as many lines in both"
+    Path("par/train.es").write_text("una\ndos\ntres\ncuatro\n")
+    assert refused(**named) == "par/train.en:4: the file ends before its other half; expected as many lines in both"
+    Path("par/train.es").write_bytes(b"caf\xe9\n")
+    assert refused(**named).startswith("par/train.es: byte 3 is not utf-8; name its downstream.encoding")
+
+
+def test_a_header_of_a_tsv_file_is_no_pair(own):
+    tsv(Path("h.tsv"), [("id", "target", "source"), ("1", "una", "one"), ("2", "dos", "two")])
+    split = translation.sets(options("h.tsv"), own, LENGTH, [])[0]["train"]
+    assert list(zip(split.read(), split.right(), strict=True)) == [("one", "una"), ("two", "dos")]
+
+
 BAD = {
     "one column": (b"a\tb\nalone\n", {}, r"^bad.tsv:2: 1 fields where the first line has 2$"),
     "all one column": (b"a\nb\n", {}, r"^downstream.target_column=2: bad.tsv has no such column; it has: 1$"),

@@ -5,11 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ptmrun.data.sources.imagefolder import SPLITS
-from ptmrun.data.sources.text import by_split
+from ptmrun.data.sources.text import as_downstream, by_split, decoded
 from ptmrun.errors import UserError, printable
-
-NAMES = {**SPLITS, "dev": "val"}
 
 
 def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
@@ -23,28 +20,17 @@ def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     if not place.is_dir():
         raise UserError(f"downstream.root={root}: no such file or folder")
     there = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
-    splits = by_split(place, there, NAMES)
-    if "train" not in splits and len(there) == 1:
-        return {"train": there}
-    if "train" not in splits:
+    splits = {"train": there} if len(there) == 1 else by_split(place, there)
+    if not splits:
         found = f"; there is {', '.join(printable(p.name) for p in there[:5])}" if there else ""
         raise UserError(f"downstream.root={root}: expected a file train{suffixes[0]} (or {' '.join(suffixes[1:])}){found}")
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
 
-def read(path: Path) -> str:
-    """The text of a file, with \\n at the end of its lines. Raises UserError for what is not UTF-8."""
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        byte = error.start + 3 * data.startswith(b"\xef\xbb\xbf")
-        raise UserError(f"{path}: byte {byte} is not UTF-8; convert it, as in: iconv -f latin1 -t utf-8") from None
-    if "\0" in text:
-        raise UserError(f"{path}: byte {data.index(0)} is NUL, so this is no text; remove it")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+def read(path: Path, options: Any) -> str:
+    """The text of a file, with \\n at the end of its lines. Raises UserError for what is no text in downstream.encoding."""
+    with as_downstream():
+        return "".join(decoded(path, options.encoding, options.errors))
 
 
 class Encoded(NamedTuple):

@@ -82,17 +82,26 @@ def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> t
         made["test"] = test
         notes.append(f"there is no test split: {len(test)} {noun} of {len(train) + len(test)} are held out (splits.json)")
     if options.limit and options.limit < len(train):
-        _, train = hold_out(train, options.limit / len(train), options.split_seed, "limit")
+        _, train = hold_out(train, options.limit / len(train), options.split_seed, "limit", whole=False)
     if options.test_limit and options.test_limit < len(test):
-        _, test = hold_out(test, options.test_limit / len(test), options.split_seed, "test_limit")
+        _, test = hold_out(test, options.test_limit / len(test), options.split_seed, "test_limit", whole=False)
     if val is None:
         train, val = hold_out(train, options.val_fraction, options.split_seed, "val")
         made["val"] = val
     if min(len(train), len(val), len(test)) == 0:
-        raise UserError(f"dataset={options.name}: {total} {noun} are too few to be split into train, val and test")
+        parts = len(units(sets["train"]).unique())
+        whole = f" in {parts} parts that stay whole" if parts < len(sets["train"]) else ""
+        raise UserError(f"dataset={options.name}: {total} {noun}{whole} are too few to be split into train, val and test")
     if made:
         made["train"] = train
     return train, val, test, made
+
+
+def units(split: Any) -> Tensor:
+    """Which samples stay together when a split is cut, [N] numbers from 0: those of equal `together`, where a split has that (and
+    no classes); else each is alone."""
+    together = getattr(split, "together", None)
+    return torch.arange(len(split)) if together is None else together.unique(return_inverse=True)[1]
 
 
 def folded(split: Any, folds: int, fold: int, seed: int) -> tuple[Any, Any]:
@@ -102,11 +111,14 @@ def folded(split: Any, folds: int, fold: int, seed: int) -> tuple[Any, Any]:
     """
     if fold >= folds:
         raise UserError(f"dataset.fold={fold}: with dataset.folds={folds} the parts are 0 ... {folds - 1}")
-    if folds > len(split):
-        raise UserError(f"dataset.folds={folds}: the training split has {len(split)} samples; expected at most as many folds")
-    held = torch.zeros(len(split), dtype=torch.bool)
-    held[torch.cat(kinds(split, rng.permutation(seed, "split/folds", len(split))))[fold::folds]] = True
-    return parted(split, held)
+    unit = units(split)
+    count = len(unit.unique())
+    if folds > count:
+        what = "samples" if count == len(split) else "parts that stay whole"
+        raise UserError(f"dataset.folds={folds}: the training split has {count} {what}; expected at most as many folds")
+    held = torch.zeros(count, dtype=torch.bool)
+    held[torch.cat(kinds(split, rng.permutation(seed, "split/folds", count)))[fold::folds]] = True
+    return parted(split, held[unit])
 
 
 def parted(split: Any, held: Tensor) -> tuple[Any, Any]:
@@ -120,12 +132,14 @@ def kinds(split: Any, order: Tensor) -> list[Tensor]:
     return [order[split.labels[order] == c] for c in split.labels.unique()] if one else [order]
 
 
-def hold_out(split: Any, fraction: float, seed: int, purpose: str) -> tuple[Any, Any]:
-    """(the rest, the held-out share), seeded; the same share of every class where each sample has one."""
-    order = rng.permutation(seed, f"split/{purpose}", len(split))
-    held = torch.zeros(len(split), dtype=torch.bool)
+def hold_out(split: Any, fraction: float, seed: int, purpose: str, whole: bool = True) -> tuple[Any, Any]:
+    """(the rest, the held-out share), seeded; the same share of every class where each sample has one. What stays together is on
+    one side, if it is to be `whole`."""
+    unit = units(split) if whole else torch.arange(len(split))
+    order = rng.permutation(seed, f"split/{purpose}", len(unit.unique()))
+    held = torch.zeros(len(order), dtype=torch.bool)
     for members in kinds(split, order):
         held[members[: round(fraction * len(members))]] = True
-    if not held.any() and len(split) > 1:
+    if not held.any() and len(order) > 1:
         held[order[0]] = True
-    return parted(split, held)
+    return parted(split, held[unit])

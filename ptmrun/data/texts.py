@@ -30,9 +30,9 @@ C = 10.0  # of logistic regression on TF-IDF
 class TextSplit:
     """Texts of one split, tokenized and framed with special tokens.
 
-    ids, types: of every text of the source, int arrays [T]; texts: as they were read (of pairs, one after the other); rows [N]:
-    which of them this split has. labels: classes [N], or 0 and 1 [N, classes] where a text may have several, or none; groups [N]
-    or none.
+    ids, types: of every text of the source, int arrays [T]; texts: as they were read; seconds: of pairs, the second ones, else
+    none; rows [N]: which of them this split has. labels: classes [N], or 0 and 1 [N, classes] where a text may have several, or
+    none; groups [N] or none.
     """
 
     ids: list[np.ndarray]
@@ -42,6 +42,7 @@ class TextSplit:
     rows: Tensor
     labels: Tensor | None
     groups: np.ndarray | None = None
+    seconds: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,8 +53,13 @@ class TextSplit:
         return torch.tensor([len(self.ids[r]) for r in self.rows.tolist()])
 
     def read(self) -> list[str]:
-        """The texts themselves."""
-        return [self.texts[r] for r in self.rows.tolist()]
+        """The texts themselves, of pairs one after the other."""
+        seconds = self.seconds
+        return [self.texts[r] if seconds is None else f"{self.texts[r]}\n{seconds[r]}" for r in self.rows.tolist()]
+
+    def documents(self) -> list[str]:
+        """All that its samples are made of, text by text."""
+        return [source[r] for source in (self.texts, self.seconds) if source for r in self.rows.tolist()]
 
     def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tokens]:
         """The texts of each list of this split's indices, padded to the longest."""
@@ -258,7 +264,7 @@ def load(
         marks.append(mark)
     elif cfg.downstream.root:
         with text.as_downstream():
-            other = text.read(cfg.downstream)
+            other = text.read(cfg.downstream, labelled=True)
         sets, classes = framed(other, own, length), other.classes
         notes += other.notes
         marks.append(other.fingerprint)
@@ -270,9 +276,15 @@ def load(
         marks += [fingerprint_of(x.rows.tolist()) for x in (first, val, test)]
     corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
     alone = marks[:5]
-    if "test" in made and not cfg.downstream.root:  # nothing is pretrained on texts that are held out here to test with
-        corpora["train"] = corpora["train"].subset(without(made["test"].rows, len(corpora["train"])))
-        alone.append(fingerprint_of(made["test"].rows.tolist()))
+    if "test" in made:  # nothing is pretrained on texts that are held out here to test with, wherever they were read
+        tested = set(made["test"].documents())
+        again = [i for i, document in enumerate(train.documents()) if document in tested]
+        if len(again) == train.count:
+            raise UserError(f"dataset.root={options.root}: all texts are held out to test with; expected others to pretrain on")
+        if again:
+            corpora["train"] = corpora["train"].subset(without(torch.tensor(again), train.count))
+            alone.append(fingerprint_of(again))
+            notes.append(f"{len(again):,} texts of the corpus are held out to test with: nothing is pretrained on them")
     held = corpora.pop("val", None)
     if held is None:
         corpora["train"], held = corpus.hold_out(corpora["train"], options.val_fraction, options.split_seed, "val")
@@ -315,15 +327,15 @@ def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
         ids = tokenizer.encode(firsts)
         others = tokenizer.encode(seconds) if seconds else [None] * len(ids)
         pairs = [tokenizer.frame(a, b, length) for a, b in zip(ids, others, strict=True)]
-        texts = [f"{a}\n{b}" for a, b in zip(firsts, seconds, strict=True)] if seconds else firsts
         labels = None if part.labels is None else torch.from_numpy(part.labels)
         found[name] = TextSplit(
             [ids for ids, _ in pairs],
             [types for _, types in pairs],
-            texts,
+            firsts,
             tokenizer.vocabulary.pad,
-            torch.arange(len(texts)),
+            torch.arange(len(firsts)),
             labels,
             part.groups,
+            seconds,
         )
     return found

@@ -2,7 +2,8 @@
 arXiv:1806.03822): of each token, whether the answer starts and whether it ends there.
 
 A context that is too long for the model is read in windows that overlap (Devlin et al. 2019). A sample is a question: it is
-trained on with the window that shows its answer best, and answered by the best span of all its windows.
+trained on with the window that shows its answer best, and answered by the best span of all its windows. Where splits or folds are
+made here, all questions about one context are in one of them.
 """
 
 import functools
@@ -100,6 +101,16 @@ class Questions(TextSplit):
     def asked(self) -> list[Question]:
         return [self.questions[r] for r in self.rows.tolist()]
 
+    @property
+    def together(self) -> Tensor:
+        """A number for the context of each question, [N]; where a file repeats a context it is the same."""
+        number = {context: i for i, context in enumerate(self.contexts)}
+        return torch.tensor([number[self.contexts[q.context]] for q in self.asked()])
+
+    def documents(self) -> list[str]:
+        """The questions, and the contexts of each."""
+        return [*self.read(), *(self.contexts[q.context] for q in self.asked())]
+
     def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tokens]:
         """For training: one window a question."""
         return (self.batch(self.targets[self.rows[indices].numpy(), 0]) for indices in index_lists)
@@ -159,7 +170,7 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
         contexts: list[str] = []
         questions: list[Question] = []
         for path in paths:
-            text = annotated.read(path)
+            text = annotated.read(path, options)
             digest.update(f"{name} {len(text)}\n{text}".encode())
             questions += parsed(path, text, options.max_mismatched, contexts, notes)
         read[name] = contexts, questions

@@ -129,7 +129,7 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
     for name, paths in annotated.files(options.root, SUFFIXES).items():
         read[name] = []
         for path in paths:
-            text = annotated.read(path)
+            text = annotated.read(path, options)
             digest.update(f"{name} {len(text)}\n{text}".encode())
             read[name] += sentences(path, text, options)
     bio = scheme(read["train"], options.scheme)
@@ -166,12 +166,18 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
 
 
 def sentences(path: Path, text: str, options: Any) -> list[Sentence]:
-    """The sentences of a file: columns between tabs where its first word has any, else between white space; empty lines end
-    sentences. Not read are document marks, and lines that begin with # where they have not the columns of a word."""
+    """The sentences of a file: columns between tabs where its first word has any, else between spaces and tabs (a space that
+    does not break belongs to its word); empty lines end sentences. Not read are document marks, and lines that begin with # where
+    they have not the columns of a word."""
     lines = text.split("\n")
     first = next((line for line in lines if line.strip() and not line.startswith(("#", DOCUMENT))), "")
-    separator = "\t" if "\t" in first else None
-    width, token = len(first.split(separator)), options.token_column
+
+    def cells_of(line: str) -> list[str]:
+        if "\t" in first:
+            return [cell.strip(" ") for cell in line.split("\t")]
+        return [cell for cell in re.split("[ \t]", line) if cell]
+
+    width, token = len(cells_of(first)), options.token_column
     tag = width - 1 if options.tag_column == "last" else options.tag_column
     found, place = [Sentence(path, [], [], [])], 0
     for place, line in enumerate(lines, start=1):
@@ -179,7 +185,7 @@ def sentences(path: Path, text: str, options: Any) -> list[Sentence]:
             if found[-1].words:
                 found.append(Sentence(path, [], [], []))
             continue
-        cells = [cell.strip() for cell in line.split(separator)]
+        cells = cells_of(line)
         if line.startswith("#") and len(cells) != width:
             continue
         if max(token, tag) >= width or token == tag:

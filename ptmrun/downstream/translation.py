@@ -5,8 +5,11 @@ Needs a model with an encoder and a decoder (`sequence_to_sequence`). Both langu
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +22,7 @@ from torch.nn import functional as F
 from ptmrun.data.sources import text
 from ptmrun.data.texts import TextSplit, framed, padded
 from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
-from ptmrun.errors import UserError
+from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss
 from ptmrun.tokens import Tokens
 
@@ -61,6 +64,9 @@ class ParallelSplit(TextSplit):
     def right(self) -> list[str]:
         """The references themselves."""
         return [self.references[r] for r in self.rows.tolist()]
+
+    def documents(self) -> list[str]:
+        return [*self.read(), *self.right()]
 
     def written(self, ids: Tensor) -> list[str]:
         """Token numbers [N, T] as text."""
@@ -149,12 +155,52 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
 def parallel(options: Any) -> Any:
     """The texts and, as second ones, their translations: a sources.TextSource."""
     with text.as_downstream(COLUMNS):
-        headless = text.found(options.root)["train"][0].suffix.lower() == ".tsv"
+        place = Path(options.root).expanduser()
+        ends = {p.suffix.lower() for p in place.rglob("*") if p.is_file() and not p.name.startswith(".")} - {"", ".txt", ".md"}
+        if place.is_dir() and ends and not ends & set(text.TABLES):
+            return aligned(options, sorted(ends))
+        path = text.found(options.root)["train"][0]
+        headless = path.suffix.lower() == ".tsv" and not has_names(path, options)
         pair = ((options.source_column, "source", 1), (options.target_column, "target", 2))
         first, second = ((number if headless else name) if chosen == "auto" else chosen for chosen, name, number in pair)
         columns = {"text_column": first, "pair_column": second, "label_column": None, "label_separator": None, "group": None}
         read = {"root": options.root, "encoding": options.encoding, "errors": options.errors, "documents": "auto"}
         return text.read(SimpleNamespace(**columns, **read))
+
+
+def has_names(path: Path, options: Any) -> bool:
+    """Whether the first line of a .tsv file has the names of the columns, `source` and `target`."""
+    return {"source", "target"} <= set(next(text.lines(path, options.encoding, options.errors), "").split("\t"))
+
+
+def aligned(options: Any, ends: list[str]) -> Any:
+    """As `parallel`, of two files of one name with the languages as endings, such as train.en and train.es, a text a line."""
+    first, second = options.source_column, options.target_column
+    if "auto" in (first, second):
+        raise UserError(
+            f"dataset.root={options.root}: files ending in {printable(' '.join(ends[:5]))}: which are the source? Name both, as "
+            "in downstream.source_column=en downstream.target_column=es"
+        )
+    files = text.found(options.root, (f".{first}".lower(), f".{second}".lower()))
+    makers: dict[str, Callable[[], Iterator[text.Row]]] = {
+        name: partial(rows_of, sorted({path.with_suffix("") for path in paths}), str(first), str(second), options)
+        for name, paths in files.items()
+    }
+    return text.gathered(makers, options.root, None, options.errors)
+
+
+def rows_of(stems: list[Path], first: str, second: str, options: Any) -> Iterator[text.Row]:
+    """The lines of the two files of each stem, side by side. Raises UserError where one of them has no text."""
+    for stem in stems:
+        paths = Path(f"{stem}.{first}"), Path(f"{stem}.{second}")
+        both = zip_longest(*(text.lines(path, options.encoding, options.errors) for path in paths))
+        for number, pair in enumerate(both, start=1):
+            for path, line, other in zip(paths, pair, pair[::-1], strict=True):
+                if line is None:
+                    raise UserError(f"{path}:{number}: the file ends before its other half; expected as many lines in both")
+                if not line.strip() and other and other.strip():
+                    raise UserError(f"{path}:{number}: is empty, but not in the other language; translate it, or empty both")
+            yield text.Row(f"{paths[0]}:{number}", *(line.strip() for line in pair))
 
 
 def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:

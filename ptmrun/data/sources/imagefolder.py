@@ -18,6 +18,7 @@ SPLITS = {
     "train": "train",
     "training": "train",
     "val": "val",
+    "dev": "val",
     "valid": "val",
     "validation": "val",
     "test": "test",

@@ -25,6 +25,7 @@ from ptmrun.errors import UserError, nearest, printable
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 SUFFIXES = (".txt", *TABLES)
 CHUNK = 2**20  # bytes read at a time
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's other one begins as UTF-16's
 STOP = re.compile(r"""[.!?]["'”’»)\]]*(?=\s+["'“‘«(\[]?([^\W\d_]))""")  # a sentence's end, and the letter that follows
 
 
@@ -52,17 +53,11 @@ def ends(prose: str) -> list[int]:
     return [match.end() for match in STOP.finditer(prose) if match[1].isupper()]
 
 
-def read(options: Any) -> TextSource:
-    """Reads everything once, to find what is wrong with it, to count it and to take its fingerprint."""
+def read(options: Any, labelled: bool = False) -> TextSource:
+    """Reads everything once, to find what is wrong with it, to count it and to take its fingerprint. With `labelled`, texts
+    without labels are wrong."""
     if not options.root:
         raise UserError("dataset.root: a file or folder of texts is needed, as in dataset.root=texts")
-    try:
-        if not getattr(codecs.lookup(options.encoding), "_is_text_encoding", True):
-            raise LookupError
-    except LookupError:
-        raise UserError(
-            f"dataset.encoding={options.encoding}: no such encoding; expected one such as utf-8, latin-1 or utf-16"
-        ) from None
     files = found(options.root)
     tables = {path.suffix.lower() != ".txt" for paths in files.values() for path in paths}
     if len(tables) > 1:
@@ -70,11 +65,11 @@ def read(options: Any) -> TextSource:
     if tables == {True}:
         if options.documents not in ("auto", "rows"):
             raise UserError(f"dataset.documents={options.documents}: each row of a table is a document; expected auto or rows")
-        columns = Columns.choose(files, options)
+        columns = Columns.choose(files, options, labelled)
         makers: dict[str, Callable[[], Iterator[Row]]] = {
             name: partial(all_rows, paths, columns, options.encoding, options.errors) for name, paths in files.items()
         }
-        return gathered(makers, options.root, options.label_separator, options.errors)
+        return gathered(makers, options.root, options.label_separator, options.errors, labelled=labelled)
     for key in ("pair_column", "label_column", "group"):
         if getattr(options, key) not in (None, "auto"):
             raise UserError(
@@ -91,7 +86,7 @@ def read(options: Any) -> TextSource:
     if classes:
         notes.append("the folder of each file is its label (dataset.label_column=null: no labels)")
     makers = {name: partial(all_texts, paths, kind, options.encoding, options.errors, classes) for name, paths in files.items()}
-    return gathered(makers, options.root, None, options.errors, notes)
+    return gathered(makers, options.root, None, options.errors, notes, labelled=labelled)
 
 
 @contextlib.contextmanager
@@ -105,20 +100,19 @@ def as_downstream(names: dict[str, str] | None = None) -> Iterator[None]:
         raise UserError(*lines) from None
 
 
-def found(root: str) -> dict[str, list[Path]]:
-    """The files of each split: folders or files named train, val and test; else everything is train."""
+def found(root: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Path]]:
+    """The files of each split: folders or files named train, val and test; where none is named so, everything is train."""
     place = Path(root).expanduser()
     if place.is_file():
-        if place.suffix.lower() not in SUFFIXES:
-            raise UserError(f"dataset.root={root}: expected a file ending in {' '.join(SUFFIXES)}, or a folder of such files")
+        if place.suffix.lower() not in suffixes:
+            raise UserError(f"dataset.root={root}: expected a file ending in {' '.join(suffixes)}, or a folder of such files")
         return {"train": [place]}
     if not place.is_dir():
         raise UserError(f"dataset.root={root}: no such file or folder")
-    files = files_below(place, SUFFIXES)
+    files = files_below(place, suffixes)
     if not files:
-        raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(SUFFIXES)})")
-    splits = by_split(place, files, SPLITS)
-    return splits if "train" in splits else {"train": files}
+        raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(suffixes)})")
+    return by_split(place, files) or {"train": files}
 
 
 def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
@@ -134,25 +128,62 @@ def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
     return found if whole and len(set(found.values())) > 1 else {}
 
 
-def by_split(place: Path, files: list[Path], names: dict[str, str]) -> dict[str, list[Path]]:
-    """Those of the files below a folder that say of which split they are, by their own name or that of a folder in it."""
+def by_split(place: Path, files: list[Path]) -> dict[str, list[Path]]:
+    """The files below a folder by split, as their own name says, or that of a folder in it; of a file alone, and where no name
+    says anything, nothing.
+
+    Raises UserError where some say of which split they are and others do not (a README may be beside them), or none is train.
+    """
     splits: dict[str, list[Path]] = {}
+    others = []
     for path in files:
         first = path.relative_to(place).parts[0]
         name = re.sub(r"-\d+-of-\d+$", "", path.stem) if first == path.name else first
-        if name.lower() in names:
-            splits.setdefault(names[name.lower()], []).append(path)
+        if name.lower() in SPLITS:
+            splits.setdefault(SPLITS[name.lower()], []).append(path)
+        elif name.lower() != "readme":
+            others.append(path)
+    if len(files) == 1 or not splits:
+        return {}
+    named = next(path for paths in splits.values() for path in paths).relative_to(place)
+    if others:
+        unnamed = ", ".join(printable(str(path.relative_to(place))) for path in others[:5])
+        raise UserError(
+            f"{place}: {printable(str(named))} says of which split it is, but not {unnamed}; call files, or the folders that "
+            "they are in, train, val or test, or take them away"
+        )
+    if "train" not in splits:
+        raise UserError(f"{place}: there is {printable(str(named))}; expected a file or folder called train beside it")
     return splits
 
 
 def lines(path: Path, encoding: str, errors: str) -> Iterator[str]:
-    """The lines of a file without their ends, a chunk of it in memory at a time. Any line ends and a byte order mark are fine.
+    """The lines of a file without their ends, a chunk of it in memory at a time; else see `decoded`."""
+    rest: list[str] = []
+    for text in decoded(path, encoding, errors):
+        first, *more = text.split("\n")
+        rest.append(first)
+        if more:
+            yield "".join(rest)
+            yield from more[:-1]
+            rest = more[-1:]
+    if last := "".join(rest):
+        yield last
+
+
+def decoded(path: Path, encoding: str, errors: str) -> Iterator[str]:
+    """The text of a file, chunk by chunk. Any line ends, which become \\n, and a byte order mark are fine.
 
     Raises UserError for bytes that are not text, unless errors=replace.
     """
+    try:
+        if not getattr(codecs.lookup(encoding), "_is_text_encoding", True):
+            raise LookupError
+    except LookupError:
+        raise UserError(f"dataset.encoding={encoding}: no such encoding; expected one such as utf-8, latin-1 or utf-16") from None
     decoder = codecs.getincrementaldecoder(encoding)(errors)
     ends_of_lines = io.IncrementalNewlineDecoder(None, translate=True)
-    place, rest = 0, []
+    place = 0
     try:
         with open(path, "rb") as file:
             while True:
@@ -169,25 +200,20 @@ def lines(path: Path, encoding: str, errors: str) -> Iterator[str]:
                 if "\0" in text:
                     if errors == "strict":
                         byte = place - held + len(text[: text.index("\0")].encode(encoding))
+                        if place or not data.startswith(MARKS):
+                            byte -= len("".encode(encoding))  # a mark that `encode` wrote and the file has not there
                         raise UserError(
                             f"{path}: byte {byte} is NUL, so this is no text; remove it, or set dataset.errors=replace"
                         )
                     text = text.replace("\0", "\ufffd")
                 if place == 0:
                     text = text.removeprefix("\ufeff")
-                first, *more = ends_of_lines.decode(text, final=not data).split("\n")
-                rest.append(first)
-                if more:
-                    yield "".join(rest)
-                    yield from more[:-1]
-                    rest = more[-1:]
-                place += len(data)
+                yield ends_of_lines.decode(text, final=not data)
                 if not data:
                     break
+                place += len(data)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    if last := "".join(rest):
-        yield last
 
 
 def units(paths: list[Path], encoding: str, errors: str) -> str:
@@ -232,8 +258,9 @@ class Columns(NamedTuple):
     header: bool
 
     @staticmethod
-    def choose(files: dict[str, list[Path]], options: Any) -> "Columns":
-        """What the options say and the first table has. Raises UserError for what a table lacks."""
+    def choose(files: dict[str, list[Path]], options: Any, labelled: bool) -> "Columns":
+        """What the options say and the first table has; a label too if they must be `labelled`. Raises UserError for what a table
+        lacks."""
         text, second, group = options.text_column, options.pair_column, options.group
         header, label = not isinstance(text, int), options.label_column
         first = files["train"][0]
@@ -242,7 +269,7 @@ class Columns(NamedTuple):
         wanted = {k: None if c in (None, "auto") else str(c) for k, c in (("text", text), ("pair", second), ("label", label))}
         head = Columns("", None, None, None, header)
         names, textual = surveyed(first, head, options.encoding, options.errors)
-        if label == "auto" and header and "label" in names:
+        if label == "auto" and (labelled or (header and "label" in names)):
             wanted["label"] = "label"
         if text == "auto":
             taken = {wanted["pair"], wanted["label"], group}
@@ -258,6 +285,8 @@ class Columns(NamedTuple):
         keys = {"text_column": chosen.text, "pair_column": chosen.second, "label_column": chosen.label, "group": group}
         for path in chain(*files.values()):
             there = names if path == first else surveyed(path, head, options.encoding, options.errors)[0]
+            if path.suffix.lower() == ".jsonl" and not set(keys.values()) - {None} <= set(there):  # later rows may have it
+                there = surveyed(path, head, options.encoding, options.errors, None)[0]
             for key, name in keys.items():
                 if name is not None and name not in there:
                     known = f"it has: {shortened(there)}" if there else "it is empty"
@@ -270,14 +299,14 @@ def shortened(names: list[str]) -> str:
     return ", ".join(printable(n if len(n) <= 40 else f"{n[:40]}...") for n in names[:30])
 
 
-def surveyed(path: Path, head: Columns, encoding: str, errors: str) -> tuple[list[str], list[str]]:
-    """The columns of a table, and those of them that hold texts: of its first rows, some value is no number."""
+def surveyed(path: Path, head: Columns, encoding: str, errors: str, most: int | None = 100) -> tuple[list[str], list[str]]:
+    """The columns of a table, and those of them that hold texts: of its first rows (`most`, or all), some value is no number."""
     if path.suffix.lower() == ".parquet":
         schema = parquet(path).schema_arrow
         return schema.names, [field.name for field in schema if textual(field.type)]
     texts: Counter[str] = Counter()
     names: dict[str, None] = {}
-    for _, row in islice(table(path, head, encoding, errors), 100):
+    for _, row in islice(table(path, head, encoding, errors), most):
         names |= dict.fromkeys(row)
         texts.update(name for name, value in row.items() if isinstance(value, str) and value.strip() and not number(value))
     return list(names), [name for name in names if texts[name]]
@@ -297,6 +326,10 @@ def all_rows(paths: list[Path], columns: Columns, encoding: str, errors: str) ->
     for path in paths:
         for where, row in table(path, columns, encoding, errors):
             values: list[Any] = [None if name is None else "" if row.get(name) is None else row[name] for name in columns[:4]]
+            if any(isinstance(value, str) and "\0" in value for value in values):
+                if errors == "strict":
+                    raise UserError(f"{where}: holds NUL (\\u0000), so this is no text; remove it, or set dataset.errors=replace")
+                values = [value.replace("\0", "\ufffd") if isinstance(value, str) else value for value in values]
             for name, value in zip(columns[:2], values[:2], strict=False):
                 if not isinstance(value, str | None):
                     raise UserError(f"{where}: expected text in {name}, found {printable(repr(value))[:80]}")
@@ -314,10 +347,12 @@ def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[
         file, count = parquet(path), 0
         try:
             for batch in file.iter_batches(1024, columns=list(dict.fromkeys(c for c in columns[:4] if c))):
-                for row in batch.to_pylist():
+                for cells in zip(*batch.columns, strict=True):
                     count += 1
-                    yield f"{path} row {count}", row
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                    yield f"{path} row {count}", dict(zip(batch.schema.names, (cell.as_py() for cell in cells), strict=True))
+        except UnicodeDecodeError:
+            raise UserError(f"{path} row {count}: is not UTF-8, as texts in parquet files are; write the file again") from None
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: cannot be read after row {count}: {' '.join(str(error).split())}") from None
     else:
         quoted = suffix == ".csv" or quotes(path, encoding, errors)
@@ -405,6 +440,7 @@ def gathered(
     errors: str,
     notes: Iterable[str] = (),
     classes: Iterable[str] = (),
+    labelled: bool = False,
 ) -> TextSource:
     """Splits that stream rows -> the source. Class names are sorted unless given; labels come as text, numbers or lists."""
     said, columns = list(notes), {name: Scan(rows, errors, separator) for name, rows in makers.items()}
@@ -415,6 +451,11 @@ def gathered(
         if scan.skipped:
             said.append(f"{scan.skipped} empty texts of the {name} split are skipped")
     names = list(classes) or sorted(columns["train"].first, key=lambda c: (not number(c), float(c) if number(c) else 0.0, c))
+    if labelled and not names:
+        raise UserError(
+            f"dataset.root={root}: no text of the training split has a label; expected a column of them (dataset.label_column), "
+            "or .txt files in a folder for each class"
+        )
     for name, scan in columns.items():
         if strange := [c for c in scan.first if c not in names]:
             raise UserError(
@@ -478,7 +519,9 @@ class Scan:
         else:
             found = [str(row.label).strip()]
         if not all(found):
-            raise UserError(f"{row.where}: the label is empty; give it one, or set dataset.label_column=null")
+            raise UserError(
+                f"{row.where}: the label is empty; give it one, or remove the row; a corpus needs none (label_column=null)"
+            )
         for name in found:
             self.first.setdefault(name, row.where)
         return found
