@@ -28,7 +28,7 @@ def test_a_sound_config_passes_and_nothing_is_left(ptmrun, monkeypatch, tmp_path
     assert code == 0, err
     assert "failed" not in out
     assert "an answer that says nothing has 2.303; expected 1.84 to 2.88" in line(out, "finetune: first loss")
-    assert "10 classes of 26 to 27 training images" in line(out, "data")
+    assert "10 classes of 26 to 28 training images" in line(out, "data")
     assert "337,920 in the encoder, 970 in the classifier; 338,890 trained" in line(out, "finetune: parameters")
     assert "accuracy 1.00" in line(out, "finetune: one batch by heart")
     assert "bit-equal" in line(out, "pretrain: checkpoint")

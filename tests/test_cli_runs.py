@@ -268,7 +268,7 @@ def test_what_cannot_work_is_said_before_training(argument, ptmrun):
 def test_a_batch_larger_than_the_data_is_the_data(ptmrun):
     code, out, err = ptmrun(*TINY, "pretrain.batch_size=1000", "stage=pretrain")
     assert code == 0, err
-    assert "12 steps of 269 images" in out
+    assert "12 steps of 270 images" in out
 
 
 def test_done_runs_are_not_resumed_and_unfinished_not_reproduced(done_run, tmp_path, ptmrun):

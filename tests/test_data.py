@@ -142,6 +142,15 @@ def test_root_is_needed():
         load(hub, "dataset=hub")
 
 
+@pytest.mark.parametrize("count", [25, 61, 300])
+def test_a_limit_is_kept(count):
+    data = load(packaged, "dataset=digits", f"dataset.limit={count}", f"dataset.test_limit={count}")
+    assert len(data.train) + len(data.val) == len(data.test) == count
+    found = torch.bincount(data.test.labels)
+    assert len(found) == 10
+    assert found.max() - found.min() <= 2, "as many of each class as the test split has"
+
+
 def test_limit_is_a_subset(tmp_path):
     data = load(packaged, "dataset=mnist5k", "dataset.limit=500")
     assert len(data.train) + len(data.val) == 500

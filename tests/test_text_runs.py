@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 from ptmrun import cli, config, run, train, trials
 from ptmrun.data import tokenizer
 from ptmrun.errors import UserError
-from ptmrun.models import bert, gpt
+from ptmrun.models import gpt
 from ptmrun.prepare import prepare
 from ptmrun.signals import Stop
 

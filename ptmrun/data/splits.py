@@ -82,9 +82,9 @@ def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> t
         made["test"] = test
         notes.append(f"there is no test split: {len(test)} {noun} of {len(train) + len(test)} are held out (splits.json)")
     if options.limit and options.limit < len(train):
-        _, train = hold_out(train, options.limit / len(train), options.split_seed, "limit", whole=False)
+        train = some(train, options.limit, options.split_seed, "limit")
     if options.test_limit and options.test_limit < len(test):
-        _, test = hold_out(test, options.test_limit / len(test), options.split_seed, "test_limit", whole=False)
+        test = some(test, options.test_limit, options.split_seed, "test_limit")
     if val is None:
         train, val = hold_out(train, options.val_fraction, options.split_seed, "val")
         made["val"] = val
@@ -132,10 +132,19 @@ def kinds(split: Any, order: Tensor) -> list[Tensor]:
     return [order[split.labels[order] == c] for c in split.labels.unique()] if one else [order]
 
 
-def hold_out(split: Any, fraction: float, seed: int, purpose: str, whole: bool = True) -> tuple[Any, Any]:
+def some(split: Any, count: int, seed: int, purpose: str) -> Any:
+    """So many of the samples, seeded; of every class its share, where each sample has one (by largest remainders)."""
+    found = kinds(split, rng.permutation(seed, f"split/{purpose}", len(split)))
+    share = torch.tensor([len(members) for members in found]) * count / len(split)
+    each = share.long()
+    each[(each - share).argsort(stable=True)[: count - int(each.sum())]] += 1
+    return split.subset(torch.cat([members[:n] for members, n in zip(found, each.tolist(), strict=True)]).sort().values)
+
+
+def hold_out(split: Any, fraction: float, seed: int, purpose: str) -> tuple[Any, Any]:
     """(the rest, the held-out share), seeded; the same share of every class where each sample has one. What stays together is on
-    one side, if it is to be `whole`."""
-    unit = units(split) if whole else torch.arange(len(split))
+    one side."""
+    unit = units(split)
     order = rng.permutation(seed, f"split/{purpose}", len(unit.unique()))
     held = torch.zeros(len(order), dtype=torch.bool)
     for members in kinds(split, order):
