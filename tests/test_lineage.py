@@ -237,6 +237,23 @@ def test_runs_that_differ_by_the_seed_share_a_row(done_run, tmp_path):
     assert [compare.letters(n) for n in (0, 25, 26, 52)] == ["A", "Z", "AA", "BA"]
 
 
+def test_an_experiment_chooses_its_groups_also_where_a_run_gives_the_others(done_run):
+    """A group that is typed wins over the experiment's, which wins over the parent's."""
+    parent = config.load(done_run / "config.yaml")
+    few = compose([f"init={done_run}", "experiment=fashion_few_labels"])
+    assert (few.dataset.name, few.dataset.root, few.dataset.augment.flip) == ("fashion_mnist", "data", True)
+    assert (few.task, few.pretrain.steps, few.pretrain.lr) == (parent.task, 8000, parent.pretrain.lr)
+    typed = compose([f"init={done_run}", "experiment=mnist5k_mae", "task=simmim"])
+    assert (typed.dataset.name, typed.task.name) == ("mnist5k", "simmim")
+
+
+@pytest.mark.parametrize("flags", [[], ["--fork"]])
+def test_a_run_that_goes_on_takes_no_other_weights(done_run, ptmrun, flags):
+    code, _, err = ptmrun("resume", done_run, *flags, "init=pretrained")
+    assert code == 2
+    assert err == "ptmrun: init=pretrained: a run that is resumed or forked keeps its weights; for others make a new run\n"
+
+
 def test_inherited_and_saved_configs_compose_alike():
     saved = compose(["task=mae", "pretrain.lr=1e-5", "pretrain.epochs=3", "device.threads=1"])
     assert compose([], saved) == saved
