@@ -237,6 +237,32 @@ def test_runs_that_differ_by_the_seed_share_a_row(done_run, tmp_path):
     assert [compare.letters(n) for n in (0, 25, 26, 52)] == ["A", "Z", "AA", "BA"]
 
 
+def test_runs_from_other_weights_are_other_settings(tmp_path):
+    """Pretrainings that differ by the seed alone are repeats; files, and runs on other data or gone, are not."""
+
+    def made(name: str, *overrides: str) -> Run:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(config.dump(compose(list(overrides))))
+        (tmp_path / name / "manifest.json").write_text('{"status": "done"}')
+        return Run.open(tmp_path / name)
+
+    def rows(*runs: Run) -> list[list[str]]:
+        return [[run.folder.name for run in row.runs] for row in compare.grouped(list(runs))]
+
+    for name, *overrides in (("p1", "seed=1"), ("p2", "seed=2"), ("other", "seed=1", "dataset=mnist")):
+        made(name, *overrides)
+    tuning = ["stage=finetune+evaluate", "dataset=digits"]
+    seeds = [made(f"t{i}", *tuning, f"init=p{i}", f"seed={i}") for i in (1, 2)]
+    other, third = made("t3", *tuning, "init=other", "seed=1"), made("t4", "stage=evaluate", "init=t1")
+    assert rows(*seeds, other) == [["t1", "t2"], ["t3"]]
+    assert compare.differences([seeds[0], other])["init"] == ["p1", "other"]
+    assert "init" not in compare.differences([seeds[0], third])
+    files = [made(f"f{i}", *tuning, "model=resnet", f"init={i}.pth") for i in "ab"]
+    assert rows(*files) == [["fa"], ["fb"]]
+    shutil.rmtree(tmp_path / "p2")
+    assert rows(*seeds) == [["t1"], ["t2"]]
+
+
 def test_an_experiment_chooses_its_groups_also_where_a_run_gives_the_others(done_run):
     """A group that is typed wins over the experiment's, which wins over the parent's."""
     parent = config.load(done_run / "config.yaml")
