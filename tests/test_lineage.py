@@ -11,6 +11,7 @@ from test_cli_runs import same, weights
 
 from ptmrun import checkpoint, compare, config, listing, pretraining, train
 from ptmrun.compose import compose
+from ptmrun.context import reads
 from ptmrun.errors import UserError
 from ptmrun.run import Run
 
@@ -124,6 +125,17 @@ def test_changed_data_is_refused_by_the_stages_and_by_reproduce(done_run, tmp_pa
         assert "the data has changed since" in err
     code, _, err = ptmrun("stage=finetune", f"init={tmp_path / 'old'}", "dataset.limit=200", "finetune.seeds=1", *TINY[-4:])
     assert code == 0, "other data on purpose is transfer, not a change"
+
+
+OTHER_DATA = ["dataset.label_column=b", "dataset.text_column=b", "dataset.documents=lines", "dataset.encoding=latin-1"]
+SAME_DATA = ["dataset.errors=replace", "dataset.cache_gb=1", "dataset.augment.shift=0.2", "downstream.labels_per_class=3"]
+
+
+@pytest.mark.parametrize("setting", [*OTHER_DATA, *SAME_DATA])
+def test_data_that_is_read_otherwise_on_purpose_has_not_changed(setting):
+    """Which keys make data another, so that its fingerprint may differ from the parent's."""
+    words = ["model=bert", "dataset=text", "dataset.root=corpus"]
+    assert (reads(compose(words)) != reads(compose([*words, setting]))) == (setting in OTHER_DATA)
 
 
 def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):
