@@ -139,8 +139,11 @@ def test_data_that_is_read_otherwise_on_purpose_has_not_changed(setting):
 
 
 def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):
-    assert ptmrun(*FAST)[0] == 0
+    code, before, _ = ptmrun(*FAST)
+    assert code == 0
     first = latest()
+    events = [{"purpose": p, "why": "x", "to": 1} for p in ("pretrain", "finetune/5-tuned-0")]
+    set_manifest(first, alarms=[{"step": 1, "what": "x"}], recoveries=events)
     trained = []
     real = pretraining.train_objective
     monkeypatch.setattr(pretraining, "train_objective", lambda context: trained.append(1) or real(context))
@@ -151,16 +154,32 @@ def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):
     assert f"Stage pretrain has been done with the same inputs: taken from outputs/{first.name}" in out
     assert manifest(second)["reused"] == {"pretrain": first.name}
     assert manifest(second)["weights_sha256"] == manifest(first)["weights_sha256"]
+    assert (manifest(second)["alarms"], manifest(second)["recoveries"]) == (manifest(first)["alarms"], events[:1])
     lines = [[x["loss"] for x in Run.open(f).metrics() if x["stage"] == "pretrain" and "loss" in x] for f in (first, second)]
     assert lines[0] == lines[1]
     code, out, _ = ptmrun(*FAST, "skip_done=true", "name=c")
     assert manifest(latest())["reused"] == dict.fromkeys(("pretrain", "finetune", "evaluate"), first.name)
     same(latest(), first)
+    assert manifest(latest())["recoveries"] == events
+    warned = [[line for line in text.splitlines() if line.startswith("Warning")] for text in (before, out)]
+    assert warned[0] == warned[1], "what a reused stage read counts as read"
     ptmrun(*FAST, "skip_done=true", "pretrain.lr=1e-3", "stage=pretrain")
     assert trained == [1]
     assert "reused" not in manifest(latest())
     tree = listing.tree(listing.listed(Path("outputs"), {}, "name"), Path("outputs"))
     assert {str(c.label).split(":")[0] for c in tree.children[0].children} >= {second.name}
+
+
+def test_evaluating_other_fine_tuned_weights_is_not_skipped(done_run, tmp_path, ptmrun):
+    for name, digit in (("a", "0"), ("b", "1")):
+        shutil.copytree(done_run, tmp_path / name)
+        set_manifest(tmp_path / name, finetuned_sha256={"5-tuned-0": digit * 64})
+    words = ["stage=evaluate", "skip_done=true", "evaluate.baselines=[chance]", *TINY[-4:]]
+    reused = []
+    for name in "aba":
+        assert ptmrun(*words, f"init={tmp_path / name}")[0] == 0
+        reused.append("reused" in manifest(latest()))
+    assert reused == [False, False, True]
 
 
 def test_keys_that_nothing_reads(ptmrun):
