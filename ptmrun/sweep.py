@@ -215,7 +215,8 @@ def job(settings: Any) -> None:
             return
         time.sleep(0.2)
     folder = ledger.path(entry.number)
-    entry = ledger.write(entry, status="running", process=this_process(), reason=None)
+    made = entry.run if before is not None else None  # a run whose folder is gone is made anew
+    entry = ledger.write(entry, status="running", process=this_process(), reason=None, run=made)
     if before is not None and before.manifest["status"] == "done":  # killed between the run's end and the ledger's entry
         code, asked, pruned = 0, False, False
     else:

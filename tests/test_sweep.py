@@ -222,6 +222,15 @@ def test_resume_runs_only_what_is_missing(swept):
     assert len(ledger.jobs()) == 6
 
 
+def test_a_run_whose_folder_is_gone_is_made_anew(tmp_path):
+    ledger = Ledger(tmp_path / "s")
+    entry = ledger.write(Job(number=0, overrides=[*SMALL, "stage=pretrain"], status="interrupted", run="gone"))
+    sweep.job(SimpleNamespace(sweep=SimpleNamespace(folder=str(ledger.folder), job=0, prune=False)))
+    entry = ledger.job(0)
+    assert (entry.status, entry.run) == ("done", ledger.run(entry).folder.name)
+    assert entry.score is not None
+
+
 def test_a_job_that_is_killed_does_not_touch_the_others(tmp_path):
     process = subprocess.Popen(command("-m", *SMALL, "seed=1,2"), stdout=subprocess.PIPE, text=True)
     pid = None
