@@ -143,7 +143,7 @@ def table(rows: list[Row], title: str) -> Table:
     titles, body = lines(rows)
     made = Table(title=title, title_justify="left")
     for name in titles:
-        made.add_column(name, overflow="fold")
+        made.add_column(escape(name), overflow="fold")
     for texts, best in body:
         made.add_row(*map(escape, texts), style="bold" if best else None)
     return made
