@@ -1,6 +1,7 @@
 """argv -> a run, a sweep or a verb. It never imports torch itself."""
 
 import os
+import signal
 import sys
 
 import ptmrun
@@ -20,11 +21,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     try:
-        return dispatch(argv)
+        code = dispatch(argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         for line in error.args:
             print(f"ptmrun: {printable(str(line))}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes the rest at its end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.filename is None:
             raise

@@ -17,14 +17,17 @@ from rich.table import Table
 from ptmrun import config, figures, noise
 from ptmrun.errors import UserError
 from ptmrun.evaluation import label_words
+from ptmrun.origin import origin
 from ptmrun.report import STYLE, esc, html_table
+from ptmrun.reuse import SECTIONS
 from ptmrun.run import Run, console, new_folder, stamp, write_atomic
 
 NOTE = """Mean ± standard deviation over the runs of a setting (over the repeats, where there is one run). A difference within
 noise is smaller than the 95 % interval from the seeds and from the test samples; the best of many looks better than it is."""
 MOST = 10_000_000  # rows of predictions
 REPEATS = ("seed", "dataset.fold")  # what runs of one setting may differ in
-UNIMPORTANT = ("outputs", "name", "logger", "budget", "strict", "skip_done", "init")  # settings that do not make runs different
+UNIMPORTANT = ("outputs", "name", "logger", "budget", "strict", "skip_done")  # settings that do not make runs different
+CHAIN = 20  # runs that start from one another, at most
 
 
 @dataclass
@@ -140,7 +143,7 @@ def table(rows: list[Row], title: str) -> Table:
     titles, body = lines(rows)
     made = Table(title=title, title_justify="left")
     for name in titles:
-        made.add_column(name, overflow="fold")
+        made.add_column(escape(name), overflow="fold")
     for texts, best in body:
         made.add_row(*map(escape, texts), style="bold" if best else None)
     return made
@@ -180,20 +183,46 @@ def page(rows: list[Row], title: str, before: str = "") -> str:
     return f'<!doctype html><html lang="en">{style}{"".join(parts)}</html>\n'
 
 
+def settings(run: Run) -> dict[str, Any]:
+    """The config with dotted keys."""
+    return config.flat(config.plain(config.load(run.path("config.yaml"))))
+
+
+def weights(run: Run) -> list[Any]:
+    """What a run's pretrained weights are: the settings of the pretrainings that made them, but for REPEATS, and what these began
+    with. Where a run that `init` names is gone, that name."""
+    found: list[Any] = []
+    for _ in range(CHAIN):
+        own = settings(run)
+        if own["stage"] in ("all", "pretrain"):
+            found.append({k: v for k, v in own.items() if k.split(".")[0] in SECTIONS["pretrain"] and k not in REPEATS})
+        if origin(own["init"]) != "run":
+            break
+        try:
+            run = Run.open(Path(own["init"]))
+        except UserError:
+            break
+    return [*found, own["init"]]
+
+
 def differences(runs: list[Run]) -> dict[str, list[Any]]:
-    """Config keys whose values differ -> the value of each run (None where the key is not there)."""
-    configs = [config.flat(config.plain(config.load(run.path("config.yaml")))) for run in runs]
+    """Config keys whose values differ -> the value of each run (None where the key is not there). `init` is one where the weights
+    are others, not where a run does in stages what another does at once."""
+    configs = [settings(run) for run in runs]
     keys = dict.fromkeys(k for c in configs for k in c if k.split(".")[0] not in UNIMPORTANT)
+    if len({repr(weights(run)) for run in runs}) == 1:
+        del keys["init"]
     found = {key: [c.get(key) for c in configs] for key in keys}
     return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
 
 
 def grouped(runs: list[Run]) -> list[Row]:
-    """A row for each setting, named A, B ...: runs whose configs differ by REPEATS alone share one."""
+    """A row for each setting, named A, B ...: runs whose configs, and those of their pretrainings, differ by REPEATS alone share
+    one."""
     found = differences(runs)
     rows: dict[str, Row] = {}
     for i, run in enumerate(runs):
-        identity = repr([values[i] for key, values in found.items() if key not in REPEATS])
+        identity = repr([weights(run), *(values[i] for key, values in found.items() if key not in (*REPEATS, "init"))])
         row = rows.setdefault(identity, Row({"run": letters(len(rows))}))
         row.runs.append(run)
         row.seconds += sum(run.manifest.get("wall_s", {}).values())

@@ -21,9 +21,13 @@ def compose(overrides: list[str], saved: config.Config | None = None) -> config.
     Raises UserError with all mistakes at once.
     """
     groups, values, mistakes = sort_overrides(overrides, sweep=False)
+    if saved and "init" in values:
+        mistakes.append(f"init={values['init']}: a run that is resumed or forked keeps its weights; for others make a new run")
     parent, own = (config.plain(saved), ()) if saved else (parent_config(values), OWN)
+    experiment = groups.get("experiment")
+    chosen = (config.overridden(experiment) if experiment else {}) | groups
     if parent:
-        groups = {g: parent[g]["name"] for g in config.SECTIONS if g not in own} | groups
+        groups = {g: parent[g]["name"] for g in config.SECTIONS if g not in own} | chosen
     base = [f"{group}={choice}" for group, choice in groups.items()]
     known = composed_choices(*base)
     good = []
@@ -33,12 +37,12 @@ def compose(overrides: list[str], saved: config.Config | None = None) -> config.
         else:
             good.append(f"{key}={text}")
     raw = compose_raw(base + good)
-    brought = config.elsewhere("experiment", groups["experiment"]) if "experiment" in groups else {}
-    given = [*(g.split("=")[0] for g in good), *(key for key in brought if unknown(key, raw) is None)]
-    published_rates(raw, given)
+    typed = {g.split("=")[0] for g in good}
+    brought = {k for k in config.elsewhere("experiment", experiment) if unknown(k, raw) is None} if experiment else set()
+    published_rates(raw, typed | brought)
     if parent:
-        raw = inherit(raw, parent, own, overrides, given)
-    one_length(raw, given)
+        raw = inherit(raw, parent, own, set(chosen), typed | brought)
+    one_length(raw, typed, brought)
     try:
         parsed = config.parse(raw)
     except UserError as error:
@@ -159,19 +163,18 @@ def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
 def defaults(saved: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     """What composing the same choices now gives for keys that a saved config lacks."""
     raw = compose_raw([f"{group}={saved[group]['name']}" for group in config.SECTIONS])  # which is changed below
-    published_rates(raw | {"init": saved.get("init", raw["init"])}, [])
+    published_rates(raw | {"init": saved.get("init", raw["init"])}, set())
     known = config.flat(raw)
     return {key: known[key] for key in keys if key in known}
 
 
 def inherit(
-    raw: dict[str, Any], parent: dict[str, Any], own: tuple[str, ...], overrides: list[str], given: list[str]
+    raw: dict[str, Any], parent: dict[str, Any], own: tuple[str, ...], chosen: set[str], given: set[str]
 ) -> dict[str, Any]:
     """A run that starts from another one keeps that one's settings, but for its own, chosen groups and the keys given.
 
     What a choice sets in other groups comes and goes with it: the labels a class of a data set, the learning rate of a task.
     """
-    chosen = {o.lstrip("+").split("=")[0] for o in overrides} - {"init"}
     result = {k: raw[k] if k in own or k in chosen or k not in parent else parent[k] for k in raw}
     with_it = set()
     for group in chosen & set(config.SECTIONS) - set(own):
@@ -179,7 +182,7 @@ def inherit(
         if before != after:
             was, known = config.elsewhere(group, before), config.flat(parent)
             with_it |= {k for k, v in was.items() if known.get(k) == v} | set(config.elsewhere(group, after))
-    for key in (set(given) | with_it) - {"init"}:
+    for key in (given | with_it) - {"init"}:
         *parents, last = key.split(".")
         source, target = raw, result
         for part in parents:
@@ -188,15 +191,17 @@ def inherit(
     return result
 
 
-def one_length(raw: dict[str, Any], given: list[str]) -> None:
-    """Of `epochs` and `steps`, the one that was given takes the other's place."""
+def one_length(raw: dict[str, Any], typed: set[str], brought: set[str]) -> None:
+    """Of `epochs` and `steps`, the one that was typed, else the one that an experiment brought, takes the other's place."""
     for section in ("pretrain", "finetune"):
-        for mine, other in (("epochs", "steps"), ("steps", "epochs")):
-            if f"{section}.{mine}" in given and f"{section}.{other}" not in given and isinstance(raw[section], dict):
-                raw[section][other] = None
+        both = {f"{section}.epochs", f"{section}.steps"}
+        given = both & typed or both & brought
+        if len(given) == 1 and isinstance(raw[section], dict):
+            [other] = both - given
+            raw[section][other.removeprefix(f"{section}.")] = None
 
 
-def published_rates(raw: dict[str, Any], given: list[str]) -> None:
+def published_rates(raw: dict[str, Any], given: set[str]) -> None:
     """Weights from outside are trained at the rate for published ones, unless a rate was given, and keep their statistics; their
     networks from scratch at one that large networks bear."""
     outside, tuning = origin(raw["init"]) in OUTSIDE, raw["finetune"]

@@ -269,6 +269,13 @@ def elsewhere(group: str, name: str) -> dict[str, Any]:
     return flat({k: v for k, v in block.items() if k not in (group, "defaults")})
 
 
+def overridden(experiment: str) -> dict[str, str]:
+    """The choices that an experiment makes in its defaults: `override /dataset: digits` -> {dataset: digits}."""
+    block = yaml.safe_load((CONF / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    lines = [(k.removeprefix("override /"), v) for line in block.get("defaults", []) if line != "_self_" for k, v in line.items()]
+    return {group: choice for group, choice in lines if group in SECTIONS}
+
+
 class Spec(NamedTuple):
     module: str | None
     needs: frozenset[str]

@@ -21,19 +21,14 @@ from ptmrun.signals import Stop
 
 ENCODER = "checkpoints/encoder"
 TOKENIZER = "checkpoints/tokenizer"  # of text models
-SAME_DATA = (
-    "name",
-    "root",
-    "image_size",
-    "limit",
-    "test_limit",
-    "val_fraction",
-    "test_fraction",
-    "folds",
-    "fold",
-    "split_seed",
-    "group",
-)
+SAME_DATA = {
+    "augment",
+    "cache_gb",
+    "download",
+    "errors",
+    "max_unreadable",
+    "normalise",
+}  # keys that leave data as they are
 LEAST, PASSES = 300, 3  # steps of fine-tuning at least, and passes over the labels at least, where steps are auto
 FIT_IMAGES = 512  # for what an encoder learns from training images before it is trained
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
@@ -175,7 +170,7 @@ def parent_of(cfg: Config, start: Path | None = None) -> dict[str, Any]:
 def reads(cfg: Config) -> list[Any]:
     """The settings that decide what the data is."""
     labelled = cfg.downstream.model_dump(exclude={"labels_per_class"})
-    return [*(getattr(cfg.dataset, key, None) for key in SAME_DATA), labelled, getattr(cfg.model, "length", None)]
+    return [cfg.dataset.model_dump(exclude=SAME_DATA), labelled, getattr(cfg.model, "length", None)]
 
 
 def unfinished(run: Run) -> dict[str, torch.Tensor]:

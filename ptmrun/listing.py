@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from ptmrun import config
-from ptmrun.errors import UserError, nearest
+from ptmrun.errors import UserError, nearest, printable
 from ptmrun.ledger import locked
 from ptmrun.run import Run, console
 
@@ -87,7 +87,8 @@ def table(entries: list[Entry]) -> Table:
         made.add_column(title, justify="right" if title in ("age", "size") else "left", overflow="fold")
     for e in entries:
         score = "" if e.score is None else f"{e.score:.3f} {e.metric}"
-        made.add_row(*map(escape, (e.name, e.status, score, ago(e.age), f"{e.size / 1e6:.1f} MB")))
+        cells = e.name, e.status, score, ago(e.age), f"{e.size / 1e6:.1f} MB"
+        made.add_row(*(escape(printable(cell)) for cell in cells))
     return made
 
 
@@ -109,7 +110,7 @@ def tree(entries: list[Entry], root: Path) -> Tree:
                 weights = str(e.manifest.get("weights_sha256") or "")[:8]
                 score = "" if e.score is None else f", {e.metric} {e.score:.3f}"
                 line = f"{e.name}: {stage}, {e.status}{score}{', weights ' + weights if weights else ''}"
-                grow(branch.add(escape(line)), own, (*above, own))
+                grow(branch.add(escape(printable(line))), own, (*above, own))
 
     grow(made, None, ())
     return made

@@ -5,12 +5,21 @@ Only what the code reads is typed; other entries pass and are shown at most.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ptmrun.errors import UserError
 
 Natural = Annotated[int, Field(ge=0, le=2**53)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("control characters")
+    return text
+
+
+Printable = Annotated[str, AfterValidator(printable)]
 
 
 class Record(BaseModel):
@@ -34,6 +43,13 @@ class Recovery(Record):
     lr_scale: float = 1
 
 
+class Alarm(Record):
+    """That features may be collapsing."""
+
+    step: Natural
+    what: Printable
+
+
 class Manifest(Record):
     status: Literal["running", "done", "failed", "interrupted"]
     command: str = ""
@@ -46,6 +62,7 @@ class Manifest(Record):
     weights_sha256: Hash = ""
     finetuned_sha256: dict[str, Hash] = {}
     recoveries: list[Recovery] = []
+    alarms: list[Alarm] = []
     inputs: dict[str, str] = {}
     reused: dict[str, str] = {}
     read: list[str] = []
@@ -93,13 +110,13 @@ class Metrics(Record):
 
 
 class Results(Record):
-    metric: str
+    metric: Printable
     score: float
     val_score: float | None
     seeds: Natural
     n_test: Natural
-    counted: str = "labels a class"
-    words: dict[str, str] = {}
+    counted: Printable = "labels a class"
+    words: dict[str, Printable] = {}
     metrics: Metrics = Metrics()
     by_labels: Annotated[list[Scores], Field(min_length=1)]
     pretrain: dict[str, float] | None = None

@@ -114,7 +114,8 @@ def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
         cells = [f"{s['mean']:.3f}" + ("" if s["sd"] is None else f" ± {s['sd']:.3f}") for s in found]
         body.append(([words[kind], *cells], kind == "tuned"))
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
-    parts.append(f"<h2>{title(results['metric'])} on {results['n_test']:,} test samples ({seeds})</h2>{html_table(titles, body)}")
+    heading = f"{title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"
+    parts.append(f"<h2>{esc(heading)}</h2>{html_table(titles, body)}")
     if groups := results.get("metrics", {}).get("groups"):
         body = [(line, False) for line in group_lines(groups)]
         parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(GROUP_TITLES, body))

@@ -5,10 +5,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
-from ptmrun import config
+from ptmrun import config, figures
 from ptmrun.changes import HARMLESS
-from ptmrun.context import Context
+from ptmrun.context import Context, source
 from ptmrun.errors import UserError
 from ptmrun.run import Run
 
@@ -32,7 +33,12 @@ FILES = {  # that a stage makes; with the last of them in place it finds its wor
     "finetune": ("checkpoints/finetuned",),
     "evaluate": ("checkpoints/logits",),
 }
-METRICS = {"pretrain": "pretrain", "finetune": "finetune", "evaluate": "baseline"}
+METRICS = {
+    "pretrain": "pretrain",
+    "finetune": "finetune",
+    "evaluate": "baseline",
+}  # of a stage's lines and recoveries
+PROBED = {"probe_knn", "probe_linear", "effective_rank", "feature_std"}  # on labelled samples, which a pretraining does not need
 
 
 def inputs(context: Context, stage: str) -> str:
@@ -41,7 +47,7 @@ def inputs(context: Context, stage: str) -> str:
     sections = {s: {k: v for k, v in cfg[s].items() if f"{s}.{k}" not in HARMLESS} for s in (*SECTIONS[stage], "device")}
     weights = [p["weights_sha256"] for p in manifest["parents"]]
     weights += [] if stage == "pretrain" else [manifest.get("weights_sha256")]
-    weights += [manifest.get("finetuned_sha256")] if stage == "evaluate" else []
+    weights += [finetuned(context)] if stage == "evaluate" else []
     versions = [manifest[k] for k in ("code_sha256", "packages", "hardware")]
     data = context.data.fingerprint
     if stage == "pretrain":
@@ -50,22 +56,43 @@ def inputs(context: Context, stage: str) -> str:
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
+def finetuned(context: Context) -> dict[str, str]:
+    """Hashes of what is to be evaluated: this run's, or those of the one that it starts from."""
+    folder = source(context.run, context.cfg, FILES["finetune"][-1])
+    return Run.open(folder.parent.parent).manifest.get("finetuned_sha256", {}) if folder else {}
+
+
 def take(context: Context, stage: str, wanted: str) -> None:
-    """Copies a stage's files and metrics from another run in `outputs` whose stage had the same inputs, where there is one."""
+    """Copies a stage's files and metrics, its alarms and recoveries, from another run in `outputs` whose stage had the same
+    inputs, where there is one. What it read counts as read; what it probed is left out where its labelled texts were others."""
     run = context.run
     if run.path(FILES[stage][-1]).exists():
         return
     for twin in others(run):
         if twin.manifest.get("inputs", {}).get(stage) == wanted and twin.path(FILES[stage][-1]).exists():
+            same = twin.manifest.get("data", {}).get("fingerprint") == context.data.fingerprint
             run.cut_metrics({"stage": METRICS[stage]}, -1)
             for line in twin.metrics():
                 if line["stage"] == METRICS[stage]:
-                    run.metric({k: v for k, v in line.items() if k != "time"})
+                    run.metric({k: v for k, v in line.items() if k != "time" and (same or k not in PROBED)})
+            sections = (*SECTIONS[stage], "device")
+            config.READ.update(key for key in twin.manifest.get("read", []) if key.split(".")[0] in sections)
+            if stage == "pretrain" and same:
+                run.update(alarms=twin.manifest.get("alarms", []))
+            mine = [e for e in run.manifest.get("recoveries", []) if not belongs(e, stage)]
+            theirs = [e for e in twin.manifest.get("recoveries", []) if belongs(e, stage)]
+            run.update(recoveries=[*mine, *theirs], reused={**run.manifest.get("reused", {}), stage: twin.folder.resolve().name})
+            if not same:
+                figures.curves(run)
             for name in FILES[stage]:
-                copy(twin, run, name)
-            run.update(reused={**run.manifest.get("reused", {}), stage: twin.folder.resolve().name})
+                if same or name != "figures/curves.png":
+                    copy(twin, run, name)
             run.say(f"Stage {stage} has been done with the same inputs: taken from {twin.folder}")
             return
+
+
+def belongs(recovery: dict[str, Any], stage: str) -> bool:
+    return recovery["purpose"].split("/")[0] == METRICS[stage]
 
 
 def others(run: Run) -> Iterator[Run]:
@@ -80,9 +107,9 @@ def others(run: Run) -> Iterator[Run]:
                 continue
 
 
-def copy(source: Run, target: Run, name: str) -> None:
+def copy(twin: Run, target: Run, name: str) -> None:
     """A file or folder of one run into another, whole or not at all."""
-    path, to = source.path(name), target.path(name)
+    path, to = twin.path(name), target.path(name)
     if not path.exists():
         return
     part = to.with_name(f".{to.name}.part")
@@ -91,7 +118,7 @@ def copy(source: Run, target: Run, name: str) -> None:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         for file in path.iterdir():
-            shutil.copyfile(source.path(name, file.name), part / file.name)
+            shutil.copyfile(twin.path(name, file.name), part / file.name)
     else:
         shutil.copyfile(path, part)
     os.replace(part, to)

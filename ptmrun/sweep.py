@@ -37,9 +37,13 @@ def run(overrides: list[str]) -> int:
     *_, mistakes = sort_overrides(overrides, sweep=True)
     if mistakes:
         raise UserError(*mistakes)
-    settings = parse_settings([o for o in overrides if o.startswith(("sweep.", "experiment="))])
-    hydra = [o for o in overrides if o.lstrip("+").startswith("hydra")]
-    mine = [o for o in overrides if not o.lstrip("+").startswith(("hydra", "sweep."))]
+    hydra = [o for o in overrides if o.lstrip("+").startswith("hydra")]  # where a `+` means something
+    others = [o.lstrip("+") for o in overrides if o not in hydra]
+    settings = parse_settings([o for o in others if o.startswith(("sweep.", "experiment="))])
+    mine = [o for o in others if not o.startswith("sweep.")]
+    if settings.search == "optuna" and (ungiven := left_open(settings, mine)):
+        keys = ", ".join(o.split("=", 1)[0] for o in ungiven)
+        raise UserError(f"sweep.search=optuna: takes no values from sweep.grid; give {keys} in the command")
     if settings.search == "grid":
         wanted, problems = combinations(settings, mine)
         if len(problems) == len(wanted):
@@ -62,18 +66,24 @@ def run(overrides: list[str]) -> int:
     finish(ledger)
     left = [j for j in ledger.jobs() if j.status not in ("done", "pruned")]
     if left:
-        words = [o for o in overrides if not o.startswith("sweep.resume=")] + [f"sweep.resume={ledger.folder}"]
+        words = [o for o in overrides if not o.lstrip("+").startswith("sweep.resume=")] + [f"sweep.resume={ledger.folder}"]
         how = f"Go on with what is missing: {shlex.join(['ptmrun', '-m', *words])}"
         console.print(f"{len(left)} of {len(ledger.jobs())} jobs are not done. {how}", markup=False)
     return stopped or (1 if left else 0)
 
 
 def parse_settings(overrides: list[str]) -> config.Sweep:
-    """The `sweep.` keys. Raises UserError."""
+    """The `sweep.` keys, with those that an experiment brings. Raises UserError, also where several would bring some."""
     known = compose_raw([], keep="sweep")
-    if wrong := [line for o in overrides if (key := o.split("=", 1)[0]) != "experiment" and (line := unknown(key, known))]:
+    typed = [o for o in overrides if o.startswith("sweep.")]
+    if wrong := [line for o in typed if (line := unknown(o.split("=", 1)[0], known))]:
         raise UserError(*wrong)
-    raw = compose_raw(overrides, keep="sweep")["sweep"]
+    experiments = [e for job in grid([o for o in overrides if o not in typed]) for e in job]
+    if len(experiments) > 1:
+        if brings := [e for e in experiments if compose_raw([e], keep="sweep")["sweep"] != known["sweep"]]:
+            raise UserError(f"{brings[0]}: brings settings of a sweep of its own; it cannot be one of several experiments")
+        experiments = []
+    raw = compose_raw([*experiments, *typed], keep="sweep")["sweep"]
     try:
         return config.Sweep.model_validate(raw)
     except ValidationError as error:
@@ -94,8 +104,7 @@ def grid(overrides: list[str]) -> list[list[str]]:
 def combinations(settings: config.Sweep, overrides: list[str]) -> tuple[list[list[str]], dict[tuple[str, ...], tuple[str, ...]]]:
     """The jobs of a grid, and what is wrong with those that cannot be composed. The keys of `sweep.grid` take their values from
     there unless they are given. Raises UserError for values that nothing has."""
-    given = {o.split("=", 1)[0] for o in overrides}
-    more = [f"{key}={','.join(map(str, values))}" for key, values in settings.grid.items() if key not in given]
+    more = left_open(settings, overrides)
     if mistakes := sort_overrides(more, sweep=True)[2]:
         raise UserError(*mistakes)
     wanted = grid([*overrides, *more])
@@ -103,6 +112,12 @@ def combinations(settings: config.Sweep, overrides: list[str]) -> tuple[list[lis
     if settings.misfits == "skip":
         wanted = [w for w in wanted if not isinstance(found.get(tuple(w)), Misfit)] or wanted
     return wanted, {tuple(w): found[tuple(w)].args for w in wanted if tuple(w) in found}
+
+
+def left_open(settings: config.Sweep, overrides: list[str]) -> list[str]:
+    """The keys of `sweep.grid` that are not given, with their values."""
+    given = {o.split("=", 1)[0] for o in overrides}
+    return [f"{key}={','.join(map(str, values))}" for key, values in settings.grid.items() if key not in given]
 
 
 def problem_of(overrides: list[str]) -> UserError | None:
@@ -200,7 +215,8 @@ def job(settings: Any) -> None:
             return
         time.sleep(0.2)
     folder = ledger.path(entry.number)
-    entry = ledger.write(entry, status="running", process=this_process(), reason=None)
+    made = entry.run if before is not None else None  # a run whose folder is gone is made anew
+    entry = ledger.write(entry, status="running", process=this_process(), reason=None, run=made)
     if before is not None and before.manifest["status"] == "done":  # killed between the run's end and the ledger's entry
         code, asked, pruned = 0, False, False
     else:

@@ -330,3 +330,8 @@ def test_training_images_of_one_class_are_refused_at_once(tmp_path, ptmrun):
     code, _, err = ptmrun(*TINY[2:], *words, "downstream.labels_per_class=null")
     assert code == 2
     assert err.splitlines()[0] == "ptmrun: stage=all: needs at least two classes; all 9 training images are cat"
+
+
+def test_output_that_nobody_reads_is_no_error():
+    done = subprocess.run(["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "bash", *command("--help")], capture_output=True)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")

@@ -176,6 +176,10 @@ def test_steps_follow_from_the_number_of_labels(labels, steps):
 def test_steps_take_the_place_of_epochs():
     assert (compose(["pretrain.steps=5"]).pretrain.epochs, compose(["pretrain.steps=5"]).pretrain.steps) == (None, 5)
     assert compose(["finetune.epochs=2"]).finetune.steps is None
+    typed = compose(["experiment=fashion_few_labels", "pretrain.epochs=5"]).pretrain  # which brings 8000 steps
+    assert (typed.epochs, typed.steps) == (5, None)
+    with pytest.raises(UserError, match=r"pretrain\.epochs, pretrain\.steps: set exactly one"):
+        compose(["experiment=fashion_few_labels", "pretrain.epochs=5", "pretrain.steps=9"])
 
 
 def test_frozen():

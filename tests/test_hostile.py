@@ -168,6 +168,7 @@ LOGITS = "checkpoints/logits/5-tuned-0.safetensors"
 PLAIN = "not a plain YAML file"
 REFUSED = "; refused"
 INSIDE = "<script>alert(1)</script>"
+ESCAPE = "\x1b[2J\x1b]0;owned\x07"
 NOTHING = ""
 
 
@@ -264,6 +265,8 @@ CASES = [
     Case("hash that is none", change("manifest.json", weights_sha256="x"), "weights_sha256 is not what"),
     Case("error of a list", change("manifest.json", error=[1]), "error is not what"),
     Case("times of text", change("manifest.json", wall_s={"pretrain": "x"}), "wall_s.pretrain is not what"),
+    Case("alarms of numbers", change("manifest.json", alarms=[1]), "alarms.0 is not what", ("report",)),
+    Case("alarm with an escape", change("manifest.json", alarms=[{"step": 1, "what": ESCAPE}]), "alarms.0.what", ("report",)),
     Case("status with an escape", change("manifest.json", status="\x1b[2Jdone"), "expected a status"),
     # results.json and metrics.jsonl
     Case("results are a list", put("results.json", "[]"), "the content is not what", ("report",)),
@@ -276,6 +279,8 @@ CASES = [
         "NaN as score", edit("results.json", '"score":', '"x": NaN, "score":'), "NaN is not JSON", ("report", "reproduce"), "done"
     ),
     Case("text in pretrain", change("results.json", pretrain={"loss": "x"}), "pretrain.loss is not what", ("report",)),
+    Case("metric with an escape", change("results.json", metric=ESCAPE), "metric is not what", ("report",)),
+    Case("words with an escape", change("results.json", words={"tuned": ESCAPE}), "words.tuned is not what", ("report",)),
     Case("text in groups", change("results.json", metrics__groups={"a": {"n": "x"}}), "groups.a.n is not what", ("report",)),
     Case("large n_test", change("results.json", n_test=10**400), "n_test is not what", ("report",)),
     Case("results of another kind", change("results.json", by_labels__0__labels_per_class="x"), "is not", ("reproduce",), "done"),
@@ -375,6 +380,7 @@ CASES = [
     ),
     Case("script in the manifest", change("manifest.json", command=INSIDE, **{INSIDE: INSIDE}), NOTHING, ("report",)),
     Case("script in the results", change("results.json", pretrain={INSIDE: 1.0}), NOTHING, ("report",)),
+    Case("script as metric", change("results.json", metric=INSIDE, counted=INSIDE), NOTHING, ("report",)),
     Case("half a character", change("manifest.json", command="\ud800"), NOTHING, ("report", "resume")),
 ]
 
@@ -524,6 +530,9 @@ SIDE_BY_SIDE = {
     "link": (link("predictions.parquet"), "leads outside"),
     "results": (change("results.json", by_labels=[]), "by_labels is not what"),
     "score of text": (change("results.json", score="x"), "score is not what"),
+    "metric": (change("results.json", metric=ESCAPE), "metric is not what"),
+    "counted": (change("results.json", counted=ESCAPE), "counted is not what"),
+    "key of words": (change("results.json", words={ESCAPE: 1}), "is not what"),
     "metrics": (put("metrics.jsonl", "3\n"), "metrics.jsonl line 1"),
     "config": (edit("config.yaml", "seed: 0", f"seed: {CALL}"), PLAIN),
     "manifest": (change("manifest.json", parents=["../../x"]), "parents.0 is not what"),
@@ -547,6 +556,7 @@ def test_compare_refuses_and_list_goes_on(small_run, tmp_path, name, ptmrun, wit
     code, out, err = ptmrun("list", tmp_path / "runs")
     assert (code, err) == (0, "")
     assert "good" in out
+    assert all(c.isprintable() or c == "\n" for c in out)
     assert ptmrun("list", tmp_path / "runs", "--tree")[0] == 0
     assert snapshot(tmp_path / "runs", tmp_path / "outside") == before
     assert not list(tmp_path.rglob("canary"))

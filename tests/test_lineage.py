@@ -12,6 +12,7 @@ from test_cli_runs import same, weights
 
 from ptmrun import changes, checkpoint, compare, config, listing, pretraining, train
 from ptmrun.compose import compose
+from ptmrun.context import reads
 from ptmrun.errors import UserError
 from ptmrun.run import Run
 
@@ -127,9 +128,23 @@ def test_changed_data_is_refused_by_the_stages_and_by_reproduce(done_run, tmp_pa
     assert code == 0, "other data on purpose is transfer, not a change"
 
 
+OTHER_DATA = ["dataset.label_column=b", "dataset.text_column=b", "dataset.documents=lines", "dataset.encoding=latin-1"]
+SAME_DATA = ["dataset.errors=replace", "dataset.cache_gb=1", "dataset.augment.shift=0.2", "downstream.labels_per_class=3"]
+
+
+@pytest.mark.parametrize("setting", [*OTHER_DATA, *SAME_DATA])
+def test_data_that_is_read_otherwise_on_purpose_has_not_changed(setting):
+    """Which keys make data another, so that its fingerprint may differ from the parent's."""
+    words = ["model=bert", "dataset=text", "dataset.root=corpus"]
+    assert (reads(compose(words)) != reads(compose([*words, setting]))) == (setting in OTHER_DATA)
+
+
 def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):
-    assert ptmrun(*FAST)[0] == 0
+    code, before, _ = ptmrun(*FAST)
+    assert code == 0
     first = latest()
+    events = [{"purpose": p, "why": "x", "to": 1} for p in ("pretrain", "finetune/5-tuned-0")]
+    set_manifest(first, alarms=[{"step": 1, "what": "x"}], recoveries=events)
     trained = []
     real = pretraining.train_objective
     monkeypatch.setattr(pretraining, "train_objective", lambda context: trained.append(1) or real(context))
@@ -140,11 +155,15 @@ def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):
     assert f"Stage pretrain has been done with the same inputs: taken from outputs/{first.name}" in out
     assert manifest(second)["reused"] == {"pretrain": first.name}
     assert manifest(second)["weights_sha256"] == manifest(first)["weights_sha256"]
+    assert (manifest(second)["alarms"], manifest(second)["recoveries"]) == (manifest(first)["alarms"], events[:1])
     lines = [[x["loss"] for x in Run.open(f).metrics() if x["stage"] == "pretrain" and "loss" in x] for f in (first, second)]
     assert lines[0] == lines[1]
     code, out, _ = ptmrun(*FAST, "skip_done=true", "name=c")
     assert manifest(latest())["reused"] == dict.fromkeys(("pretrain", "finetune", "evaluate"), first.name)
     same(latest(), first)
+    assert manifest(latest())["recoveries"] == events
+    warned = [[line for line in text.splitlines() if line.startswith("Warning")] for text in (before, out)]
+    assert warned[0] == warned[1], "what a reused stage read counts as read"
     code, out, _ = ptmrun("reproduce", latest())
     assert code == 0
     assert trained == [1], "a stage that is taken from a run shows nothing of it"
@@ -160,6 +179,18 @@ def test_a_number_instead_of_the_rule_is_refused():
     old = compose([])
     with pytest.raises(UserError, match=r"finetune.steps: auto -> 500: changes what is computed; --fork"):
         changes.allowed(SimpleNamespace(), old, config.replace(old, finetune__steps=500))
+
+
+def test_evaluating_other_fine_tuned_weights_is_not_skipped(done_run, tmp_path, ptmrun):
+    for name, digit in (("a", "0"), ("b", "1")):
+        shutil.copytree(done_run, tmp_path / name)
+        set_manifest(tmp_path / name, finetuned_sha256={"5-tuned-0": digit * 64})
+    words = ["stage=evaluate", "skip_done=true", "evaluate.baselines=[chance]", *TINY[-4:]]
+    reused = []
+    for name in "aba":
+        assert ptmrun(*words, f"init={tmp_path / name}")[0] == 0
+        reused.append("reused" in manifest(latest()))
+    assert reused == [False, False, True]
 
 
 def test_keys_that_nothing_reads(ptmrun):
@@ -246,6 +277,49 @@ def test_runs_that_differ_by_the_seed_share_a_row(done_run, tmp_path):
     [row] = compare.grouped([Run.open(done_run), Run.open(tmp_path / "b")])
     assert (row.setting, len(row.runs)) == ({"run": "A"}, 2)
     assert [compare.letters(n) for n in (0, 25, 26, 52)] == ["A", "Z", "AA", "BA"]
+
+
+def test_runs_from_other_weights_are_other_settings(tmp_path):
+    """Pretrainings that differ by the seed alone are repeats; files, and runs on other data or gone, are not."""
+
+    def made(name: str, *overrides: str) -> Run:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(config.dump(compose(list(overrides))))
+        (tmp_path / name / "manifest.json").write_text('{"status": "done"}')
+        return Run.open(tmp_path / name)
+
+    def rows(*runs: Run) -> list[list[str]]:
+        return [[run.folder.name for run in row.runs] for row in compare.grouped(list(runs))]
+
+    for name, *overrides in (("p1", "seed=1"), ("p2", "seed=2"), ("other", "seed=1", "dataset=mnist")):
+        made(name, *overrides)
+    tuning = ["stage=finetune+evaluate", "dataset=digits"]
+    seeds = [made(f"t{i}", *tuning, f"init=p{i}", f"seed={i}") for i in (1, 2)]
+    other, third = made("t3", *tuning, "init=other", "seed=1"), made("t4", "stage=evaluate", "init=t1")
+    assert rows(*seeds, other) == [["t1", "t2"], ["t3"]]
+    assert compare.differences([seeds[0], other])["init"] == ["p1", "other"]
+    assert "init" not in compare.differences([seeds[0], third])
+    files = [made(f"f{i}", *tuning, "model=resnet", f"init={i}.pth") for i in "ab"]
+    assert rows(*files) == [["fa"], ["fb"]]
+    shutil.rmtree(tmp_path / "p2")
+    assert rows(*seeds) == [["t1"], ["t2"]]
+
+
+def test_an_experiment_chooses_its_groups_also_where_a_run_gives_the_others(done_run):
+    """A group that is typed wins over the experiment's, which wins over the parent's."""
+    parent = config.load(done_run / "config.yaml")
+    few = compose([f"init={done_run}", "experiment=fashion_few_labels"])
+    assert (few.dataset.name, few.dataset.root, few.dataset.augment.flip) == ("fashion_mnist", "data", True)
+    assert (few.task, few.pretrain.steps, few.pretrain.lr) == (parent.task, 8000, parent.pretrain.lr)
+    typed = compose([f"init={done_run}", "experiment=mnist5k_mae", "task=simmim"])
+    assert (typed.dataset.name, typed.task.name) == ("mnist5k", "simmim")
+
+
+@pytest.mark.parametrize("flags", [[], ["--fork"]])
+def test_a_run_that_goes_on_takes_no_other_weights(done_run, ptmrun, flags):
+    code, _, err = ptmrun("resume", done_run, *flags, "init=pretrained")
+    assert code == 2
+    assert err == "ptmrun: init=pretrained: a run that is resumed or forked keeps its weights; for others make a new run\n"
 
 
 def test_inherited_and_saved_configs_compose_alike():

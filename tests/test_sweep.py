@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from ptmrun import compare, matrix, sweep
+from ptmrun.compose import compose
 from ptmrun.errors import UserError
 from ptmrun.ledger import Job, Ledger
 
@@ -92,6 +93,21 @@ def test_an_experiment_brings_its_grid():
         sweep.combinations(settings.model_copy(update={"grid": {"model": ["nonesuch"]}}), ["seed=1"])
 
 
+def test_a_sweep_over_experiments():
+    words = ["experiment=mnist5k_mae,mnist5k_mim", "seed=1,2"]
+    settings = sweep.parse_settings([words[0], "sweep.trials=3"])
+    assert (settings.trials, settings.grid) == (3, {})
+    wanted, problems = sweep.combinations(settings, words)
+    assert not problems
+    assert [compose(job).task.name for job in wanted] == ["mae", "mae", "mim", "mim"]
+
+
+def test_a_search_refuses_a_grid_that_it_would_not_look_at(ptmrun):
+    words = ["-m", "experiment=vision_table", "sweep.search=optuna", "+model=vit,resnet", "task=simclr"]
+    code, _, err = ptmrun(*words)
+    assert (code, err) == (2, "ptmrun: sweep.search=optuna: takes no values from sweep.grid; give seed in the command\n")
+
+
 def test_two_settings_make_a_matrix():
     def row(model: str, task: str, *scores: tuple[float, float]) -> compare.Row:
         entries = [
@@ -139,6 +155,9 @@ BAD = {
     "task=mae,mimm": "task=mimm: no such task (did you mean mim?)",
     "task.mask_ratio=2,3": "task.mask_ratio=3: expected less than 1",
     "pretrain.lr=interval(1e-4,1e-2)": "add sweep.search=optuna",
+    "+sweep.trials=0": "sweep.trials=0: expected greater than or equal to 1",
+    "+sweep.trails=3": "sweep.trails: no such key (did you mean trials?)",
+    "experiment=mnist5k_mae,vision_table": "experiment=vision_table: brings settings of a sweep of its own",
 }
 
 
@@ -201,6 +220,15 @@ def test_resume_runs_only_what_is_missing(swept):
     after = {p: p.stat().st_mtime_ns for p in root.glob("00[01]/**/*") if p.is_file()}
     assert {p.name for p in after if after[p] != before.get(p)} == {"job.json"}, "a run that is done is not run again"
     assert len(ledger.jobs()) == 6
+
+
+def test_a_run_whose_folder_is_gone_is_made_anew(tmp_path):
+    ledger = Ledger(tmp_path / "s")
+    entry = ledger.write(Job(number=0, overrides=[*SMALL, "stage=pretrain"], status="interrupted", run="gone"))
+    sweep.job(SimpleNamespace(sweep=SimpleNamespace(folder=str(ledger.folder), job=0, prune=False)))
+    entry = ledger.job(0)
+    assert (entry.status, entry.run) == ("done", ledger.run(entry).folder.name)
+    assert entry.score is not None
 
 
 def test_a_job_that_is_killed_does_not_touch_the_others(tmp_path):

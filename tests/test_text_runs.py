@@ -191,6 +191,10 @@ def test_other_labelled_texts_need_no_other_pretraining(ptmrun, corpus):
     code, _, err = ptmrun(*same, f"downstream.root={corpus / 'labelled.csv'}", "skip_done=true")
     assert code == 0, err
     assert run.Run.open(latest()).manifest["reused"] == {"pretrain": first.name}
+    pairs = [[x for x in run.Run.open(f).metrics() if x["stage"] == "pretrain"] for f in (first, latest())]
+    assert any("effective_rank" in x for x in pairs[0])
+    assert not any("effective_rank" in x or "probe_linear" in x for x in pairs[1]), "of other texts"
+    assert [x["held_loss"] for x in pairs[0] if "held_loss" in x] == [x["held_loss"] for x in pairs[1] if "held_loss" in x]
     assert ptmrun(*same, "skip_done=true", "model.length=24")[0] == 0
     assert "reused" not in run.Run.open(latest()).manifest
 
