@@ -21,14 +21,7 @@ from ptmrun.signals import Stop
 
 ENCODER = "checkpoints/encoder"
 TOKENIZER = "checkpoints/tokenizer"  # of text models
-SAME_DATA = {
-    "augment",
-    "cache_gb",
-    "download",
-    "errors",
-    "max_unreadable",
-    "normalise",
-}  # keys that leave data as they are
+SAME_DATA = {"augment", "cache_gb", "download", "errors", "max_unreadable", "normalise"}  # keys that leave data as they are
 LEAST, PASSES = 300, 3  # steps of fine-tuning at least, and passes over the labels at least, where steps are auto
 FIT_IMAGES = 512  # for what an encoder learns from training images before it is trained
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete

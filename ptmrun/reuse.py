@@ -37,7 +37,7 @@ METRICS = {
     "pretrain": "pretrain",
     "finetune": "finetune",
     "evaluate": "baseline",
-}  # of a stage's lines and recoveries
+}  # how a stage's lines and recoveries are tagged
 PROBED = {"probe_knn", "probe_linear", "effective_rank", "feature_std"}  # on labelled samples, which a pretraining does not need
 
 
