@@ -37,7 +37,7 @@ METRICS = {
     "pretrain": "pretrain",
     "finetune": "finetune",
     "evaluate": "baseline",
-}  # how a stage's lines and recoveries are tagged
+}  # the tag of its lines and recoveries
 PROBED = {"probe_knn", "probe_linear", "effective_rank", "feature_std"}  # on labelled samples, which a pretraining does not need
 
 
