@@ -15,6 +15,7 @@ HARMLESS = {  # keys that do not change the weights
     "strict",
     "skip_done",
     "pretrain.probes",
+    "pretrain.sentences",
     *(f"{loop}.{key}" for loop in LOOPS for key in ("log_every", "checkpoint_every")),
 }
 LONGER = {f"{loop}.{key}" for loop in LOOPS for key in ("steps", "epochs")}

@@ -121,10 +121,14 @@ def draw_pretraining(context: Context, objective: Any) -> None:
 
 
 def draw_attention(context: Context, encoder: Any) -> None:
-    """Of the beginnings of a few held-out sequences."""
+    """Of the sentences that the config gives, or of the beginnings of two held-out sequences."""
     if not hasattr(encoder, "attention"):
         return
     encoder.eval()
-    tokens = Tokens(*(x[:, :SHOWN] for x in context.inputs(next(context.data.held.spaced(2).all()))))
-    pieces = [context.data.tokenizer.pieces(row) for row in tokens.ids.tolist()]
-    figures.attention_maps(context.run, pieces, list(encoder.attention(tokens)))
+    sentences = context.cfg.pretrain.sentences
+    texts = context.data.encoded(sentences) if sentences else next(context.data.held.spaced(2).all())
+    tokens = Tokens(*(x[:, :SHOWN] for x in context.inputs(texts)))
+    lengths = tokens.mask.sum(1).tolist()
+    pieces = [context.data.tokenizer.pieces(row[:n]) for row, n in zip(tokens.ids.tolist(), lengths, strict=True)]
+    maps = [weights[:n, :n] for weights, n in zip(encoder.attention(tokens), lengths, strict=True)]
+    figures.attention_maps(context.run, pieces, maps)

@@ -18,7 +18,7 @@ FIGURES = {
     "reconstructions": "What the model was shown and what it filled in (held-out images).",
     "views": "The views that the objective compares (held-out images).",
     "lengths": "Tokens of the labelled texts; longer ones are cut at the limit (model.length).",
-    "text_attention": "Which tokens (columns) each token (rows) looks at: mean over the last block's heads (held-out texts).",
+    "text_attention": "Which tokens (columns) each token (rows) looks at: mean over the last block's heads.",
     "text_attribution": "Which tokens speak for (blue) and against (orange) the predicted class: integrated gradients.",
     "augmented": "Training images as they are and as training sees them.",
     "attention": "How much each patch flows into the features: attention rollout over all blocks (held-out images).",

@@ -12,7 +12,7 @@ from conftest import latest
 from texts import sentence, story
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from ptmrun import cli, config, run, train, trials
+from ptmrun import cli, config, figures, run, train, trials
 from ptmrun.data import tokenizer
 from ptmrun.errors import UserError
 from ptmrun.models import gpt
@@ -402,3 +402,15 @@ def test_text_that_diverges_is_replayed(ptmrun, corpus):
     code, out, err = ptmrun("replay", latest())
     assert code == 0, err
     assert "batch: nothing but whole numbers" in out
+
+
+def test_attention_of_chosen_sentences(ptmrun, corpus, monkeypatch):
+    seen = []
+    monkeypatch.setattr(figures, "attention_maps", lambda run, pieces, maps: seen.extend(zip(pieces, maps, strict=True)))
+    data = ["dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "stage=pretrain"]
+    code, _, err = ptmrun("model=bert", *data, *SHORT, "pretrain.sentences=['The harbour.','A garden opened the river!']")
+    assert code == 0, err
+    assert [(pieces[0], pieces[-2], pieces[-1]) for pieces, _ in seen] == [("[CLS]", ".", "[SEP]"), ("[CLS]", "!", "[SEP]")]
+    for pieces, weights in seen:
+        assert weights.shape == (len(pieces), len(pieces))
+        torch.testing.assert_close(weights.sum(1).cpu(), torch.ones(len(pieces)))

@@ -217,6 +217,11 @@ class Texts:
         corpus = f"{self.corpus.blocks.corpus.tokens:,} tokens, {vocabulary}, {len(self.corpus):,} sequences of {self.length}"
         return f"{corpus}, {len(self.classes)} classes" if self.classes else corpus
 
+    def encoded(self, texts: list[str]) -> Tokens:
+        """Other texts as the model reads them."""
+        pairs = [self.tokenizer.frame(ids, None, self.length) for ids in self.tokenizer.encode(texts)]
+        return padded([ids for ids, _ in pairs], [types for _, types in pairs], self.tokenizer.vocabulary.pad)
+
     def inputs(self, device: torch.device) -> Callable[[Tokens], Tokens]:
         return lambda tokens: tokens.to(device)
 
