@@ -29,7 +29,7 @@ PACKAGE = Path(__file__).parent
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in the source tree
 GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "logger", "experiment")
 
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$", max_length=4096)]
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=4096)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Several = Annotated[int, Field(ge=2, le=2**31)]
 Side = Annotated[int, Field(ge=4, le=1024)]
