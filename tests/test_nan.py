@@ -268,7 +268,7 @@ DIVERGES = [*TINY, "stage=pretrain", "pretrain.max_skipped=2", "pretrain.steps=1
 
 def test_an_absurd_learning_rate_ends_with_a_lower_loss(ptmrun):
     """Whole runs: said, in the manifest, in the metrics and in the report; and exact."""
-    code, out, err = ptmrun(*DIVERGES, "pretrain.lr=0.7")
+    code, out, err = ptmrun(*DIVERGES, "pretrain.lr=0.8")
     assert code == 0, err
     first = latest()
     manifest, lines = Run.open(first).manifest, [x for x in Run.open(first).metrics() if "loss" in x]
