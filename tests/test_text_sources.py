@@ -200,6 +200,14 @@ def test_several_classes_a_text(tmp_path):
     assert read(tmp_path).fingerprint == source.fingerprint
 
 
+def test_empty_files_are_counted(tmp_path):
+    for name, content in (("a", "One.\nTwo."), ("b", ""), ("c", "\n\n"), ("d", "Three.\nFour.")):
+        (tmp_path / f"{name}.txt").write_text(content)
+    source = read(tmp_path)
+    assert documents(source) == ["One.\nTwo.", "Three.\nFour."]
+    assert source.notes == ["each file is a document (dataset.documents=file)", "2 empty texts of the train split are skipped"]
+
+
 def test_labels_where_they_must_be(tmp_path):
     """A corpus may go without; what is to be fine-tuned with may not, and the columns that there are are named."""
     file = tmp_path / "senti.csv"

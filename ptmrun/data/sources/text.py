@@ -244,7 +244,8 @@ def all_texts(paths: list[Path], kind: str, encoding: str, errors: str, classes:
             elif block:
                 yield Row(f"{path}:{number}", "\n".join(block), label=label)
                 block = []
-        if text := "\n".join(block).strip("\n"):
+        text = "\n".join(block).strip("\n")
+        if text or kind == "file":  # an empty file is an empty text, which is counted and left out as in tables
             yield Row(str(path), text, label=label)
 
 
