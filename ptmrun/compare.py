@@ -188,29 +188,32 @@ def settings(run: Run) -> dict[str, Any]:
     return config.flat(config.plain(config.load(run.path("config.yaml"))))
 
 
-def weights(run: Run) -> list[Any]:
-    """What a run's pretrained weights are: the settings of the pretrainings that made them, but for REPEATS, and what these began
-    with. Where a run that `init` names is gone, that name."""
+def weights(own: dict[str, Any]) -> list[Any]:
+    """What the pretrained weights of a run with these settings are: the settings of the pretrainings that made them, but for
+    REPEATS, and what these began with. Where a run that `init` names is gone, that name."""
     found: list[Any] = []
     for _ in range(CHAIN):
-        own = settings(run)
         if own["stage"] in ("all", "pretrain"):
             found.append({k: v for k, v in own.items() if k.split(".")[0] in SECTIONS["pretrain"] and k not in REPEATS})
         if origin(own["init"]) != "run":
             break
         try:
-            run = Run.open(Path(own["init"]))
+            parent = Run.open(Path(own["init"]))
         except UserError:
             break
+        own = settings(parent)
     return [*found, own["init"]]
 
 
 def differences(runs: list[Run]) -> dict[str, list[Any]]:
     """Config keys whose values differ -> the value of each run (None where the key is not there). `init` is one where the weights
     are others, not where a run does in stages what another does at once."""
-    configs = [settings(run) for run in runs]
+    return differing([settings(run) for run in runs])
+
+
+def differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(k for c in configs for k in c if k.split(".")[0] not in UNIMPORTANT)
-    if len({repr(weights(run)) for run in runs}) == 1:
+    if len({repr(weights(c)) for c in configs}) == 1:
         del keys["init"]
     found = {key: [c.get(key) for c in configs] for key in keys}
     return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
@@ -219,10 +222,11 @@ def differences(runs: list[Run]) -> dict[str, list[Any]]:
 def grouped(runs: list[Run]) -> list[Row]:
     """A row for each setting, named A, B ...: runs whose configs, and those of their pretrainings, differ by REPEATS alone share
     one."""
-    found = differences(runs)
+    configs = [settings(run) for run in runs]
+    found = differing(configs)
     rows: dict[str, Row] = {}
     for i, run in enumerate(runs):
-        identity = repr([weights(run), *(values[i] for key, values in found.items() if key not in (*REPEATS, "init"))])
+        identity = repr([weights(configs[i]), *(values[i] for key, values in found.items() if key not in (*REPEATS, "init"))])
         row = rows.setdefault(identity, Row({"run": letters(len(rows))}))
         row.runs.append(run)
         row.seconds += sum(run.manifest.get("wall_s", {}).values())
