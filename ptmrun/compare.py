@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptmrun import config, figures, noise
+from ptmrun.context import CHAIN
 from ptmrun.errors import UserError
 from ptmrun.evaluation import label_words
 from ptmrun.origin import origin
@@ -27,7 +28,6 @@ noise is smaller than the 95 % interval from the seeds and from the test samples
 MOST = 10_000_000  # rows of predictions
 REPEATS = ("seed", "dataset.fold")  # what runs of one setting may differ in
 UNIMPORTANT = ("outputs", "name", "logger", "budget", "strict", "skip_done")  # settings that do not make runs different
-CHAIN = 20  # runs that start from one another, at most
 
 
 @dataclass

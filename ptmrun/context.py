@@ -23,6 +23,7 @@ ENCODER = "checkpoints/encoder"
 TOKENIZER = "checkpoints/tokenizer"  # of text models
 SAME_DATA = {"augment", "cache_gb", "download", "errors", "max_unreadable", "normalise"}  # keys that leave data as they are
 LEAST, PASSES = 300, 3  # steps of fine-tuning at least, and passes over the labels at least, where steps are auto
+CHAIN = 20  # runs that start from one another, at most
 FIT_IMAGES = 512  # for what an encoder learns from training images before it is trained
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
 
@@ -95,7 +96,7 @@ def part_of(cfg: Config, group: str) -> Any:
 
 def source(run: Run, cfg: Config, name: str) -> Path | None:
     """A file or folder of this run or, when this run has not made it, of the run that `init` names, and so on."""
-    for _ in range(20):
+    for _ in range(CHAIN):
         if run.path(name).exists():
             return run.path(name)
         if origin(cfg.init) != "run":

@@ -13,13 +13,13 @@ Natural = Annotated[int, Field(ge=0, le=2**53)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
-def printable(text: str) -> str:
+def without_controls(text: str) -> str:
     if not text.isprintable():
         raise ValueError("control characters")
     return text
 
 
-Printable = Annotated[str, AfterValidator(printable)]
+Printable = Annotated[str, AfterValidator(without_controls)]
 
 
 class Record(BaseModel):
