@@ -98,6 +98,7 @@ class Loop(Strict):
 class Pretrain(Loop):
     section = "pretrain"
     probes: Natural
+    document_mask: bool
     sentences: Annotated[list[Text], Field(min_length=1, max_length=4)] | None
 
 

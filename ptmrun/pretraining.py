@@ -6,7 +6,6 @@ import torch
 
 from ptmrun import adapt, checkpoint, figures, probe, samples
 from ptmrun.context import ENCODER, Context, batches_of, encoder_hash, fit, labelled, steps_of
-from ptmrun.tokens import Tokens
 
 MOST = 1024  # held-out sequences that an objective is judged by
 SHOWN = 24  # tokens of a text in the picture of attention
@@ -127,7 +126,7 @@ def draw_attention(context: Context, encoder: Any) -> None:
     encoder.eval()
     sentences = context.cfg.pretrain.sentences
     texts = context.data.encoded(sentences) if sentences else next(context.data.held.spaced(2).all())
-    tokens = Tokens(*(x[:, :SHOWN] for x in context.inputs(texts)))
+    tokens = context.inputs(texts).map(lambda x: x[:, :SHOWN])
     lengths = tokens.mask.sum(1).tolist()
     pieces = [context.data.tokenizer.pieces(row[:n]) for row, n in zip(tokens.ids.tolist(), lengths, strict=True)]
     maps = [weights[:n, :n] for weights, n in zip(encoder.attention(tokens), lengths, strict=True)]

@@ -1,10 +1,12 @@
 """Text as models see it: batches of token numbers, and what a model must know of the vocabulary that they are from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class Tokens(NamedTuple):
@@ -13,9 +15,20 @@ class Tokens(NamedTuple):
     ids: Tensor  # [B, T] int64
     mask: Tensor  # [B, T] bool: False where there is padding
     types: Tensor  # [B, T] int64: 0 in the first text, 1 in the second of a pair
+    documents: Tensor | None = None  # [B, T] int64: which of the packed documents a token is of, where it sees no other
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Tokens":
+        """With each of its tensors changed."""
+        documents = None if self.documents is None else change(self.documents)
+        return Tokens(change(self.ids), change(self.mask), change(self.types), documents)
 
     def to(self, device: torch.device) -> "Tokens":
-        return Tokens(*(x.to(device) for x in self))
+        return self.map(lambda x: x.to(device))
+
+
+def document_of(ids: Tensor, end: int) -> Tensor:
+    """Which of the documents packed in a sequence each token is of; `end` is the last token of each: [B, T] -> [B, T] int64."""
+    return F.pad((ids == end)[:, :-1].cumsum(1), (1, 0))
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def test_padding_changes_nothing(kind):
             assert expected.shape == (3, LENGTH, model.width)
             torch.testing.assert_close(found[short.mask], expected[short.mask], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(model.features(long), model.features(short), rtol=1e-5, atol=1e-5)
-            alone = Tokens(*(x[1:2, :9] for x in short))
+            alone = short.map(lambda x: x[1:2, :9])
             torch.testing.assert_close(model.hidden(alone)[0], expected[1, :9], rtol=1e-5, atol=1e-5)
             if kind != "bert":
                 for a, b in zip(model.next_tokens(long), model.next_tokens(short), strict=True):
@@ -385,7 +385,7 @@ def test_lstm_against_its_equations():
         x = model.embedding.weight[tokens.ids[1, :9]]
         expected = torch.cat([run(model.right, x), run(model.left, x.flip(0)).flip(0)], 1)
         torch.testing.assert_close(model.hidden(tokens)[1, :9], expected, rtol=1e-4, atol=1e-5)
-        logits, _ = model.next_tokens(Tokens(*(x[1:2, :9] for x in tokens)))
+        logits, _ = model.next_tokens(tokens.map(lambda x: x[1:2, :9]))
         hidden = torch.cat([expected[:-1, :128], expected[1:, 128:]])
         torch.testing.assert_close(logits, hidden @ model.embedding.weight.T + model.bias, rtol=1e-4, atol=1e-4)
 

@@ -33,9 +33,9 @@ def pieces(data, parts):
     found = []
     for start in range(0, total, total // parts):
         stop = start + total // parts
-        tokens = Tokens(*(x[start:stop] for x in data["inputs"]))
+        tokens = data["inputs"].map(lambda x: x[start:stop])
         longest = int(tokens.mask.sum(1).max())
-        tokens = Tokens(*(x[:, :longest] for x in tokens))
+        tokens = tokens.map(lambda x: x[:, :longest])
         rows = rng.Rows(data["rows"].seed, data["rows"].step, start, stop, total)
         found.append({"inputs": tokens, "rows": rows, "next": data["next"][start:stop]})
     return found

@@ -121,6 +121,21 @@ def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, 
     assert run.Run.open(latest()).manifest["weights_sha256"] == undisturbed
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_packed_documents_read_alone(ptmrun, corpus, model):
+    """Micro-batches and workers change nothing; that no document sees another does."""
+    same = [f"model={model}", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "model.dropout=0", *SHORT]
+    losses = []
+    for extra in ([], ["pretrain.document_mask=true"], ["pretrain.document_mask=true", "pretrain.accumulate=2", "device.workers=2"]):
+        code, _, err = ptmrun(*same, *extra)
+        assert code == 0, err
+        lines = [json.loads(x) for x in (latest() / "metrics.jsonl").read_text().splitlines()]
+        losses.append([x["loss"] for x in lines if "grad_norm" in x])
+    assert losses[2] == pytest.approx(losses[1], rel=1e-4)
+    assert abs(losses[1][0] - losses[0][0]) > 1e-5 * losses[0][0]
+    assert (latest() / "figures/text_attention.png").exists() == (model != "lstm")
+
+
 def loaded(*overrides):
     from ptmrun.compose import compose
     from ptmrun.context import part_of

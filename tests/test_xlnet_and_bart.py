@@ -60,7 +60,7 @@ def tokens(lengths=(48, 40, 33, 48), width=None, seed=0):
 def batch(inputs=None, start=0, stop=None, step=0):
     inputs = tokens() if inputs is None else inputs
     stop = len(inputs.ids) if stop is None else stop
-    return {"inputs": Tokens(*(x[start:stop] for x in inputs)), "rows": rng.Rows(7, step, start, stop, len(inputs.ids))}
+    return {"inputs": inputs.map(lambda x: x[start:stop]), "rows": rng.Rows(7, step, start, stop, len(inputs.ids))}
 
 
 def longer(inputs, by):
@@ -459,7 +459,7 @@ def test_micro_batches_add_up(family):
     for cut in (False, True):
         if cut:
             widths = [int(p["inputs"].mask.sum(1).max()) for p in parts]
-            parts = [p | {"inputs": Tokens(*(x[:, :n] for x in p["inputs"]))} for p, n in zip(parts, widths, strict=True)]
+            parts = [p | {"inputs": p["inputs"].map(lambda x: x[:, :n])} for p, n in zip(parts, widths, strict=True)]
             assert widths == [48, 48, 20, 48]
         loss, pieces = measured(ours, parts)
         assert loss == pytest.approx(whole, rel=1e-6)

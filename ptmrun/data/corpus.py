@@ -18,7 +18,7 @@ from ptmrun.data.decode import cache_folder
 from ptmrun.data.sources import TextPart
 from ptmrun.data.tokenizer import Tokenizer, pieces, room, shares
 from ptmrun.errors import UserError
-from ptmrun.tokens import Tokens
+from ptmrun.tokens import Tokens, document_of
 
 VERSION = 1  # of what stands in the files
 BATCH = 2**22  # characters that are tokenised at a time
@@ -69,8 +69,8 @@ class Corpus:
         """Some of the documents, in this order."""
         return replace(self, spans=self.spans[indices.numpy()])
 
-    def blocks(self, length: int, framed: bool = True) -> "Blocks":
-        return Blocks(self, length, framed)
+    def blocks(self, length: int, framed: bool = True, apart: bool = False) -> "Blocks":
+        return Blocks(self, length, framed, apart)
 
     def sentence_pairs(self, length: int) -> "Pairs":
         return Pairs(self, length)
@@ -98,13 +98,13 @@ def hold_out(corpus: Corpus, fraction: float, seed: int, purpose: str) -> tuple[
 class Blocks:
     """Full blocks of a corpus: documents one after the other, each followed by the vocabulary's `end` as mark.
 
-    Attention crosses documents: nothing but the mark tells a block's documents apart. No padding: where the last block is
+    Attention crosses documents unless they are `apart`: then no token sees another document. No padding: where the last block is
     not full it goes on at the beginning of the corpus.
     With `framed`, each block has the special tokens of a single text around it; else it is text and marks alone.
     """
 
-    def __init__(self, corpus: Corpus, length: int, framed: bool):
-        self.corpus, self.length = corpus, length
+    def __init__(self, corpus: Corpus, length: int, framed: bool, apart: bool):
+        self.corpus, self.length, self.apart = corpus, length, apart
         self.template = corpus.tokenizer.single if framed else None
         self.room = room(self.template, length) if self.template else length
         places = corpus.places[corpus.places[:, 0] < corpus.places[:, 1]]
@@ -139,7 +139,8 @@ class Blocks:
             parts = [part for part, _ in whole]
             kinds = torch.cat([torch.full((part.shape[1],), k) for part, k in whole])
         ids = torch.cat(parts, dim=1)
-        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), kinds.expand_as(ids).contiguous())
+        numbers = document_of(ids, self.corpus.tokenizer.vocabulary.end) if self.apart else None
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), kinds.expand_as(ids).contiguous(), numbers)
 
     def block(self, index: int) -> Tensor:
         """Token numbers of one block, [length]."""

@@ -169,7 +169,7 @@ class TextBatches(Epochs):
             tokens, follows = self.split.pairs.batch(rows.uniform("pairs", self.split.pairs.draws))
             tokens = self.inputs(tokens)
             return {"inputs": tokens, "next": follows.to(tokens.ids.device), **batch}
-        tokens = self.inputs(Tokens(*(x[place] for x in samples)))
+        tokens = self.inputs(samples.map(lambda x: x[place]))
         if isinstance(self.split, TextSplit) and (answers := self.split.answers(ids[place])) is not None:
             batch["labels"] = answers.to(tokens.ids.device)
         return {"inputs": tokens, **batch}
@@ -294,11 +294,12 @@ def load(
     if held is None:
         corpora["train"], held = corpus.hold_out(corpora["train"], options.val_fraction, options.split_seed, "val")
         notes.append(f"{len(held):,} of {len(held) + len(corpora['train']):,} documents are held out to judge by")
-    sequences, judged = packed(corpora["train"], length, family), packed(held, length, family)
+    block = functools.partial(packed, length=length, family=family, apart=cfg.pretrain.document_mask)
+    sequences, judged = block(corpora["train"]), block(held)
     if options.limit and options.limit < len(sequences):
         order = rng.permutation(options.split_seed, "split/limit", len(sequences))
         sequences = sequences.subset(order[: options.limit].sort().values)
-    unseen = packed(corpora["test"], length, family) if "test" in corpora else None
+    unseen = block(corpora["test"]) if "test" in corpora else None
     marks.append(len(sequences))
     if not sets:
         first, val, test = sequences, judged, unseen or judged
@@ -318,9 +319,9 @@ def without(rows: Tensor, count: int) -> Tensor:
     return kept.nonzero()[:, 0]
 
 
-def packed(tokenized: Any, length: int, family: Any) -> Sequences:
+def packed(tokenized: Any, length: int, family: Any, apart: bool) -> Sequences:
     """All blocks of a corpus; those of causal models are text and marks alone."""
-    blocks = tokenized.blocks(length, framed=getattr(family, "FRAMED", True))
+    blocks = tokenized.blocks(length, framed=getattr(family, "FRAMED", True), apart=apart)
     return Sequences(blocks, torch.arange(len(blocks)))
 
 

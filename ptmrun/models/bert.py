@@ -70,8 +70,8 @@ class Encoder(nn.Module):
 
     def hidden(self, tokens: Tokens) -> Tensor:
         """What the last block gives at every token: [B, T] -> [B, T, D]."""
-        ids, mask, types = tokens
-        return self.net.bert(ids, attention_mask=mask, token_type_ids=types).last_hidden_state
+        seen = sequence.attention_mask(tokens)
+        return self.net.bert(tokens.ids, attention_mask=seen, token_type_ids=tokens.types).last_hidden_state
 
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or what the library's pooler makes of the first one, as published."""
@@ -93,7 +93,8 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token looks at each."""
-        return sequence.attention(self.net, self.net.bert, tokens, token_type_ids=tokens.types)
+        seen = sequence.attention_mask(tokens)
+        return sequence.attention(self.net, self.net.bert, tokens.ids, seen, token_type_ids=tokens.types)
 
     @property
     def pair_head(self) -> list[nn.Module]:

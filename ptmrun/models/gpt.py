@@ -74,11 +74,18 @@ class Encoder(nn.Module):
     def hidden(self, tokens: Tokens) -> Tensor:
         """What the last block gives at every token, normalised: [B, T] -> [B, T, D].
 
-        Without a mask, which lets attention use its faster causal kernel: padding is at the end, where nothing looks back to it.
         Embeddings go in because the library warns of padding without a mask when it sees token numbers.
         """
         body = self.net.transformer
-        return body(inputs_embeds=body.wte(tokens.ids), use_cache=False).last_hidden_state
+        return body(inputs_embeds=body.wte(tokens.ids), attention_mask=self.mask(tokens), use_cache=False).last_hidden_state
+
+    def mask(self, tokens: Tokens) -> Tensor | None:
+        """None lets attention use its faster causal kernel: padding is at the end, where nothing looks back to it. Of documents
+        apart, each begins with the mark before it, as a text of its own does."""
+        if tokens.documents is None:
+            return None
+        begun = torch.cat([tokens.documents[:, 1:], tokens.documents[:, -1:]], 1)
+        return sequence.bias(sequence.seen(tokens._replace(documents=begun)).tril())
 
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or the last one, which has seen all others."""
@@ -113,7 +120,7 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token looks at each."""
-        return sequence.attention(self.net, self.net.transformer, tokens)
+        return sequence.attention(self.net, self.net.transformer, tokens.ids, self.mask(tokens))
 
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the head, whose weights are the token embeddings."""

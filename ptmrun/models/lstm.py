@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 
 from ptmrun.models import files, sequence
 from ptmrun.tokens import Framing, Tokens, Vocabulary
@@ -70,15 +71,19 @@ class Encoder(nn.Module):
         """What each stack gives at every token, [B, T, d] each: from the left up to it and, where there is one, from the right.
 
         Padding is at the end: the first stack meets it last, and the second reads each text reversed, its padding left in place.
-        Tokens are embedded once, so that attributions to embeddings see what both stacks read.
+        Tokens are embedded once, so that attributions to embeddings see what both stacks read. Of documents apart each
+        begins with the mark before it, from the right with its own.
         """
-        ids, mask, _ = tokens
+        ids, mask, _, documents = tokens
         words = self.embedding(ids)
-        found = [self.right(self.dropped(words))[0]]
+        begun = None if documents is None else torch.cat([documents[:, 1:], documents[:, -1:]], 1)
+        found = [anew(self.right, self.dropped(words), begun)]
         if self.left is not None:
             place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-            back = torch.where(mask, mask.sum(1, keepdim=True) - 1 - place, place)[..., None].expand_as(words)
-            found.append(self.left(self.dropped(words.gather(1, back)))[0].gather(1, back))
+            turned = torch.where(mask, mask.sum(1, keepdim=True) - 1 - place, place)
+            back = turned[..., None].expand_as(words)
+            begun = None if documents is None else documents.gather(1, turned)
+            found.append(anew(self.left, self.dropped(words.gather(1, back)), begun).gather(1, back))
         return [self.dropped(y) for y in found]
 
     def hidden(self, tokens: Tokens) -> Tensor:
@@ -145,3 +150,13 @@ class Encoder(nn.Module):
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights of an encoder of other texts, as they are: there are no positions."""
         return tensors, []
+
+
+def anew(stack: nn.LSTM, words: Tensor, documents: Tensor | None) -> Tensor:
+    """What a stack gives at every token, its state zero where a document begins: [B, T, D], [B, T] -> [B, T, d]."""
+    if documents is None:
+        return stack(words)[0]
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True).flatten().nonzero()[:, 0]
+    lengths = torch.diff(begins, append=begins.new_tensor([documents.numel()])).tolist()
+    found, _ = stack(pack_sequence(words.flatten(0, 1).split(lengths), enforce_sorted=False))
+    return torch.cat(unpack_sequence(found)).unflatten(0, documents.shape)

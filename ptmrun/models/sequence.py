@@ -47,12 +47,30 @@ def last(hidden: Tensor, mask: Tensor) -> Tensor:
     return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
 
 
+def seen(tokens: Tokens) -> Tensor:
+    """Which tokens each token sees, [B, T, T] bool: no padding, of documents apart its own; itself in any case."""
+    there = tokens.mask[:, None].expand(-1, tokens.ids.shape[1], -1)
+    if tokens.documents is not None:
+        there = there & (tokens.documents[:, :, None] == tokens.documents[:, None])
+    return there | torch.eye(tokens.ids.shape[1], dtype=torch.bool, device=there.device)
+
+
+def attention_mask(tokens: Tokens) -> Tensor:
+    """For transformers' models: [B, T], or of documents apart as `bias`."""
+    return tokens.mask if tokens.documents is None else bias(seen(tokens))
+
+
+def bias(seen: Tensor) -> Tensor:
+    """What is added to attention scores, -inf where nothing is seen: [B, T, S] bool -> float32 [B, 1, T, S]."""
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)[:, None]
+
+
 @torch.no_grad()
-def attention(net: Any, body: Any, tokens: Tokens, **extra: Any) -> Tensor:
+def attention(net: Any, body: Any, ids: Tensor, mask: Tensor | None, **extra: Any) -> Tensor:
     """How much each token looks at each, [B, T, T]: the mean over the heads of the last block of `body`, a part of `net`."""
     used = net.config._attn_implementation
     net.set_attn_implementation("eager")
-    blocks = body(tokens.ids, attention_mask=tokens.mask, output_attentions=True, **extra).attentions
+    blocks = body(ids, attention_mask=mask, output_attentions=True, **extra).attentions
     net.set_attn_implementation(used)
     return blocks[-1].float().mean(1)
 

@@ -91,11 +91,11 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token of the source looks at each."""
-        return sequence.attention(self.bart, self.bart.model.encoder, tokens)
+        return sequence.attention(self.bart, self.bart.model.encoder, tokens.ids, sequence.attention_mask(tokens))
 
     def hidden(self, tokens: Tokens) -> Tensor:
         """The encoder's last layer: -> [B, T, D]."""
-        return self.bart.model.encoder(tokens.ids, attention_mask=tokens.mask).last_hidden_state
+        return self.bart.model.encoder(tokens.ids, attention_mask=sequence.attention_mask(tokens)).last_hidden_state
 
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens."""
@@ -104,11 +104,19 @@ class Encoder(nn.Module):
     def decoded(self, source: Tokens, target: Tokens) -> Tensor:
         """The decoder's last layer, where each place stands before the target token that it predicts: -> [B, T, D].
 
-        Its input is the target, moved right by one behind an end token, as in the library.
+        Its input is the target, moved right by one behind an end token, as in the library; so that of each document apart begins.
         """
         before = shift_tokens_right(target.ids, self.vocabulary.pad, self.vocabulary.end)
+        own, across = None, source.mask
+        if source.documents is not None and target.documents is not None:
+            own = sequence.bias(sequence.seen(target).tril())
+            across = sequence.bias((target.documents[:, :, None] == source.documents[:, None]) & source.mask[:, None])
         return self.bart.model.decoder(
-            before, encoder_hidden_states=self.hidden(source), encoder_attention_mask=source.mask, use_cache=False
+            before,
+            attention_mask=own,
+            encoder_hidden_states=self.hidden(source),
+            encoder_attention_mask=across,
+            use_cache=False,
         ).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -87,11 +87,10 @@ class Encoder(nn.Module):
         return body.dropout(body.word_embedding(tokens.ids)), body.dropout(sines)
 
     def hidden(self, tokens: Tokens) -> Tensor:
-        """The last layer, every token seeing all of its text: -> [B, T, D]. Padding is seen by itself alone."""
+        """The last layer, every token seeing all of its text: -> [B, T, D]."""
         body = self.xlnet.transformer
         content, sines = self.embedded(tokens)
-        same = torch.eye(content.shape[1], dtype=torch.bool, device=content.device)
-        blocked, apart = ~tokens.mask[:, None] & ~same, segments_differ(tokens)
+        blocked, apart = ~sequence.seen(tokens), segments_differ(tokens)
         for layer in body.layer:
             content = layer.ff(attend(layer.rel_attn, content, *seen(layer.rel_attn, content, sines), blocked, apart))
         return body.dropout(content)
@@ -107,7 +106,7 @@ class Encoder(nn.Module):
         places = target_mapping.argmax(-1)
         query = body.dropout(body.mask_emb.expand(*places.shape, -1))
         same = torch.eye(content.shape[1], dtype=torch.bool, device=content.device)
-        blocked, apart = perm_mask | ~tokens.mask[:, None], segments_differ(tokens)
+        blocked, apart = perm_mask | ~sequence.seen(tokens), segments_differ(tokens)
         rows = places[..., None].expand(-1, -1, content.shape[1])
         blocked_here, apart_here = blocked.gather(1, rows), apart.gather(1, rows)
         for i, layer in enumerate(body.layer, 1):
@@ -116,6 +115,12 @@ class Encoder(nn.Module):
             if i < self.depth:  # nobody reads what the last layer would make of the content
                 content = layer.ff(attend(layer.rel_attn, content, *keys, blocked & ~same, apart))
         return body.dropout(query)
+
+    def attention(self, tokens: Tokens) -> Tensor:
+        """[B, T] -> [B, T, T]: how much each token looks at each."""
+        unseen = (~sequence.seen(tokens)).float()
+        body = self.xlnet.transformer
+        return sequence.attention(self.xlnet, body, tokens.ids, None, perm_mask=unseen, token_type_ids=tokens.types)
 
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens, or the last one, <cls>."""

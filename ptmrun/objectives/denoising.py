@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss
 from ptmrun.rng import Rows
-from ptmrun.tokens import Tokens
+from ptmrun.tokens import Tokens, document_of
 
 TAIL = 1e-7  # of the lengths' probability; longer spans are not drawn
 
@@ -96,7 +96,9 @@ class Objective(nn.Module):
         place, order = torch.cat([kept, front], 1).sort(dim=1, stable=True)
         masks = torch.full_like(starts, self.encoder.vocabulary.mask)
         found, there = torch.cat([ids, masks], 1).gather(1, order[:, :length]), place[:, :length].isfinite()
-        return Tokens(found.masked_fill(~there, self.encoder.vocabulary.pad), there, torch.zeros_like(ids))
+        found = found.masked_fill(~there, self.encoder.vocabulary.pad)
+        apart = None if tokens.documents is None else document_of(found, self.encoder.vocabulary.end)
+        return Tokens(found, there, torch.zeros_like(ids), apart)
 
     def spans(self, count: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Where spans start in texts of `count` [B, 1] tokens, and how long they are: [B, K] twice, in order of their starts;
