@@ -67,7 +67,8 @@ def test_loss_is_a_sum_over_documents(kind, attention):
     with torch.no_grad():
         for apart in (True, False):
             a, b, c, d = (
-                loss(made, kind, packed(made, first, second, apart)).double() for first, second in ((1, 2), (3, 4), (1, 4), (3, 2))
+                loss(made, kind, packed(made, first, second, apart)).double()
+                for first, second in ((1, 2), (3, 4), (1, 4), (3, 2))
             )
             assert abs(a - c) > 1  # the second document matters
             gaps[apart] = abs(float(a + b - c - d)) / float(a)

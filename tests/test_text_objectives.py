@@ -33,9 +33,9 @@ def pieces(data, parts):
     found = []
     for start in range(0, total, total // parts):
         stop = start + total // parts
-        tokens = data["inputs"].map(lambda x: x[start:stop])
+        tokens = data["inputs"].map(lambda x, rows=slice(start, stop): x[rows])
         longest = int(tokens.mask.sum(1).max())
-        tokens = tokens.map(lambda x: x[:, :longest])
+        tokens = tokens.map(lambda x, n=longest: x[:, :n])
         rows = rng.Rows(data["rows"].seed, data["rows"].step, start, stop, total)
         found.append({"inputs": tokens, "rows": rows, "next": data["next"][start:stop]})
     return found

@@ -126,7 +126,11 @@ def test_packed_documents_read_alone(ptmrun, corpus, model):
     """Micro-batches and workers change nothing; that no document sees another does."""
     same = [f"model={model}", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "model.dropout=0", *SHORT]
     losses = []
-    for extra in ([], ["pretrain.document_mask=true"], ["pretrain.document_mask=true", "pretrain.accumulate=2", "device.workers=2"]):
+    for extra in (
+        [],
+        ["pretrain.document_mask=true"],
+        ["pretrain.document_mask=true", "pretrain.accumulate=2", "device.workers=2"],
+    ):
         code, _, err = ptmrun(*same, *extra)
         assert code == 0, err
         lines = [json.loads(x) for x in (latest() / "metrics.jsonl").read_text().splitlines()]

@@ -11,7 +11,7 @@ from conftest import draw
 from texts import options
 
 from ptmrun.data.sources import pydoc, text, texthub
-from ptmrun.data.sources.text import sentences
+from ptmrun.data.sources.text import ends
 from ptmrun.errors import UserError
 
 
@@ -31,15 +31,11 @@ def fails(root, *more, labelled=False) -> str:
     return str(caught.value)
 
 
-def test_sentences():
-    assert sentences("One line.\n\n  Two lines. Still two.\n") == ["One line.", "Two lines. Still two."]
-    assert sentences('He said "Go." Then 3.5 kg fell! Über alles? yes. no') == [
-        'He said "Go."',
-        "Then 3.5 kg fell!",
-        "Über alles? yes. no",
-    ]
-    assert sentences("alone") == ["alone"]
-    assert sentences(" \n ") == []
+def test_sentence_ends():
+    prose = 'He said "Go." Then 3.5 kg fell!\nÜber alles? yes. no'
+    assert [prose[:end].splitlines()[-1] for end in ends(prose)] == ['He said "Go."', 'He said "Go." Then 3.5 kg fell!']
+    assert ends("Mr. J. S. Bach met Mrs. Bach, Dr. Y. and St. Peter") == []
+    assert ends("alone") == ends(" \n ") == []
 
 
 def test_what_a_document_is(tmp_path):

@@ -35,7 +35,16 @@ def trained():
 
 
 @pytest.mark.parametrize(
-    "document", ["One.\n\n\nTwo.\n", "Prose. More of it! And", "a" * 25_000, "word " * 5000 + "\nx", "\n\nx\n", "x"]
+    "document",
+    [
+        "One.\n\n\nTwo.\n",
+        "Prose. More of it! And",
+        "a" * 25_000,
+        "word " * 5000 + "\nx",
+        "\n\nx\n",
+        "x",
+        "A b.\nC\nd. E f. G\n \n\nH",
+    ],
 )
 def test_pieces_are_the_document(document):
     parts = pieces(document)
@@ -45,8 +54,17 @@ def test_pieces_are_the_document(document):
 
 def test_pieces_are_sentences():
     assert pieces("One.\n\nTwo.\n") == ["One.\n\n", "Two.\n"]
+    assert pieces("One line.\n\n  Two lines. Still two.\n") == ["One line.\n\n", "  Two lines. Still two.\n"]
     assert pieces('He said "Go." Then 3.5 kg fell!') == ['He said "Go."', " Then 3.5 kg fell!"]
+    assert pieces("no stops\nin lower case\n") == ["no stops\n", "in lower case\n"]
     assert [len(p) for p in pieces("word " * 5000)] == [9999, 9995, 5006]  # at spaces
+
+
+def test_lines_of_a_width_are_no_sentences():
+    """Nor are paragraphs; headings and other paragraphs stay apart."""
+    wrapped = "HARBOURS\n\nThe harbour was\nsmall. It had one\nquay. Nobody came.\n\nThe end"
+    assert pieces(wrapped) == ["HARBOURS", "\n\nThe harbour was\nsmall.", " It had one\nquay.", " Nobody came.", "\n\nThe end"]
+    assert pieces("One. Two. Three.\nFour. Five.\n") == ["One.", " Two.", " Three.", "\nFour.", " Five.\n"]
 
 
 def test_a_long_text_is_encoded_in_slices(trained, monkeypatch):

@@ -459,7 +459,7 @@ def test_micro_batches_add_up(family):
     for cut in (False, True):
         if cut:
             widths = [int(p["inputs"].mask.sum(1).max()) for p in parts]
-            parts = [p | {"inputs": p["inputs"].map(lambda x: x[:, :n])} for p, n in zip(parts, widths, strict=True)]
+            parts = [p | {"inputs": p["inputs"].map(lambda x, n=n: x[:, :n])} for p, n in zip(parts, widths, strict=True)]
             assert widths == [48, 48, 20, 48]
         loss, pieces = measured(ours, parts)
         assert loss == pytest.approx(whole, rel=1e-6)

@@ -20,7 +20,7 @@ from ptmrun.data.tokenizer import Tokenizer, pieces, room, shares
 from ptmrun.errors import UserError
 from ptmrun.tokens import Tokens, document_of
 
-VERSION = 1  # of what stands in the files
+VERSION = 2  # of what stands in the files
 BATCH = 2**22  # characters that are tokenised at a time
 
 

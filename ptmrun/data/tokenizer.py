@@ -32,6 +32,8 @@ LONGEST = 10_000  # characters of a piece
 TOGETHER = 4096  # texts that the library gets at a time: it takes 40 times their memory
 LEAST, MOST = 2000, 32_000  # tokens, where vocabulary=auto
 LINE = re.compile(r"[^\n]+\n*|\n+")
+LINE_END = re.compile(r"[^\S\n]*\n")
+BREAK = re.compile(r"(?<=\S)\s*?\n\s*\n")  # between paragraphs
 CLOSING = "\"'”’»)]"
 ENDS = set(".!?…。！？")  # of sentences
 
@@ -39,13 +41,14 @@ ENDS = set(".!?…。！？")  # of sentences
 def pieces(document: str) -> list[str]:
     """The sentences of a document with all that stands between them, so that together they are the document.
 
-    Lines where there are several, else prose cut at sentence ends, as sources.text.sentences does; what is longer than
-    LONGEST is cut at a space, or anywhere.
+    Its lines, or, where most sentences end inside of these, as in text that is broken to a width, what lies between the
+    ends of sentences and of paragraphs; what is longer than LONGEST is cut at a space, or anywhere.
     """
-    parts = LINE.findall(document)
-    if len(parts) == 1:
-        cuts = [0, *ends(document), len(document)]
-        parts = [document[a:b] for a, b in pairwise(cuts)]
+    parts, stops = LINE.findall(document), ends(document)
+    inside = sum(LINE_END.match(document, stop) is None for stop in stops)
+    if len(parts) == 1 or 2 * inside > len(stops):
+        breaks = [match.start() for match in BREAK.finditer(document)]
+        parts = [document[a:b] for a, b in pairwise(sorted({0, *stops, *breaks, len(document)}))]
     if all(len(part) <= LONGEST for part in parts):
         return parts
     return [short for part in parts for short in shortened(part)]

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,8 @@ TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 SUFFIXES = (".txt", *TABLES)
 CHUNK = 2**20  # bytes read at a time
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's other one begins as UTF-16's
-STOP = re.compile(r"""[.!?]["'”’»)\]]*(?=\s+["'“‘«(\[]?([^\W\d_]))""")  # a sentence's end, and the letter that follows
+ABBREVIATED = r"(?<!\b[A-Z])(?<!\b[DM]r)(?<!\bMs)(?<!\bMrs)(?<!\bSt)"  # initials and titles
+STOP = re.compile(ABBREVIATED + r"""[.!?]["'”’»)\]]*(?=\s+["'“‘«(\[]?([^\W\d_]))""")  # a sentence's end; the letter that follows
 
 
 class Row(NamedTuple):
@@ -39,17 +40,8 @@ class Row(NamedTuple):
     group: Any = None
 
 
-def sentences(document: str) -> list[str]:
-    """The lines of a document of several; else prose, which ends a sentence at . ! ? before a capital letter."""
-    lines = [line for line in map(str.strip, document.split("\n")) if line]
-    if len(lines) != 1:
-        return lines
-    cuts = [0, *ends(lines[0]), len(lines[0])]
-    return [lines[0][a:b].strip() for a, b in pairwise(cuts)]
-
-
 def ends(prose: str) -> list[int]:
-    """Where the sentences of prose end, the last one left out."""
+    """Where the sentences of prose end, at . ! ? before a capital letter; the last one left out."""
     return [match.end() for match in STOP.finditer(prose) if match[1].isupper()]
 
 
