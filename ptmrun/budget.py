@@ -62,7 +62,6 @@ def seconds_per_step(context: Context, model: torch.nn.Module, batches: Any, loo
     here = context.device.type == "cpu" and context.cfg.device.workers == 0
     clock = time.thread_time if here else time.perf_counter
     optimizer = optim.build([{"params": [p for p in model.parameters() if p.requires_grad]}], loop)
-    model.train()
     times = []
     begun = clock()
     for micros in batches.iterate(0, steps):

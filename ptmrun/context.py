@@ -219,7 +219,6 @@ def fit(
     """train.fit with the files, the progress bar and the random numbers of `tags` (stage, and trial for fine-tuning)."""
     run, encoder = context.run, model.encoder
     purpose = "/".join(map(str, tags.values()))
-    model.train()  # first: batches_of asks which batch normalisations train
     batches = batches_of(context, model, split, loop, seed, purpose)
 
     def recovered(events: list[dict[str, Any]]) -> None:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ptmrun.mode import evaluating
+
 SEEN = 512  # samples are enough for means and variances
 
 
@@ -34,16 +36,15 @@ def refresh(encoder: Any, batches: Iterable[Tensor]) -> None:
     ]
     if not layers:
         return
-    training, momenta = encoder.training, [layer.momentum for layer in layers]
-    encoder.eval()
-    for layer in layers:
-        layer.train()
-        layer.momentum = None  # the plain average, from the first batch on
-        assert layer.num_batches_tracked is not None
-        layer.num_batches_tracked.zero_()
-    for inputs in batches:
-        if len(inputs) > 1:  # one image may be a single value a channel, which has no variance
-            encoder.features(inputs)
+    momenta = [layer.momentum for layer in layers]
+    with evaluating(encoder):
+        for layer in layers:
+            layer.train()
+            layer.momentum = None  # the plain average, from the first batch on
+            assert layer.num_batches_tracked is not None
+            layer.num_batches_tracked.zero_()
+        for inputs in batches:
+            if len(inputs) > 1:  # one image may be a single value a channel, which has no variance
+                encoder.features(inputs)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    encoder.train(training)

@@ -6,6 +6,7 @@ import torch
 
 from ptmrun import adapt, checkpoint, figures, probe, samples
 from ptmrun.context import ENCODER, Context, batches_of, encoder_hash, fit, labelled, steps_of
+from ptmrun.mode import evaluating
 
 MOST = 1024  # held-out sequences that an objective is judged by
 SHOWN = 24  # tokens of a text in the picture of attention
@@ -75,15 +76,14 @@ def judge(context: Context, objective: Any, split: Any) -> dict[str, float]:
     loop = context.cfg.pretrain.model_copy(update={"accumulate": 1})
     batches = batches_of(context, objective, split, loop, context.cfg.seed, "held")
     sums: dict[str, list[float]] = {}
-    objective.eval()
-    for (batch,) in batches.iterate(0, len(split) // batches.batch_size):
-        with context.autocast():
-            loss, others = objective(batch)
-        for name, value in {"held_loss": loss, **others}.items():
-            total = sums.setdefault(name, [0.0, 0.0])
-            total[0] += float(value.total)
-            total[1] += float(value.n)
-    objective.train()
+    with evaluating(objective):
+        for (batch,) in batches.iterate(0, len(split) // batches.batch_size):
+            with context.autocast():
+                loss, others = objective(batch)
+            for name, value in {"held_loss": loss, **others}.items():
+                total = sums.setdefault(name, [0.0, 0.0])
+                total[0] += float(value.total)
+                total[1] += float(value.n)
     found = {name: total / max(n, 1.0) for name, (total, n) in sums.items()}
     if "bits_per_token" in found:
         found["perplexity"] = 2 ** min(found["bits_per_token"], 1000.0)

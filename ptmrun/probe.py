@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.nn.modules.dropout import _DropoutNd
 
+from ptmrun.mode import evaluating
+
 MOST = 4000  # training images that a probe uses, evenly spaced
 LAYER = "probe_linear_layer_"  # and its number, in metrics
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of an L2 penalty, as scikit-learn's C: the smaller, the stronger
@@ -26,14 +28,12 @@ def features(
     dropout: bool = False,
 ) -> np.ndarray:
     """Frozen features of a split, float32 [N, D], by the encoder's method `of`; with `dropout` some units are left out."""
-    encoder.eval()
-    for module in encoder.modules() if dropout else ():
-        if isinstance(module, _DropoutNd):
-            module.train()
     split, place = split.by_length()
-    with autocast():
+    with evaluating(encoder), autocast():
+        for module in encoder.modules() if dropout else ():
+            if isinstance(module, _DropoutNd):
+                module.train()
         found = [getattr(encoder, of)(inputs(samples)).float().cpu() for samples in split.all()]
-    encoder.train()
     return torch.cat(found)[place].numpy()
 
 

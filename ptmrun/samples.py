@@ -6,6 +6,7 @@ import torch
 
 from ptmrun import rng
 from ptmrun.context import Context, batches_of
+from ptmrun.mode import evaluating
 
 SHOWN, GIVEN, WRITTEN = 3, 16, 48  # held-out sequences, and their tokens that are given and that are written
 TEMPERATURE, TOP_P = 0.8, 0.95
@@ -20,10 +21,8 @@ def look(context: Context, objective: Any, step: int) -> None:
     held = context.data.held.spaced(SHOWN)
     loop = context.cfg.pretrain.model_copy(update={"batch_size": len(held), "accumulate": 1})
     batch = next(batches_of(context, objective, held, loop, context.cfg.seed, "samples").iterate(0, 1))[0]
-    objective.eval()
-    with torch.no_grad(), context.autocast():
+    with evaluating(objective), torch.no_grad(), context.autocast():
         pairs = continued(context, encoder, batch) if hasattr(encoder, "generate") else filled(context, objective, batch)
-    objective.train()
     given, said = zip(*pairs, strict=True)
     before = [x for x in context.run.samples() if x["step"] < step]
     context.run.write_json("samples.json", {"samples": [*before, {"step": step, "given": list(given), "said": list(said)}]})

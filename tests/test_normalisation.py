@@ -25,6 +25,7 @@ class Encoder(nn.Module):
 def test_statistics_are_those_of_the_inputs():
     torch.manual_seed(0)
     encoder = Encoder().train()
+    encoder.unused.eval()
     encoder.norm(100 + torch.randn(20, 3))  # what it saw before does not count
     unused = {k: v.clone() for k, v in encoder.unused.state_dict().items()}
     x = 5 + 2 * torch.randn(64, 3)
@@ -33,6 +34,7 @@ def test_statistics_are_those_of_the_inputs():
     torch.testing.assert_close(encoder.norm.running_var, (x[:32].var(0) + x[32:].var(0)) / 2)
     assert encoder.training
     assert encoder.drop.training
+    assert not encoder.unused.training, "each module is as it was"
     assert encoder.norm.momentum == 0.1
     assert all(torch.equal(v, unused[k]) for k, v in encoder.unused.state_dict().items())
     assert encoder.still.running_mean.tolist() == [0, 0, 0]  # frozen

@@ -89,6 +89,17 @@ def test_features_that_know_less_than_untrained_ones_raise_the_alarm():
     assert "deviation of the features 0.120" in probe.collapse({"effective_rank": 8.0, "feature_std": 0.12}, before, 100)
 
 
+def test_features_leave_every_module_as_it_was():
+    encoder = build("resnet", 16, channels=1).train()
+    encoder.net.layer1.eval()
+    before = [module.training for module in encoder.modules()]
+    assert set(before) == {True, False}
+    for dropout in (False, True):
+        a, b = (probe.features(encoder, data(40), NORMALISE, contextlib.nullcontext, dropout=dropout) for _ in range(2))
+        assert np.array_equal(a, b), "nothing in it is random, and its statistics stay"
+        assert [module.training for module in encoder.modules()] == before
+
+
 def test_log_probabilities_of_a_sure_answer_are_finite():
     """One label a class and a sample far away: probabilities of exactly 0."""
     found = probe.logistic(np.array([[-1.0], [1.0]]), np.array([0, 1]), np.array([[1e6], [-1e6]]), c=10.0)

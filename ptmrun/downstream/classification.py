@@ -14,6 +14,7 @@ from ptmrun import normalisation, probe, rng
 from ptmrun.downstream.classes import counts
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss
+from ptmrun.mode import evaluating
 
 METRIC = "accuracy"
 COUNTED = "labels a class"  # what `labels_per_class` counts
@@ -132,10 +133,8 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
         """The logits of all samples, [N, classes] on the CPU."""
-        self.eval()
-        logits = torch.cat([self.logits(inputs).cpu() for inputs in batches])
-        self.train()
-        return {"logits": logits}
+        with evaluating(self):
+            return {"logits": torch.cat([self.logits(inputs).cpu() for inputs in batches])}
 
 
 def exactly(head: nn.Linear, features: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from ptmrun.downstream.tokenwise import Tokenwise
 from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
 from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss
+from ptmrun.mode import evaluating
 from ptmrun.tokens import Tokens
 
 METRIC = "f1"  # of the words of an answer, the mean over questions
@@ -152,10 +153,8 @@ class Reader(Tokenwise):
     @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
         """How much each token is the start and the end, one window after the other without padding: [tokens, 2] on the CPU."""
-        self.eval()
-        logits = torch.cat([self.logits(tokens, tokens.mask).cpu() for tokens in batches])
-        self.train()
-        return {"logits": logits}
+        with evaluating(self):
+            return {"logits": torch.cat([self.logits(tokens, tokens.mask).cpu() for tokens in batches])}
 
 
 def build(encoder: Any, data: Any, options: Any) -> Reader:

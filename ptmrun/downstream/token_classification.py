@@ -27,6 +27,7 @@ from ptmrun.downstream.tokenwise import Tokenwise
 from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
 from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss
+from ptmrun.mode import evaluating
 
 METRIC = "f1"  # of whole names (BIO); of plain tags micro-averaged over words, which is the share of right words
 COUNTED = "labelled sentences"  # what `labels_per_class` counts, in all
@@ -111,9 +112,8 @@ class Tagger(Tokenwise):
     @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
         """The tag of every token, and its probability, one text after the other without padding: [tokens] on the CPU."""
-        self.eval()
-        found = [self.logits(tokens, tokens.mask).softmax(1).max(1) for tokens in batches]
-        self.train()
+        with evaluating(self):
+            found = [self.logits(tokens, tokens.mask).softmax(1).max(1) for tokens in batches]
         tags = torch.cat([best.indices.to("cpu", torch.int16) for best in found])
         return {"tags": tags, "confidence": torch.cat([best.values.cpu() for best in found])}
 

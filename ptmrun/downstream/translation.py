@@ -24,6 +24,7 @@ from ptmrun.data.texts import TextSplit, framed, padded
 from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
 from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss
+from ptmrun.mode import evaluating
 from ptmrun.tokens import Tokens
 
 METRIC = "bleu"
@@ -107,9 +108,8 @@ class Translator(nn.Module):
     @torch.no_grad()
     def predict(self, batches: Iterable[Tokens]) -> dict[str, Tensor]:
         """Translations of all texts: token numbers [N, T] int64 on the CPU, padded at the end."""
-        self.eval()
-        found = [self.encoder.translate(source, self.search.beams, self.search.longest).cpu() for source in batches]
-        self.train()
+        with evaluating(self):
+            found = [self.encoder.translate(source, self.search.beams, self.search.longest).cpu() for source in batches]
         longest = max(ids.shape[1] for ids in found)
         pad = self.encoder.vocabulary.pad
         return {"ids": torch.cat([F.pad(ids, (0, longest - ids.shape[1]), value=pad) for ids in found])}
@@ -117,14 +117,13 @@ class Translator(nn.Module):
     @torch.no_grad()
     def costs(self, batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
         """Nats that the references cost, [N] on the CPU: the cross-entropy of their tokens, summed, labels as they are."""
-        self.eval()
         found = []
-        for batch in batches:
-            target = batch["labels"]
-            each = torch.zeros(target.ids.shape, device=target.ids.device)
-            each[target.mask] = F.cross_entropy(self.logits(batch["inputs"], target), target.ids[target.mask], reduction="none")
-            found.append(each.sum(1).cpu())
-        self.train()
+        with evaluating(self):
+            for batch in batches:
+                target, logits = batch["labels"], self.logits(batch["inputs"], batch["labels"])
+                each = torch.zeros(target.ids.shape, device=target.ids.device)
+                each[target.mask] = F.cross_entropy(logits, target.ids[target.mask], reduction="none")
+                found.append(each.sum(1).cpu())
         return {"nats": torch.cat(found)}
 
 

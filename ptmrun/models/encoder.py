@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
+from ptmrun.mode import evaluating
 from ptmrun.models import files
 
 
@@ -44,11 +45,9 @@ class Encoder(nn.Module, abc.ABC):
     @functools.cached_property
     def map_shape(self) -> tuple[int, int]:
         """(D, h) of a map."""
-        training, where = self.net.training, next(self.parameters()).device
-        self.net.eval()
-        with torch.no_grad():
+        where = next(self.parameters()).device
+        with evaluating(self.net), torch.no_grad():
             _, width, side, _ = self.feature_map(torch.zeros(1, self.channels, self.side, self.side, device=where)).shape
-        self.net.train(training)
         return width, side
 
     @abc.abstractmethod
