@@ -268,9 +268,31 @@ def test_pairs(tokenizers, kind, length):
     assert parts_of(alone[0], 0, vocabulary) == parts_of(tokens, 7, vocabulary)
 
 
+def test_pairs_begin_anywhere_in_millions_of_sentences(tokenizers):
+    """Between two neighbouring float32 numbers there are sentences too."""
+    pairs = made(tokenizers).sentence_pairs(40)
+
+    class Asked(Exception):
+        pass
+
+    class Index:
+        def __len__(self):
+            return 2**28
+
+        def __getitem__(self, at):
+            raise Asked(*at.tolist())
+
+    pairs.sentence = Index()
+    draws = torch.zeros(4, 6)
+    draws[:, 0], draws[:, 4] = 0.5, torch.tensor([0.0, 0.2, 0.5, 0.99])
+    with pytest.raises(Asked) as asked:
+        pairs.batch(draws)
+    assert [at - 2**27 for at in asked.value.args] == [0, 3, 8, 15]
+
+
 def test_long_first_texts_lose_their_beginning(tokenizers):
     found = made(tokenizers, ["The harbour opened. " + "The river " * 30 + ".\nThe river.", "Another text. Of two."])
-    tokens, follows = found.sentence_pairs(20).batch(torch.tensor([[0.0, 0.0, 0.1, 0.0]]))
+    tokens, follows = found.sentence_pairs(20).batch(torch.tensor([[0.0, 0.0, 0.1, 0.0, 0.0, 0.0]]))
     a, b = parts_of(tokens, 0, tokenizers["wordpiece"].vocabulary)
     assert follows.tolist() == [True]
     assert tokens.ids.shape == (1, 20)
@@ -281,7 +303,7 @@ def test_long_first_texts_lose_their_beginning(tokenizers):
 
 def test_pairs_with_documents_of_one_sentence(tokenizers):
     found = made(tokenizers, ["Harbour one. Harbour two. Harbour three.", "River.", "Garden."])
-    draws = torch.rand(200, 4, generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(200, 6, generator=torch.Generator().manual_seed(0))
     tokens, follows = found.sentence_pairs(40).batch(draws)
     river, garden = (tokenizers["wordpiece"].encode([t])[0].tolist() for t in ("River.", "Garden."))
     seconds = [parts_of(tokens, i, tokenizers["wordpiece"].vocabulary)[1] for i in range(200)]

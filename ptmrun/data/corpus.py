@@ -20,6 +20,7 @@ from ptmrun.data.tokenizer import Tokenizer, pieces, room, shares
 from ptmrun.errors import UserError
 from ptmrun.tokens import Tokens, document_of
 
+STEP = 2.0**-24  # between float32 random numbers
 VERSION = 2  # of what stands in the files
 BATCH = 2**22  # characters that are tokenised at a time
 
@@ -151,7 +152,7 @@ class Pairs:
     """Pairs of texts for next-sentence prediction (Devlin et al., 2019): half of the second ones follow the first in their
     document, the others are from another document."""
 
-    draws = 4  # uniform random numbers a pair
+    draws = 6  # uniform random numbers a pair
 
     def __init__(self, corpus: Corpus, length: int):
         self.corpus, self.length = corpus, length
@@ -176,9 +177,10 @@ class Pairs:
         self.others = spans[counts == 0]
 
     def batch(self, draws: Tensor) -> tuple[Tokens, Tensor]:
-        """Uniform numbers in [0, 1), [B, 4] -> pairs [B, T <= length], padded to the longest, and whether the second text
+        """Uniform numbers in [0, 1), [B, 6] -> pairs [B, T <= length], padded to the longest, and whether the second text
         really follows, [B] bool."""
-        where, more, follows, other = draws.double().numpy().T
+        where, more, follows, other, *finer = draws.double().numpy().T
+        where, other = where + finer[0] * STEP, other + finer[1] * STEP  # any of more than 16 million sentences
         starts, n = self.corpus.starts, len(self.sentence)
         follows = follows < 0.5
         at = (where * n).astype(np.int64)
