@@ -14,10 +14,9 @@ import pyarrow.parquet as pq
 from rich.markup import escape
 from rich.table import Table
 
-from ptmrun import config, figures, noise
+from ptmrun import config, figures, noise, words
 from ptmrun.context import CHAIN
 from ptmrun.errors import UserError
-from ptmrun.evaluation import label_words
 from ptmrun.origin import origin
 from ptmrun.report import STYLE, esc, html_table
 from ptmrun.reuse import SECTIONS
@@ -49,7 +48,7 @@ def scores(run: Run) -> dict[str, list[float]]:
     """Column title -> score of every repeat: accuracy for each number of labels, or the last linear probe of a pretraining."""
     if results := run.results():
         counted = results.get("counted", "labels a class")
-        return {label_words(e["labels_per_class"], counted): e["scores"]["tuned"]["values"] for e in results["by_labels"]}
+        return {words.labels(e["labels_per_class"], counted): e["scores"]["tuned"]["values"] for e in results["by_labels"]}
     score, _, name = run.score()
     return {} if score is None else {name: [score]}
 
@@ -70,7 +69,7 @@ def correctness(run: Run, column: str) -> list[np.ndarray]:
         counts, repeats = (table[c].cast(pa.int32()).to_pylist() for c in ("labels_per_class", "repeat"))
     except (pa.ArrowException, KeyError, OSError) as error:
         raise UserError(f"{path}: no predictions of ptmrun ({str(error).splitlines()[0][:80]}); refused") from None
-    mine = np.array([label_words(n, counted) for n in counts]) == column
+    mine = np.array([words.labels(n, counted) for n in counts]) == column
     return [right[mine & (np.array(repeats) == r)] for r in sorted({r for r, m in zip(repeats, mine, strict=True) if m})]
 
 

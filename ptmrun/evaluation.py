@@ -10,25 +10,15 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from ptmrun import attribution, checkpoint, embedding, figures, noise, probe
+from ptmrun import attribution, checkpoint, embedding, figures, noise, probe, words
 from ptmrun.context import Context, check_stop, source, weights_hash
 from ptmrun.errors import printable
 from ptmrun.run import console
 from ptmrun.trials import chosen_labels, classifier, label_counts, predict, trials, tuned, weights_file
 
-WORDS = {
-    "chance": "always the most frequent class",
-    "raw": "logistic regression on the raw input (pixels, TF-IDF)",
-    "random_frozen": "logistic regression on features of the untrained model",
-    "frozen": "logistic regression on features of the pretrained model",
-    "scratch": "the same model and fine-tuning from random weights",
-    "scratch_long": "the same, trained {longer} times as long",
-    "tuned": "pretrained, then fine-tuned",
-}
 FLOORS = ("chance", "raw", "random_frozen", "frozen")
 PROBES = (("probe_linear", "linear probe"), ("probe_knn", "k-NN"))
 MOST_RAW = 10_000  # training samples for the classical baseline
-GROUP_TITLES = ["group", "samples", "accuracy", "macro F1"]
 MOST_GROUPS = 20  # in the summary; results.json and the report have all of them
 SHOWN, MAPPED = 8, 2000  # test samples, evenly spaced, whose attribution is shown, and in the map of the features
 MOST_TOKENS = 80  # of a text in a picture
@@ -38,7 +28,7 @@ def evaluate(context: Context) -> None:
     """Predicts with every fine-tuned model and every baseline; writes results.json, predictions.parquet and figures."""
     cfg, run, data = context.cfg, context.run, context.data
     problem = context.part("downstream")
-    wanted = [b for b in WORDS if b in cfg.evaluate.baselines]
+    wanted = [b for b in words.METHODS if b in cfg.evaluate.baselines]
     pretrained = weights_hash(run) is not None
     sets: list[dict[str, Any]] = []
     inputs = Inputs(context)
@@ -62,7 +52,7 @@ def evaluate(context: Context) -> None:
     save_predictions(context, problem)
     if "confusion" in headline["metrics"]:
         figures.confusion(run, headline["metrics"]["confusion"], data.classes)
-    panels = {label_words(entry["labels_per_class"], problem.COUNTED): entry["scores"] for entry in sets}
+    panels = {words.labels(entry["labels_per_class"], problem.COUNTED): entry["scores"] for entry in sets}
     figures.scores(run, panels, problem.METRIC)
     draw_features(context, inputs)
     draw_attribution(context)
@@ -243,43 +233,38 @@ def single(split: Any) -> bool:
 def show(context: Context, result: dict[str, Any], sets: list[dict[str, Any]]) -> None:
     """The summary table and the verdict, for a newcomer."""
     run, pretrained, counted = context.run, result["pretrain"], result["counted"]
-    words = method_words(context.cfg.evaluate.longer, result["words"])
+    methods = words.methods(context.cfg.evaluate.longer, result["words"])
     if pretrained and "probe_linear" in pretrained:
         steps = [
             f"{name} {pretrained[f'{key}_untrained']:.3f} untrained -> {pretrained[key]:.3f} pretrained" for key, name in PROBES
         ]
         run.say(f"Features: {'; '.join(steps)} (held-out training {context.data.noun})")
-    table = Table(title=f"{title(result['metric'])} on the test split (mean ± sd over repeats)", title_justify="left")
+    table = Table(title=f"{words.title(result['metric'])} on the test split (mean ± sd over repeats)", title_justify="left")
     table.add_column("")
     for entry in sets:
-        table.add_column(label_words(entry["labels_per_class"], counted), justify="right")
+        table.add_column(words.labels(entry["labels_per_class"], counted), justify="right")
     best = [max(s["mean"] for s in entry["scores"].values()) for entry in sets]
-    for kind in [k for k in WORDS if k in sets[0]["scores"]]:
+    for kind in [k for k in methods if k in sets[0]["scores"]]:
         cells = []
         for entry, top in zip(sets, best, strict=True):
             score = entry["scores"][kind]
-            text = f"{score['mean']:.3f}" + (f" ± {score['sd']:.3f}" if score["sd"] is not None else "")
+            text = words.spread(score)
             cells.append(f"[bold]{text}[/bold]" if score["mean"] == top else text)
-        table.add_row(words[kind], *cells, style="cyan" if kind == "tuned" else None)
+        table.add_row(methods[kind], *cells, style="cyan" if kind == "tuned" else None)
     show_table(run, table)
     if groups := sets[-1]["metrics"].get("groups"):
         show_groups(run, groups)
     for entry in sets:
-        for line in conclusions(entry, words, counted):
+        for line in words.conclusions(entry, methods, counted):
             run.say(line)
-
-
-def title(metric: str) -> str:
-    """The name of a metric as a heading."""
-    return metric.replace("_", " ").capitalize()
 
 
 def show_groups(run: Any, groups: dict[str, Any]) -> None:
     """The scores of the worst MOST_GROUPS groups."""
-    lines = group_lines(groups)
+    lines = words.group_lines(groups)
     hidden = "" if len(lines) <= MOST_GROUPS else f", the worst {MOST_GROUPS} of {len(lines)}"
     table = Table(title=f"By group (first repeat, most labels{hidden})", title_justify="left")
-    for title in GROUP_TITLES:
+    for title in words.GROUP_TITLES:
         table.add_column(title, justify="left" if title == "group" else "right")
     for line in lines[:MOST_GROUPS]:
         table.add_row(*(Text(printable(cell)) for cell in line))
@@ -292,34 +277,3 @@ def show_table(run: Any, table: Table) -> None:
     with console.capture() as capture:
         console.print(table)
     run.note("\n" + capture.get())
-
-
-def group_lines(groups: dict[str, Any]) -> list[list[str]]:
-    """Texts under GROUP_TITLES, the worst group first."""
-    order = sorted(groups.items(), key=lambda item: item[1]["accuracy"])
-    return [[name, f"{s['n']:,}", f"{s['accuracy']:.3f}", f"{s['f1_macro']:.3f}"] for name, s in order]
-
-
-def label_words(labels: int | None, counted: str = "labels a class") -> str:
-    """`counted`: what the problem counts."""
-    if labels is None:
-        return "all labels"
-    return f"{labels} {counted}" if labels > 1 else f"1 {counted.replace('labels', 'label', 1)}"
-
-
-def method_words(longer: int | str, own: dict[str, str]) -> dict[str, str]:
-    """What each method is, those that are the problem's own in its words."""
-    return {kind: text.format(longer=longer) for kind, text in WORDS.items()} | {k: own[k] for k in WORDS if k in own}
-
-
-def conclusions(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
-    """The verdict in words, and the truth when a simpler method wins."""
-    lines = []
-    if "verdict" in entry:
-        lines.append(f"With {label_words(entry['labels_per_class'], counted)}: {noise.sentence(entry['verdict'])}")
-    scores = {k: v["mean"] for k, v in entry["scores"].items()}
-    better = [k for k in ("raw", "random_frozen", "frozen", "scratch_long") if k in scores and scores[k] >= scores["tuned"]]
-    if better:
-        best = max(better, key=lambda k: scores[k])
-        lines.append(f"But {words[best]} does as well or better: {scores[best]:.3f} against {scores['tuned']:.3f}.")
-    return lines

@@ -1,8 +1,7 @@
 """Tables of a sweep as Markdown for a document: two settings against each other, or the methods for each value of one."""
 
-from ptmrun import noise
+from ptmrun import noise, words
 from ptmrun.compare import Row
-from ptmrun.evaluation import label_words
 from ptmrun.run import Run
 
 SCORES = {"frozen": "logistic regression on the frozen features", "tuned": "fine-tuned"}
@@ -21,7 +20,7 @@ def markdown(rows: list[Row]) -> str | None:
     if len(keys) not in (1, 2) or not found:
         return None
     counts = dict.fromkeys(entry["labels_per_class"] for results in found for entry in results["by_labels"])
-    about = {n: (found[0]["metric"], label_words(n, found[0].get("counted", "labels a class"))) for n in counts}
+    about = {n: (found[0]["metric"], words.labels(n, found[0].get("counted", "labels a class"))) for n in counts}
     if len(keys) == 1:
         tables = [methods(rows, keys[0], n, about[n]) for n in counts]
     else:
@@ -40,7 +39,7 @@ def methods(rows: list[Row], key: str, labels: int | None, about: tuple[str, str
     for row, count in zip(rows, counts, strict=True):
         found = [values(row.runs, labels, m) for m in columns]
         best = max((noise.spread(v)["mean"] for v in found if v), default=None)
-        text.append(bar([row.setting[key], *([count] if several else []), *(words(v, best) for v in found)]))
+        text.append(bar([row.setting[key], *([count] if several else []), *(written(v, best) for v in found)]))
     return "\n".join(text)
 
 
@@ -62,7 +61,8 @@ def table(rows: list[Row], keys: list[str], labels: int | None, kind: str, about
     for name in lines:
         found = [where.get((name, column), []) for column in columns]
         best = max((noise.spread(v)["mean"] for v in found if v), default=None)
-        text.append(bar([name, *(words(values(every[name], labels, f), None) for f in floors), *(words(v, best) for v in found)]))
+        below = [written(values(every[name], labels, floor), None) for floor in floors]
+        text.append(bar([name, *below, *(written(v, best) for v in found)]))
     return "\n".join(text)
 
 
@@ -78,11 +78,11 @@ def trained(runs: list[Run]) -> str:
     return f"{known[0]['trained']:,} ({100 * known[0]['trained'] / known[0]['all']:.3g}%)" if known else ""
 
 
-def words(found: list[float], best: float | None) -> str:
+def written(found: list[float], best: float | None) -> str:
     if not found:
         return ""
     spread = noise.spread(found)
-    text = f"{spread['mean']:.3f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.3f}")
+    text = words.spread(spread)
     return f"**{text}**" if spread["mean"] == best else text
 
 

@@ -5,9 +5,8 @@ import html
 from pathlib import Path
 from typing import Any
 
-from ptmrun import config, recovery
+from ptmrun import config, recovery, words
 from ptmrun.errors import printable
-from ptmrun.evaluation import GROUP_TITLES, conclusions, group_lines, label_words, method_words, title
 from ptmrun.run import Run
 from ptmrun.saved import read, text
 
@@ -105,20 +104,20 @@ def samples(found: list[dict[str, Any]]) -> list[str]:
 def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
     """The verdict and the table of scores."""
     sets = results["by_labels"]
-    words, counted = method_words(cfg.evaluate.longer, results.get("words", {})), results.get("counted", "labels a class")
-    parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in conclusions(entry, words, counted)]
-    titles = ["", *(label_words(entry["labels_per_class"], counted) for entry in sets)]
+    methods, counted = words.methods(cfg.evaluate.longer, results.get("words", {})), results.get("counted", "labels a class")
+    parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in words.conclusions(entry, methods, counted)]
+    titles = ["", *(words.labels(entry["labels_per_class"], counted) for entry in sets)]
     body = []
-    for kind in [k for k in words if k in sets[0]["scores"]]:
+    for kind in [k for k in methods if k in sets[0]["scores"]]:
         found = [entry["scores"][kind] for entry in sets]
-        cells = [f"{s['mean']:.3f}" + ("" if s["sd"] is None else f" ± {s['sd']:.3f}") for s in found]
-        body.append(([words[kind], *cells], kind == "tuned"))
+        cells = [words.spread(score) for score in found]
+        body.append(([methods[kind], *cells], kind == "tuned"))
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
-    heading = f"{title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"
+    heading = f"{words.title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"
     parts.append(f"<h2>{esc(heading)}</h2>{html_table(titles, body)}")
     if groups := results.get("metrics", {}).get("groups"):
-        body = [(line, False) for line in group_lines(groups)]
-        parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(GROUP_TITLES, body))
+        body = [(line, False) for line in words.group_lines(groups)]
+        parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(words.GROUP_TITLES, body))
     if ranks := results.get("ranks"):
         body = [([name, str(rank)], False) for name, rank in ranks.items()]
         heading = f"Ranks that AdaLoRA left ({sum(ranks.values())} in all; first repeat, most labels)"

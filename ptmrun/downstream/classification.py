@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ptmrun import normalisation, probe, rng
 from ptmrun.downstream.classes import counts
 from ptmrun.errors import UserError
-from ptmrun.loss import Loss
+from ptmrun.loss import Loss, smoothed_entropy
 from ptmrun.mode import evaluating
 
 METRIC = "accuracy"
@@ -91,9 +91,7 @@ class Classifier(nn.Module):
 
     def lowest_loss(self, batch: dict[str, Any]) -> float:
         """Of the smoothed labels themselves: their entropy."""
-        off = self.label_smoothing / self.head.out_features
-        others = (self.head.out_features - 1) * off
-        entropy = -(1 - others) * math.log(1 - others) - (others * math.log(off) if off else 0.0)
+        entropy = smoothed_entropy(self.label_smoothing, self.head.out_features)
         return entropy * (1 if self.auxiliary_head is None else 1 + AUXILIARY)
 
     def logits(self, images: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from ptmrun.downstream.classification import calibration_error
 from ptmrun.downstream.tokenwise import Tokenwise
 from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
 from ptmrun.errors import UserError, printable
-from ptmrun.loss import Loss
+from ptmrun.loss import Loss, smoothed_entropy
 from ptmrun.mode import evaluating
 
 METRIC = "f1"  # of whole names (BIO); of plain tags micro-averaged over words, which is the share of right words
@@ -105,9 +105,7 @@ class Tagger(Tokenwise):
 
     def lowest_loss(self, batch: dict[str, Any]) -> float:
         """Of the smoothed labels themselves: their entropy."""
-        off = self.label_smoothing / self.head.out_features
-        others = (self.head.out_features - 1) * off
-        return -(1 - others) * math.log(1 - others) - (others * math.log(off) if off else 0.0)
+        return smoothed_entropy(self.label_smoothing, self.head.out_features)
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from ptmrun.data.sources import text
 from ptmrun.data.texts import TextSplit, framed, padded
 from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
 from ptmrun.errors import UserError, printable
-from ptmrun.loss import Loss
+from ptmrun.loss import Loss, smoothed_entropy
 from ptmrun.mode import evaluating
 from ptmrun.tokens import Tokens
 
@@ -100,10 +100,7 @@ class Translator(nn.Module):
 
     def lowest_loss(self, batch: dict[str, Any]) -> float:
         """Of the smoothed labels themselves: their entropy."""
-        size = self.encoder.vocabulary.size
-        off = self.label_smoothing / size
-        others = (size - 1) * off
-        return -(1 - others) * math.log(1 - others) - (others * math.log(off) if off else 0.0)
+        return smoothed_entropy(self.label_smoothing, self.encoder.vocabulary.size)
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Tokens]) -> dict[str, Tensor]:
