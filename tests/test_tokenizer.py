@@ -65,6 +65,8 @@ def test_lines_of_a_width_are_no_sentences():
     wrapped = "HARBOURS\n\nThe harbour was\nsmall. It had one\nquay. Nobody came.\n\nThe end"
     assert pieces(wrapped) == ["HARBOURS", "\n\nThe harbour was\nsmall.", " It had one\nquay.", " Nobody came.", "\n\nThe end"]
     assert pieces("One. Two. Three.\nFour. Five.\n") == ["One.", " Two.", " Three.", "\nFour.", " Five.\n"]
+    table = [f"row {i}\n" for i in range(100)]
+    assert pieces(wrapped + ":\n" + "".join(table))[-100:] == table
 
 
 def test_a_long_text_is_encoded_in_slices(trained, monkeypatch):

@@ -21,7 +21,7 @@ from ptmrun.errors import UserError
 from ptmrun.tokens import Tokens, document_of
 
 STEP = 2.0**-24  # between float32 random numbers
-VERSION = 2  # of what stands in the files
+VERSION = 3  # of what stands in the files
 BATCH = 2**22  # characters that are tokenised at a time
 
 

@@ -28,7 +28,7 @@ from ptmrun.tokens import Framing, Vocabulary
 
 KINDS = ("wordpiece", "bpe", "unigram")
 ENOUGH = 2**28  # bytes to train on; of more text, evenly spaced documents
-LONGEST = 10_000  # characters of a piece
+SENTENCE, LONGEST = 500, 10_000  # characters of a sentence over several lines, and of a piece
 TOGETHER = 4096  # texts that the library gets at a time: it takes 40 times their memory
 LEAST, MOST = 2000, 32_000  # tokens, where vocabulary=auto
 LINE = re.compile(r"[^\n]+\n*|\n+")
@@ -42,13 +42,15 @@ def pieces(document: str) -> list[str]:
     """The sentences of a document with all that stands between them, so that together they are the document.
 
     Its lines, or, where most sentences end inside of these, as in text that is broken to a width, what lies between the
-    ends of sentences and of paragraphs; what is longer than LONGEST is cut at a space, or anywhere.
+    ends of sentences and of paragraphs, of tables and the like lines too. What is longer than LONGEST is cut at a space, or
+    anywhere.
     """
     parts, stops = LINE.findall(document), ends(document)
     inside = sum(LINE_END.match(document, stop) is None for stop in stops)
     if len(parts) == 1 or 2 * inside > len(stops):
         breaks = [match.start() for match in BREAK.finditer(document)]
-        parts = [document[a:b] for a, b in pairwise(sorted({0, *stops, *breaks, len(document)}))]
+        found = (document[a:b] for a, b in pairwise(sorted({0, *stops, *breaks, len(document)})))
+        parts = [part for piece in found for part in (LINE.findall(piece) if len(piece) > SENTENCE else [piece])]
     if all(len(part) <= LONGEST for part in parts):
         return parts
     return [short for part in parts for short in shortened(part)]
