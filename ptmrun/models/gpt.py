@@ -84,8 +84,8 @@ class Encoder(nn.Module):
         apart, each begins with the mark before it, as a text of its own does."""
         if tokens.documents is None:
             return None
-        begun = torch.cat([tokens.documents[:, 1:], tokens.documents[:, -1:]], 1)
-        return sequence.bias(sequence.seen(tokens._replace(documents=begun)).tril())
+        begun = tokens._replace(documents=sequence.from_mark(tokens.documents))
+        return sequence.bias(sequence.seen(begun).tril())
 
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or the last one, which has seen all others."""

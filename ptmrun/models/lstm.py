@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         """
         ids, mask, _, documents = tokens
         words = self.embedding(ids)
-        begun = None if documents is None else torch.cat([documents[:, 1:], documents[:, -1:]], 1)
+        begun = None if documents is None else sequence.from_mark(documents)
         found = [anew(self.right, self.dropped(words), begun)]
         if self.left is not None:
             place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
