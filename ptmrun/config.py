@@ -452,6 +452,9 @@ def contradictions(config: Config) -> list[str]:
             f"finetune.resolution={config.finetune.resolution}: model={config.model.name} works at one side only; "
             f"there is: model={', '.join(fits)}"
         )
+    if config.pretrain.document_mask and "sentence_pairs" in spec("task", config.task.name).requires:
+        why = f"task={config.task.name} reads pairs of texts, which are not packed"
+        lines.append(f"pretrain.document_mask=true: {why}; leave it out")
     if config.stage == "evaluate" and origin(config.init) != "run":
         lines.append("stage=evaluate: needs init=<run folder> of a run that fine-tuned")
     if config.budget is not None and config.stage != "all":

@@ -248,7 +248,7 @@ def show(context: Context, result: dict[str, Any], sets: list[dict[str, Any]]) -
         cells = []
         for entry, top in zip(sets, best, strict=True):
             score = entry["scores"][kind]
-            text = words.spread(score)
+            text = words.score(score)
             cells.append(f"[bold]{text}[/bold]" if score["mean"] == top else text)
         table.add_row(methods[kind], *cells, style="cyan" if kind == "tuned" else None)
     show_table(run, table)

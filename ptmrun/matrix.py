@@ -82,7 +82,7 @@ def written(found: list[float], best: float | None) -> str:
     if not found:
         return ""
     spread = noise.spread(found)
-    text = words.spread(spread)
+    text = words.score(spread)
     return f"**{text}**" if spread["mean"] == best else text
 
 

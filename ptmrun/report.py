@@ -110,7 +110,7 @@ def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
     body = []
     for kind in [k for k in methods if k in sets[0]["scores"]]:
         found = [entry["scores"][kind] for entry in sets]
-        cells = [words.spread(score) for score in found]
+        cells = [words.score(score) for score in found]
         body.append(([methods[kind], *cells], kind == "tuned"))
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
     heading = f"{words.title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"

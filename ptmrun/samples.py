@@ -7,6 +7,7 @@ import torch
 from ptmrun import rng
 from ptmrun.context import Context, batches_of
 from ptmrun.mode import evaluating
+from ptmrun.tokens import from_mark
 
 SHOWN, GIVEN, WRITTEN = 3, 16, 48  # held-out sequences, and their tokens that are given and that are written
 TEMPERATURE, TOP_P = 0.8, 0.95
@@ -29,14 +30,23 @@ def look(context: Context, objective: Any, step: int) -> None:
 
 
 def continued(context: Context, encoder: Any, batch: dict[str, Any]) -> list[tuple[str, str]]:
-    """The beginning of each sequence, and what the model writes after it."""
-    ids = batch["inputs"].ids[:, : min(GIVEN, context.data.length // 2)]
-    count = min(WRITTEN, context.data.length - ids.shape[1])
+    """The beginning of each sequence, and what the model writes after it; where documents are apart, of the last one in there,
+    and to its end."""
+    tokens, given = batch["inputs"], min(GIVEN, context.data.length // 2)
+    count = min(WRITTEN, context.data.length - given)
     generator = rng.generator(context.cfg.seed, "samples/noise")
-    noise = torch.rand(len(ids), count, generator=generator).to(ids.device)
-    found = encoder.generate(ids, noise, temperature=TEMPERATURE, top_p=TOP_P)
-    decode = context.data.tokenizer.decode
-    return [(decode(row[: ids.shape[1]]), decode(row[ids.shape[1] :])) for row in found.tolist()]
+    noise = torch.rand(len(tokens.ids), count, generator=generator).to(tokens.ids.device)
+    decode, end, pairs = context.data.tokenizer.decode, encoder.vocabulary.end, []
+    for i, ids in enumerate(tokens.ids[:, :given]):
+        if tokens.documents is not None:
+            own = from_mark(tokens.documents)[i, :given]
+            ids = ids[own == own[-1]]
+        written = encoder.generate(ids[None], noise[i : i + 1], temperature=TEMPERATURE, top_p=TOP_P)[0].tolist()
+        said = written[len(ids) :]
+        if tokens.documents is not None and end in said:
+            said = said[: said.index(end)]
+        pairs.append((decode(ids.tolist()), decode(said)))
+    return pairs
 
 
 def filled(context: Context, objective: Any, batch: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 class Tokens(NamedTuple):
@@ -26,9 +25,9 @@ class Tokens(NamedTuple):
         return self.map(lambda x: x.to(device))
 
 
-def document_of(ids: Tensor, end: int) -> Tensor:
-    """Which of the documents packed in a sequence each token is of; `end` is the last token of each: [B, T] -> [B, T] int64."""
-    return F.pad((ids == end)[:, :-1].cumsum(1), (1, 0))
+def from_mark(documents: Tensor) -> Tensor:
+    """The same, [B, T], but for the marks, which are of the document that follows: causal models begin with them."""
+    return torch.cat([documents[:, 1:], documents[:, -1:]], 1)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ def title(metric: str) -> str:
     return metric.replace("_", " ").capitalize()
 
 
-def spread(score: dict[str, Any]) -> str:
+def score(found: dict[str, Any]) -> str:
     """Mean and standard deviation, of a single value it alone."""
-    return f"{score['mean']:.3f}" + ("" if score["sd"] is None else f" ± {score['sd']:.3f}")
+    return f"{found['mean']:.3f}" + ("" if found["sd"] is None else f" ± {found['sd']:.3f}")
 
 
 def group_lines(groups: dict[str, Any]) -> list[list[str]]:
@@ -32,11 +32,11 @@ def group_lines(groups: dict[str, Any]) -> list[list[str]]:
     return [[name, f"{s['n']:,}", f"{s['accuracy']:.3f}", f"{s['f1_macro']:.3f}"] for name, s in order]
 
 
-def labels(labels: int | None, counted: str = "labels a class") -> str:
+def labels(number: int | None, counted: str = "labels a class") -> str:
     """`counted`: what the problem counts."""
-    if labels is None:
+    if number is None:
         return "all labels"
-    return f"{labels} {counted}" if labels > 1 else f"1 {counted.replace('labels', 'label', 1)}"
+    return f"{number} {counted}" if number > 1 else f"1 {counted.replace('labels', 'label', 1)}"
 
 
 def methods(longer: int | str, own: dict[str, str]) -> dict[str, str]:

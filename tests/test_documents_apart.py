@@ -6,11 +6,13 @@ import pytest
 import test_text_models
 import test_xlnet_and_bart
 import torch
+from texts import FRAMINGS, part, story
 
 from ptmrun import rng
+from ptmrun.data import corpus, tokenizer
 from ptmrun.models import sequence
 from ptmrun.objectives import clm, denoising, mlm, plm
-from ptmrun.tokens import Tokens, document_of
+from ptmrun.tokens import Tokens
 
 LENGTH, SPLIT = 48, 21  # the first document and its mark
 OBJECTIVES = {
@@ -38,13 +40,14 @@ def packed(made, first, second, apart=True):
     """Two documents of drawn tokens, where sentences end at the same places: the frame's tokens, or text and mark alone."""
     known = made.vocabulary
     ids = torch.empty(2, LENGTH, dtype=torch.long)
-    for part, seed in ((slice(0, SPLIT), first), (slice(SPLIT, LENGTH), second)):
+    for place, seed in ((slice(0, SPLIT), first), (slice(SPLIT, LENGTH), second)):
         drawn = torch.randint(6, 40, ids.shape, generator=torch.Generator().manual_seed(seed))
-        ids[:, part] = drawn[:, part]
+        ids[:, place] = drawn[:, place]
     ids[:, 4::9] = 5
     ids[:, [SPLIT - 1, LENGTH - 1]] = known.end
     there = torch.ones_like(ids, dtype=torch.bool)
-    return Tokens(ids, there, torch.zeros_like(ids), document_of(ids, known.end) if apart else None)
+    documents = (torch.arange(LENGTH) >= SPLIT).long().expand_as(ids) if apart else None
+    return Tokens(ids, there, torch.zeros_like(ids), documents)
 
 
 def loss(made, kind, tokens):
@@ -53,9 +56,25 @@ def loss(made, kind, tokens):
     return objective({"inputs": tokens, "rows": rng.Rows(3, 0, 0, 2, 2)})[0].total
 
 
-def test_a_document_ends_with_its_mark():
-    ids = torch.tensor([[2, 7, 3, 8, 9, 3, 3, 6]])
-    assert document_of(ids, 3).tolist() == [[0, 0, 0, 1, 1, 1, 2, 3]]
+@pytest.mark.parametrize("kind", list(FRAMINGS))
+@pytest.mark.parametrize("framed", [True, False])
+@pytest.mark.parametrize("length", [12, 40, 400])
+def test_blocks_number_their_documents(kind, framed, length):
+    """Each mark ends one, also where the last block goes on at the beginning, or all of a short corpus is repeated; what frames
+    a block is of its first and last one. Unknown tokens, which some tokenizers call by the mark's name, end none."""
+    texts = [*story(3, 2), "The harbour 日本 opened."]
+    known = tokenizer.train(kind, 300, FRAMINGS[kind], part(story(30, 20)))
+    blocks = corpus.tokenised(part(texts), known).blocks(length, framed, apart=True)
+    tokens = blocks.batch(torch.arange(len(blocks)))
+    size = [len(x) + 1 for x in known.encode(texts)]
+    stream = torch.cat([torch.full((n,), i) for i, n in enumerate(size * 100)])
+    before = [isinstance(token, int) for token, _ in known.single.parts].index(False) if framed else 0
+    for row, found in enumerate(tokens.documents):
+        wanted = stream[row * blocks.room : (row + 1) * blocks.room]
+        wanted = wanted - wanted[0]
+        ends = [wanted[:1]] * before, [wanted[-1:]] * (length - blocks.room - before)
+        assert torch.equal(found, torch.cat([*ends[0], wanted, *ends[1]]))
+    assert corpus.tokenised(part(texts), known).blocks(length, framed).batch(torch.arange(1)).documents is None
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -114,9 +133,10 @@ def test_attention_stays_within_documents(kind):
         assert not found.triu(1).any()
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_finite_in_bfloat16_and_with_padding(kind):
-    made = encoder(kind, "eager").train()
+def test_gradients_are_finite_in_bfloat16_and_with_padding(kind, attention):
+    made = encoder(kind, attention).train()
     tokens = packed(made, 1, 2)
     tokens = Tokens(tokens.ids, tokens.mask & (torch.arange(LENGTH) < LENGTH - 4), tokens.types, tokens.documents)
     with torch.autocast("cpu", torch.bfloat16):
@@ -132,3 +152,27 @@ def test_a_query_always_sees_itself():
     mask = torch.tensor([[True, True, False]])
     seen = sequence.seen(Tokens(mask.long(), mask, mask.long(), torch.tensor([[0, 1, 1]])))
     assert seen.tolist() == [[[True, False, False], [False, True, False], [False, True, True]]]
+
+
+def test_a_document_that_lacks_tokens_has_a_mask_for_them():
+    """A span ends with its document, which has no other trace of what is missing; without documents it may go on."""
+    made = encoder("transformer")
+    known, noise = made.vocabulary, torch.Generator().manual_seed(0)
+    ids = torch.randint(6, 40, (400, LENGTH), generator=noise)
+    ids[:, 5::6] = known.end
+    objective = denoising.Objective(made, SimpleNamespace(infill=0.3, span=3.0, shuffle=True))
+    lost = {}
+    for apart in (True, False):
+        documents = (torch.arange(LENGTH) // 6).expand_as(ids) if apart else None
+        tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids), documents)
+        found = objective.corrupted(tokens, rng.Rows(3, 0, 0, 400, 400))
+        lost[apart] = 0
+        for row in range(400):
+            source = found.ids[row][found.mask[row]].tolist()
+            parts = "".join(chr(x) for x in source).split(chr(known.end))[:-1]
+            if apart:
+                numbers = found.documents[row][found.mask[row]].tolist()
+                assert numbers == [source[:i].count(known.end) for i in range(len(source))]
+            lost[apart] += sum(len(part.replace(chr(known.mask), "")) < 5 and chr(known.mask) not in part for part in parts)
+    assert lost[True] == 0
+    assert lost[False] > 100

@@ -123,13 +123,13 @@ def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_packed_documents_read_alone(ptmrun, corpus, model):
-    """Micro-batches and workers change nothing; that no document sees another does."""
+    """Micro-batches change nothing; that no document sees another does."""
     same = [f"model={model}", "dataset=text", f"dataset.root={corpus / 'corpus.txt'}", "model.dropout=0", *SHORT]
     losses = []
     for extra in (
         [],
         ["pretrain.document_mask=true"],
-        ["pretrain.document_mask=true", "pretrain.accumulate=2", "device.workers=2"],
+        ["pretrain.document_mask=true", "pretrain.accumulate=2"],
     ):
         code, _, err = ptmrun(*same, *extra)
         assert code == 0, err

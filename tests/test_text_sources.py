@@ -35,6 +35,7 @@ def test_sentence_ends():
     prose = 'He said "Go." Then 3.5 kg fell!\nÜber alles? yes. no'
     assert [prose[:end].splitlines()[-1] for end in ends(prose)] == ['He said "Go."', 'He said "Go." Then 3.5 kg fell!']
     assert ends("Mr. J. S. Bach met Mrs. Bach, Dr. Y. and St. Peter") == []
+    assert len(ends("Who am I? Nobody knows. World War I! The king fell.")) == 3
     assert ends("alone") == ends(" \n ") == []
 
 

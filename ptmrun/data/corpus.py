@@ -12,16 +12,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ptmrun import rng
 from ptmrun.data.decode import cache_folder
 from ptmrun.data.sources import TextPart
-from ptmrun.data.tokenizer import Tokenizer, pieces, room, shares
+from ptmrun.data.tokenizer import CUT, Tokenizer, pieces, room, shares
 from ptmrun.errors import UserError
-from ptmrun.tokens import Tokens, document_of
+from ptmrun.tokens import Tokens
 
 STEP = 2.0**-24  # between float32 random numbers
-VERSION = 3  # of what stands in the files
+VERSION = 1  # of what stands in the files
 BATCH = 2**22  # characters that are tokenised at a time
 
 
@@ -120,28 +121,32 @@ class Blocks:
     def __len__(self) -> int:
         return self.count
 
-    def stream(self, positions: np.ndarray) -> np.ndarray:
-        """The tokens at these places of the stream, of any shape; int64."""
+    def stream(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens at these places of the stream, of any shape, int64; and which of them are marks, bool."""
         document = np.searchsorted(self.ends, positions, side="right")
         left = self.ends[document] - positions  # tokens to the end of the document, with the mark: 1 is the mark
         lengths = self.lengths[document]
         inside = np.minimum(lengths - left, lengths - 2)
         found = self.corpus.ids[self.first[document] + inside].astype(np.int64)
         found[left == 1] = self.corpus.tokenizer.vocabulary.end
-        return found
+        return found, left == 1
 
     def batch(self, indices: Tensor) -> Tokens:
         """[B, length] of these blocks."""
         positions = (indices.numpy()[:, None] * self.room + np.arange(self.room)) % self.total
-        text = torch.from_numpy(self.stream(positions))
+        text, marks = map(torch.from_numpy, self.stream(positions))
         parts, kinds = [text], torch.zeros(self.room, dtype=torch.int64)
         if self.template:
             whole = [(text if isinstance(t, str) else torch.full((len(text), 1), t), k) for t, k in self.template.parts]
             parts = [part for part, _ in whole]
             kinds = torch.cat([torch.full((part.shape[1],), k) for part, k in whole])
         ids = torch.cat(parts, dim=1)
-        numbers = document_of(ids, self.corpus.tokenizer.vocabulary.end) if self.apart else None
-        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), kinds.expand_as(ids).contiguous(), numbers)
+        documents = None
+        if self.apart:  # special tokens around them are of the first and of the last one
+            before = next(i for i, part in enumerate(parts) if part is text)
+            documents = F.pad(marks[:, :-1].cumsum(1), (1, 0))
+            documents = torch.cat([documents[:, :1]] * before + [documents] + [documents[:, -1:]] * (len(parts) - before - 1), 1)
+        return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), kinds.expand_as(ids).contiguous(), documents)
 
     def block(self, index: int) -> Tensor:
         """Token numbers of one block, [length]."""
@@ -228,7 +233,7 @@ FILES = {"ids": None, "starts": np.int64, "sizes": np.int64, "documents": np.int
 
 def tokenised(part: TextPart, tokenizer: Tokenizer, progress: Callable[[str, int, int], None] = lambda *_: None) -> Corpus:
     """All documents as token numbers, in files in the cache folder: made once for each text and tokenizer."""
-    key = hashlib.sha256(f"{VERSION}/{part.fingerprint}/{tokenizer.fingerprint}".encode()).hexdigest()[:32]
+    key = hashlib.sha256(f"{VERSION}/{CUT}/{part.fingerprint}/{tokenizer.fingerprint}".encode()).hexdigest()[:32]
     folder = cache_folder() / f"{key}.corpus"
     if found := opened(folder, tokenizer):
         return found

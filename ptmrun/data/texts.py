@@ -260,7 +260,7 @@ def load(
     else:
         kind, size, lower = cfg.model.tokenizer, cfg.model.vocabulary, cfg.model.lowercase
         own = tokenizer.choose(kind, size, family.TOKENIZER, family.FRAMING, train, lower, progress)
-    marks = [source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
+    marks = [tokenizer.CUT, source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
     sets, classes = {}, []
     if hasattr(problem, "sets") and not cfg.downstream.root and cfg.stage != "pretrain":
         raise UserError(f"downstream.root: downstream={cfg.downstream.name} needs a file or folder of its own")
@@ -280,7 +280,7 @@ def load(
         first, val, test, made = divide(sets, options, "texts", notes)
         marks += [fingerprint_of(x.rows.tolist()) for x in (first, val, test)]
     corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
-    alone = marks[:5]
+    alone = marks[:6]
     if "test" in made:  # nothing is pretrained on texts that are held out here to test with, wherever they were read
         tested = set(made["test"].documents())
         again = [i for i, document in enumerate(train.documents()) if document in tested]
@@ -294,7 +294,8 @@ def load(
     if held is None:
         corpora["train"], held = corpus.hold_out(corpora["train"], options.val_fraction, options.split_seed, "val")
         notes.append(f"{len(held):,} of {len(held) + len(corpora['train']):,} documents are held out to judge by")
-    block = functools.partial(packed, length=length, family=family, apart=cfg.pretrain.document_mask)
+    apart = cfg.stage in ("all", "pretrain") and cfg.pretrain.document_mask
+    block = functools.partial(packed, length=length, family=family, apart=apart)
     sequences, judged = block(corpora["train"]), block(held)
     if options.limit and options.limit < len(sequences):
         order = rng.permutation(options.split_seed, "split/limit", len(sequences))

@@ -28,6 +28,7 @@ from ptmrun.tokens import Framing, Vocabulary
 
 KINDS = ("wordpiece", "bpe", "unigram")
 ENOUGH = 2**28  # bytes to train on; of more text, evenly spaced documents
+CUT = 2  # version of how documents are cut into pieces
 SENTENCE, LONGEST = 500, 10_000  # characters of a sentence over several lines, and of a piece
 TOGETHER = 4096  # texts that the library gets at a time: it takes 40 times their memory
 LEAST, MOST = 2000, 32_000  # tokens, where vocabulary=auto
@@ -289,7 +290,7 @@ def train(
     different words grows (Heaps' law), at least twice the number of different characters, within LEAST and MOST. The texts
     may give fewer.
     """
-    settings = [part.fingerprint, kind, size, lowercase, framing.special, tokenizers.__version__]
+    settings = [CUT, part.fingerprint, kind, size, lowercase, framing.special, tokenizers.__version__]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     file = cache_folder() / f"{key}.tokenizer.json"
     if file.exists():

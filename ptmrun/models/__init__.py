@@ -28,7 +28,8 @@ build(options, vocabulary, length, attention). Their encoders take Tokens instea
 depth_of, load and adjusted they have:
 
     vocabulary, length, unit         what tokens there are, and how many of them a text has at most
-    hidden(tokens)                   [B, T] -> [B, T, D]; no padding influences what is no padding
+    hidden(tokens)                   [B, T] -> [B, T, D]; no padding influences what is no padding; and with tokens.documents
+                                     no document another one, here and in all that follows
     logits(hidden)                   of chosen positions, [n, D] -> float32 [n, vocabulary]
     features(tokens)                 [B, T] -> [B, width]
     save(folder, tokenizer), trim()

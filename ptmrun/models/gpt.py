@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from ptmrun.models import files, sequence
-from ptmrun.tokens import Framing, Tokens, Vocabulary
+from ptmrun.tokens import Framing, Tokens, Vocabulary, from_mark
 
 SIZES = {  # width, blocks; heads of 64. small and medium: GPT-2's
     "tiny": (128, 2),
@@ -84,7 +84,7 @@ class Encoder(nn.Module):
         apart, each begins with the mark before it, as a text of its own does."""
         if tokens.documents is None:
             return None
-        begun = tokens._replace(documents=sequence.from_mark(tokens.documents))
+        begun = tokens._replace(documents=from_mark(tokens.documents))
         return sequence.bias(sequence.seen(begun).tril())
 
     def features(self, tokens: Tokens) -> Tensor:
@@ -120,7 +120,8 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token looks at each."""
-        return sequence.attention(self.net, self.net.transformer, tokens.ids, self.mask(tokens))
+        mask = self.mask(tokens)  # where there is none, the library wants to know of padding
+        return sequence.attention(self.net, self.net.transformer, tokens.ids, tokens.mask if mask is None else mask)
 
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the head, whose weights are the token embeddings."""

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from ptmrun.models import files, sequence
-from ptmrun.tokens import Framing, Tokens, Vocabulary
+from ptmrun.tokens import Framing, Tokens, Vocabulary, from_mark
 
 SIZES = {"tiny": (128, 2), "small": (256, 2), "base": (650, 2)}  # width, layers; base: Zaremba et al.'s medium
 FRAMING = Framing(
@@ -76,7 +76,7 @@ class Encoder(nn.Module):
         """
         ids, mask, _, documents = tokens
         words = self.embedding(ids)
-        begun = None if documents is None else sequence.from_mark(documents)
+        begun = None if documents is None else from_mark(documents)
         found = [anew(self.right, self.dropped(words), begun)]
         if self.left is not None:
             place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
@@ -156,7 +156,11 @@ def anew(stack: nn.LSTM, words: Tensor, documents: Tensor | None) -> Tensor:
     """What a stack gives at every token, its state zero where a document begins: [B, T, D], [B, T] -> [B, T, d]."""
     if documents is None:
         return stack(words)[0]
-    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True).flatten().nonzero()[:, 0]
-    lengths = torch.diff(begins, append=begins.new_tensor([documents.numel()])).tolist()
-    found, _ = stack(pack_sequence(words.flatten(0, 1).split(lengths), enforce_sorted=False))
-    return torch.cat(unpack_sequence(found)).unflatten(0, documents.shape)
+    begins = F.pad(documents[:, 1:] != documents[:, :-1], (1, 0), value=True).flatten()
+    first = begins.nonzero()[:, 0]
+    lengths = torch.diff(first, append=first.new_tensor([documents.numel()]))
+    place = torch.arange(documents.numel(), device=first.device) - first.repeat_interleave(lengths)
+    rank = lengths.argsort(descending=True, stable=True).argsort()
+    order = (place * len(first) + rank[begins.cumsum(0) - 1]).argsort()  # all first tokens, the longest document's in front ...
+    found, _ = stack(PackedSequence(words.flatten(0, 1)[order], place.bincount().cpu()))
+    return found.data[order.argsort()].unflatten(0, documents.shape)

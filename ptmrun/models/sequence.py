@@ -55,11 +55,6 @@ def seen(tokens: Tokens) -> Tensor:
     return there | torch.eye(tokens.ids.shape[1], dtype=torch.bool, device=there.device)
 
 
-def from_mark(documents: Tensor) -> Tensor:
-    """The same, [B, T], but for the marks, which are of the document that follows: causal models begin with them."""
-    return torch.cat([documents[:, 1:], documents[:, -1:]], 1)
-
-
 def attention_mask(tokens: Tokens) -> Tensor:
     """For transformers' models: [B, T], or of documents apart as `bias`."""
     return tokens.mask if tokens.documents is None else bias(seen(tokens))

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss
 from ptmrun.rng import Rows
-from ptmrun.tokens import Tokens, document_of
+from ptmrun.tokens import Tokens
 
 TAIL = 1e-7  # of the lengths' probability; longer spans are not drawn
 
@@ -74,31 +74,39 @@ class Objective(nn.Module):
         """With one mask token for each span of text. The spans have Poisson lengths, 0 too, and together cover exactly the share
         `infill` of the text (the last is cut); kept tokens and spans stand in any order with the same probability.
 
-        A span may go on behind a special token that stands between documents, which then follows the mask token.
+        A span may go on behind a special token that stands between documents, which then follows the mask token. Of documents
+        apart it ends there, and somewhat less than the share is covered.
         """
         ids, device = tokens.ids, tokens.ids.device
         text = tokens.mask & ~self.special[ids]
         count, rank = text.sum(1, keepdim=True), text.cumsum(1) - 1
         starts, lengths = self.spans(count, rows)  # [B, K], in tokens of text; count + 1 and 0 where there is no span
+        length = ids.shape[1]
+        where = torch.arange(length, device=device).expand_as(ids)
+        placed = where.masked_fill(~text, length).sort(1).values  # places of the text's tokens
+        begun = placed.gather(1, starts.clamp(max=length - 1)).clamp(max=length - 1)  # and of the spans' first ones
+        if tokens.documents is not None:
+            of_text = tokens.documents.gather(1, placed.clamp(max=length - 1)).masked_fill(placed == length, length)
+            ends = torch.searchsorted(of_text, tokens.documents.gather(1, begun), right=True)
+            lengths = torch.where(starts < count, lengths.minimum(ends - starts), lengths)
 
         edges = torch.zeros(len(ids), self.encoder.length + 2, dtype=torch.long, device=device)
         edges.scatter_add_(1, starts, (lengths > 0).long()).scatter_add_(1, starts + lengths, -(lengths > 0).long())
         covered = text & (edges.cumsum(1).gather(1, rank.clamp(min=0)) > 0)
 
         # Each mask token goes in front of the first token of its span; one at the very end goes behind the last of the text.
-        length = ids.shape[1]
-        where = torch.arange(length, device=device).expand_as(ids)
-        placed = where.masked_fill(~text, length).sort(1).values  # places of the text's tokens
         last = where.masked_fill(~text, -1).amax(1, keepdim=True)
-        front = torch.where(starts < count, placed.gather(1, starts.clamp(max=length - 1)), last + 1) - 0.5
+        front = torch.where(starts < count, begun, last + 1) - 0.5
         front = front.masked_fill(starts > count, math.inf)
         kept = where.float().masked_fill(covered | ~tokens.mask, math.inf)
         place, order = torch.cat([kept, front], 1).sort(dim=1, stable=True)
         masks = torch.full_like(starts, self.encoder.vocabulary.mask)
         found, there = torch.cat([ids, masks], 1).gather(1, order[:, :length]), place[:, :length].isfinite()
-        found = found.masked_fill(~there, self.encoder.vocabulary.pad)
-        apart = None if tokens.documents is None else document_of(found, self.encoder.vocabulary.end)
-        return Tokens(found, there, torch.zeros_like(ids), apart)
+        documents = None
+        if tokens.documents is not None:
+            own = tokens.documents.gather(1, torch.where(starts < count, begun, last.clamp(min=0)))
+            documents = torch.cat([tokens.documents, own], 1).gather(1, order[:, :length])
+        return Tokens(found.masked_fill(~there, self.encoder.vocabulary.pad), there, torch.zeros_like(ids), documents)
 
     def spans(self, count: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
         """Where spans start in texts of `count` [B, 1] tokens, and how long they are: [B, K] twice, in order of their starts;
