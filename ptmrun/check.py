@@ -25,7 +25,7 @@ from ptmrun.downstream.classes import counts
 from ptmrun.prepare import prepare
 from ptmrun.run import Run, console
 from ptmrun.signals import Stop
-from ptmrun.trials import chosen_labels, classifier, label_counts, trials
+from ptmrun.trials import chosen_labels, classifier, label_counts, settings, trials
 
 OK, WARNING, FAILED = "ok", "warning", "failed"
 SAMPLES, STEPS = 8, 80  # of overfitting one batch: a second or two for small models
@@ -78,7 +78,7 @@ def parts(context: Context) -> Iterator[Part]:
         yield Part("pretrain", context.objective, context.data.corpus, cfg.pretrain)
     if "finetune" in stages:
         trial = trials(cfg, "tuned", label_counts(cfg)[-1])[0]
-        yield Part("finetune", lambda: classifier(context, trial)[0], chosen_labels(context, trial), cfg.finetune)
+        yield Part("finetune", lambda: classifier(context, trial)[0], chosen_labels(context, trial), settings(context, trial))
 
 
 def examine(context: Context, part: Part) -> Iterator[Finding]:

@@ -207,6 +207,8 @@ def published_rates(raw: dict[str, Any], given: set[str]) -> None:
     outside, tuning = origin(raw["init"]) in OUTSIDE, raw["finetune"]
     if tuning["statistics"] == "auto":
         tuning["statistics"] = "kept" if outside else "batch"
+    if tuning["layer_decay"] == "auto" and outside:
+        tuning["layer_decay"] = config.LAYER_DECAY
     if outside:
         for section in ("pretrain", "finetune"):
             loop = raw[section]

@@ -37,6 +37,7 @@ Natural = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+LAYER_DECAY = 0.75  # what finetune.layer_decay=auto is with few labels, and of weights from outside
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 TYPES: dict[str, Any] = {
     "count": Count,
@@ -88,7 +89,7 @@ class Loop(Strict):
     min_lr: NotNegative
     clip: Positive | None
     ema: Ratio | None
-    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    layer_decay: Literal["auto"] | Annotated[float, Field(gt=0, le=1)]
     max_skipped: Count
     log_every: Count
     checkpoint_every: NotNegative
@@ -442,6 +443,8 @@ def contradictions(config: Config) -> list[str]:
             lines.append(f"{name}.epochs, {name}.steps: set exactly one of them, the other to null")
         if loop.steps == "auto" and name == "pretrain":
             lines.append("pretrain.steps=auto: expected a number (finetune.steps alone follows from the number of labels)")
+        if loop.layer_decay == "auto" and name == "pretrain":
+            lines.append("pretrain.layer_decay=auto: expected a number (finetune.layer_decay alone follows from the labels)")
         if loop.accumulate > loop.batch_size:
             lines.append(f"{name}.accumulate={loop.accumulate}: expected at most {name}.batch_size={loop.batch_size}")
         if loop.min_lr > loop.lr:

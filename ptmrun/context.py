@@ -190,15 +190,19 @@ def batches_of(context: Context, model: Any, split: Any, loop: Any, seed: int, p
     return context.data.batches(model, split, context.cfg, loop, size, seed, purpose, context.inputs)
 
 
+def passes(loop: Loop, samples: int) -> int:
+    """Optimizer steps of PASSES over so many samples."""
+    return math.ceil(PASSES * samples / min(loop.batch_size, samples))
+
+
 def steps_of(loop: Loop, samples: int) -> int:
     """Optimizer steps of a loop over so many samples."""
-    each = samples / min(loop.batch_size, samples)  # steps a pass
     if loop.steps == "auto":
-        return max(LEAST, math.ceil(PASSES * each))
+        return max(LEAST, passes(loop, samples))
     if loop.steps is not None:
         return loop.steps
     assert loop.epochs is not None
-    return max(1, math.ceil(loop.epochs * each))
+    return max(1, math.ceil(loop.epochs * samples / min(loop.batch_size, samples)))
 
 
 def depth_of(encoder: Any, name: str) -> int:

@@ -39,6 +39,7 @@ def groups(model: nn.Module, loop: Loop, depth_of: Callable[[str], int], top: in
     `depth_of(name)` says how deep a parameter sits: 0 for embeddings ... `top` for the head. Biases, norms, position
     embeddings and class or mask tokens are not decayed (the practice of BEiT and MAE).
     """
+    assert loop.layer_decay != "auto", "settled by the number of labels"
     found: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -18,7 +18,7 @@ from ptmrun.prepare import prepare
 from ptmrun.pretraining import pretrain
 from ptmrun.run import Run, console, now
 from ptmrun.signals import Stop
-from ptmrun.trials import chosen_labels, classifier, label_counts, trials, tune, weights_file
+from ptmrun.trials import chosen_labels, classifier, label_counts, settings, trials, tune, weights_file
 
 
 def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any] | None = None) -> Run:
@@ -133,8 +133,14 @@ def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
 def recipe(context: Context, model: Any) -> list[str]:
     """How long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
     cfg, loop, lines = context.cfg, context.cfg.finetune, []
+    first = [trials(cfg, "tuned", n)[0] for n in label_counts(cfg)]
+    counts = [len(chosen_labels(context, trial)) for trial in first]
+    if loop.layer_decay == "auto":
+        many = [f"{n:,}" for n, trial in zip(counts, first, strict=True) if settings(context, trial).layer_decay == 1]
+        if many:
+            told = f"{', '.join(many)} {context.data.noun}"
+            lines.append(f"finetune.layer_decay=1 with {told}: enough for all blocks (with fewer {config.LAYER_DECAY})")
     if loop.steps == "auto":
-        counts = [len(chosen_labels(context, trials(cfg, "tuned", n)[0])) for n in label_counts(cfg)]
         told = ", ".join(f"{steps_of(loop, n):,} with {n:,} {context.data.noun}" for n in counts)
         lines.append(f"finetune.steps=auto: {told}: {PASSES} passes, at least {LEAST} steps")
     if origin(cfg.init) in OUTSIDE and loop.lr == loop.published_lr and loop.name != "linear":
