@@ -131,8 +131,7 @@ def lines(rows: list[Row]) -> tuple[list[str], list[tuple[list[str], bool]]]:
         for line in found.values():
             cell = line[i]
             best = cell is not None and cell.gap == 0
-            spread = f" ± {cell.sd:.3f}" if cell and cell.sd is not None else ""
-            texts += [f"{cell.mean:.3f}{spread}", cell.words] if cell else ["", "no score"]
+            texts += [words.score({"mean": cell.mean, "sd": cell.sd}), cell.words] if cell else ["", "no score"]
         body.append(([*texts, str(len(row.runs)), duration(row.seconds)], best))
     return [*keys, *(title for c in found for title in (c, "against the best")), "runs", "time"], body
 

@@ -207,9 +207,9 @@ def published_rates(raw: dict[str, Any], given: set[str]) -> None:
     outside, tuning = origin(raw["init"]) in OUTSIDE, raw["finetune"]
     if tuning["statistics"] == "auto":
         tuning["statistics"] = "kept" if outside else "batch"
-    if tuning["layer_decay"] == "auto" and outside:
-        tuning["layer_decay"] = config.LAYER_DECAY
     if outside:
+        if tuning["layer_decay"] == "auto":
+            tuning["layer_decay"] = config.LAYER_DECAY
         for section in ("pretrain", "finetune"):
             loop = raw[section]
             if loop["published_lr"] and f"{section}.lr" not in given:

@@ -37,7 +37,6 @@ Natural = Annotated[int, Field(ge=0, le=2**31)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-LAYER_DECAY = 0.75  # what finetune.layer_decay=auto is with few labels, and of weights from outside
 Ratio = Annotated[float, Field(gt=0, lt=1)]
 TYPES: dict[str, Any] = {
     "count": Count,
@@ -53,6 +52,7 @@ TYPES: dict[str, Any] = {
 }
 
 
+LAYER_DECAY = 0.75  # what finetune.layer_decay=auto is with few labels, and of weights from outside
 MISSING = ": missing"
 TOLD: set[str] = set()  # what has been said of configs of older versions
 READ: set[str] = set()  # the dotted keys that something has read, to find those that nothing does

@@ -205,6 +205,14 @@ def steps_of(loop: Loop, samples: int) -> int:
     return max(1, math.ceil(loop.epochs * samples / min(loop.batch_size, samples)))
 
 
+def layer_decay_of(loop: Loop, samples: int) -> float:
+    """How the rate falls from a block to the one below it, in a loop over so many samples: with auto lower blocks learn more
+    slowly from few labels; with many that leaves too much as it was."""
+    if loop.layer_decay != "auto":
+        return loop.layer_decay
+    return 1.0 if passes(loop, samples) > LEAST else config.LAYER_DECAY
+
+
 def depth_of(encoder: Any, name: str) -> int:
     """How deep a parameter of an encoder with a head or heads sits: the heads one above the encoder's last block."""
     return encoder.depth_of(name) if name.startswith("encoder.") else encoder.depth + 1

@@ -33,20 +33,17 @@ def continued(context: Context, encoder: Any, batch: dict[str, Any]) -> list[tup
     """The beginning of each sequence, and what the model writes after it; where documents are apart, of the last one in there,
     and to its end."""
     tokens, given = batch["inputs"], min(GIVEN, context.data.length // 2)
-    count = min(WRITTEN, context.data.length - given)
+    ids, count = tokens.ids[:, :given], min(WRITTEN, context.data.length - given)
     generator = rng.generator(context.cfg.seed, "samples/noise")
-    noise = torch.rand(len(tokens.ids), count, generator=generator).to(tokens.ids.device)
-    decode, end, pairs = context.data.tokenizer.decode, encoder.vocabulary.end, []
-    for i, ids in enumerate(tokens.ids[:, :given]):
-        if tokens.documents is not None:
-            own = from_mark(tokens.documents)[i, :given]
-            ids = ids[own == own[-1]]
-        written = encoder.generate(ids[None], noise[i : i + 1], temperature=TEMPERATURE, top_p=TOP_P)[0].tolist()
-        said = written[len(ids) :]
-        if tokens.documents is not None and end in said:
-            said = said[: said.index(end)]
-        pairs.append((decode(ids.tolist()), decode(said)))
-    return pairs
+    noise = torch.rand(len(ids), count, generator=generator).to(ids.device)
+    if tokens.documents is not None:  # as many tokens as each sequence has of its last one
+        own = from_mark(tokens.documents)[:, :given]
+        ids = ids[:, -int((own == own[:, -1:]).sum(1).min()) :]
+    found = encoder.generate(ids, noise, temperature=TEMPERATURE, top_p=TOP_P)
+    decode, end, said = context.data.tokenizer.decode, encoder.vocabulary.end, found[:, ids.shape[1] :].tolist()
+    if tokens.documents is not None:
+        said = [row[: row.index(end)] if end in row else row for row in said]
+    return [(decode(a), decode(b)) for a, b in zip(ids.tolist(), said, strict=True)]
 
 
 def filled(context: Context, objective: Any, batch: dict[str, Any]) -> list[tuple[str, str]]:

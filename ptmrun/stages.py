@@ -10,7 +10,7 @@ from typing import Any
 
 from ptmrun import adapt, changes, checkpoint, config, embedding, normalisation, optim, provenance, report, reuse, tracking
 from ptmrun.config import Config
-from ptmrun.context import LEAST, PASSES, Context, chosen_stages, labelled, steps_of, weights_hash
+from ptmrun.context import LEAST, PASSES, Context, chosen_stages, labelled, layer_decay_of, steps_of, weights_hash
 from ptmrun.errors import Interrupted, UserError, printable
 from ptmrun.evaluation import evaluate
 from ptmrun.origin import OUTSIDE, origin
@@ -18,7 +18,7 @@ from ptmrun.prepare import prepare
 from ptmrun.pretraining import pretrain
 from ptmrun.run import Run, console, now
 from ptmrun.signals import Stop
-from ptmrun.trials import chosen_labels, classifier, label_counts, settings, trials, tune, weights_file
+from ptmrun.trials import chosen_labels, classifier, label_counts, trials, tune, weights_file
 
 
 def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any] | None = None) -> Run:
@@ -133,13 +133,11 @@ def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
 def recipe(context: Context, model: Any) -> list[str]:
     """How long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
     cfg, loop, lines = context.cfg, context.cfg.finetune, []
-    first = [trials(cfg, "tuned", n)[0] for n in label_counts(cfg)]
-    counts = [len(chosen_labels(context, trial)) for trial in first]
-    if loop.layer_decay == "auto":
-        many = [f"{n:,}" for n, trial in zip(counts, first, strict=True) if settings(context, trial).layer_decay == 1]
-        if many:
-            told = f"{', '.join(many)} {context.data.noun}"
-            lines.append(f"finetune.layer_decay=1 with {told}: enough for all blocks (with fewer {config.LAYER_DECAY})")
+    counts = [len(chosen_labels(context, trials(cfg, "tuned", n)[0])) for n in label_counts(cfg)]
+    many = [f"{n:,}" for n in counts if loop.layer_decay == "auto" and layer_decay_of(loop, n) == 1]
+    if many:
+        told = f"{', '.join(many)} {context.data.noun}"
+        lines.append(f"finetune.layer_decay=1 with {told}: enough for all blocks (with fewer {config.LAYER_DECAY})")
     if loop.steps == "auto":
         told = ", ".join(f"{steps_of(loop, n):,} with {n:,} {context.data.noun}" for n in counts)
         lines.append(f"finetune.steps=auto: {told}: {PASSES} passes, at least {LEAST} steps")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 
-from ptmrun import adapt, checkpoint, config, linear, normalisation, rng
-from ptmrun.context import LEAST, Context, check_stop, fit, passes, source, steps_of, weights_hash
+from ptmrun import adapt, checkpoint, linear, normalisation, rng
+from ptmrun.context import Context, check_stop, fit, layer_decay_of, source, steps_of, weights_hash
 from ptmrun.errors import UserError
 
 DROPPED = 8  # times that a few samples are seen with other units dropped
@@ -43,16 +43,14 @@ def chosen_labels(context: Context, trial: Trial) -> Any:
 
 def settings(context: Context, trial: Trial) -> Any:
     """The settings of `finetune` for a trial: random weights are all trained, at one rate, whatever the method, and have no
-    statistics to keep. With layer_decay=auto lower blocks learn more slowly from few labels: with many that leaves too much as
-    it was."""
+    statistics to keep."""
     options = context.cfg.finetune
     if trial.kind != "tuned":
         every = {"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "statistics": "batch"}
         return options.model_copy(update={**every, "lr": options.scratch_lr or options.lr})
     if options.layer_decay != "auto":
         return options
-    many = passes(options, len(chosen_labels(context, trial))) > LEAST
-    return options.model_copy(update={"layer_decay": 1.0 if many else config.LAYER_DECAY})
+    return options.model_copy(update={"layer_decay": layer_decay_of(options, len(chosen_labels(context, trial)))})
 
 
 def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
