@@ -77,7 +77,7 @@ def adapt(classifier: Any, options: Any, steps: int) -> tuple[int, int]:
                 classifier.get_parameter(name).requires_grad_(trained)
     trainable = parameters(classifier, trainable=True)
     if not trainable:
-        raise UserError("finetune.freeze: leaves nothing to train")
+        raise UserError(f"finetune={options.name}, finetune.freeze: leaves nothing to train")
     return trainable, parameters(classifier)
 
 

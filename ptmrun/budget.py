@@ -10,7 +10,7 @@ from ptmrun import config, optim
 from ptmrun.context import Context, batches_of, labelled, steps_of
 from ptmrun.run import parse_budget
 from ptmrun.train import gradients
-from ptmrun.trials import chosen_labels, classifier, label_counts, trials
+from ptmrun.trials import Trial, chosen_labels, classifier, label_counts, trials
 
 SHARE = 0.6  # of the budget for pretraining, the rest for fine-tuning and its baselines
 SLOW = 3.0  # seconds of steps that are enough to measure
@@ -28,16 +28,14 @@ def size_steps(context: Context) -> tuple[config.Config, list[str]]:
     changes: dict[str, Any] = {"budget": None}
     left = seconds
     if labelled(context):
-        per_label = cfg.finetune.seeds * (1 + scratch_lengths(cfg))
         cost = wanted = 0.0
         for labels in label_counts(cfg):
-            trial = trials(cfg, "tuned", labels)[0]
-            split = chosen_labels(context, trial)
-            model, _ = classifier(context, trial)
-            batches = batches_of(context, model, split, cfg.finetune, cfg.seed, "budget")
-            each = seconds_per_step(context, model, batches, cfg.finetune)
-            cost += per_label * each
-            wanted += per_label * each * steps_of(cfg.finetune, len(split))
+            for kind, lengths in (("tuned", 1), ("scratch", scratch_lengths(cfg))):
+                trial = trials(cfg, kind, labels)[0]
+                split = chosen_labels(context, trial)
+                each = cfg.finetune.seeds * lengths * trial_step(context, trial, split) if lengths else 0.0
+                cost += each
+                wanted += each * steps_of(cfg.finetune, len(split))
         if wanted > (1 - SHARE) * seconds:
             changes |= {"finetune__steps": max(1, int((1 - SHARE) * seconds / cost)), "finetune__epochs": None}
             wanted = (1 - SHARE) * seconds
@@ -46,6 +44,13 @@ def size_steps(context: Context) -> tuple[config.Config, list[str]]:
     notes = [f"{k.replace('__', '.')}={v}: for budget={cfg.budget}" for k, v in changes.items() if k.endswith("steps")]
     context.run.update(budget={"asked": cfg.budget, "pretrain_step_s": pretrain})
     return config.replace(cfg, **changes), notes
+
+
+def trial_step(context: Context, trial: Trial, split: Any) -> float:
+    """Seconds of a step of fine-tuning."""
+    model, _ = classifier(context, trial)
+    batches = batches_of(context, model, split, context.cfg.finetune, context.cfg.seed, "budget")
+    return seconds_per_step(context, model, batches, context.cfg.finetune)
 
 
 def scratch_lengths(cfg: config.Config) -> int:

@@ -78,7 +78,8 @@ def parts(context: Context) -> Iterator[Part]:
         yield Part("pretrain", context.objective, context.data.corpus, cfg.pretrain)
     if "finetune" in stages:
         trial = trials(cfg, "tuned", label_counts(cfg)[-1])[0]
-        yield Part("finetune", lambda: classifier(context, trial)[0], chosen_labels(context, trial), settings(context, trial))
+        split = chosen_labels(context, trial)
+        yield Part("finetune", lambda: classifier(context, trial)[0], split, settings(cfg, trial, len(split)))
 
 
 def examine(context: Context, part: Part) -> Iterator[Finding]:
@@ -227,7 +228,7 @@ def disk(context: Context, outputs: Path) -> Finding:
     done, state = estimate.disk(context)
     there = next(p for p in (outputs.absolute(), *outputs.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
-    cache = sum(p.stat().st_size for p in cache_folder().glob("*.npy"))
+    cache = sum(p.stat().st_size for p in cache_folder().rglob("*") if p.is_file())
     text = f"run folder {gb(done)}, {gb(state)} more while it trains, {gb(free)} free; {gb(cache)} in {cache_folder()}"
     if not os.access(there, os.W_OK):
         return Finding(FAILED, "disk", f"{there}: cannot be written to")

@@ -1,5 +1,6 @@
 """What a run will take: memory, disk and time, from real batches, real files and real steps."""
 
+import json
 import os
 import platform
 import resource
@@ -8,17 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from ptmrun import optim, probe
-from ptmrun.budget import scratch_lengths, seconds_per_step
-from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, labelled, steps_of
-from ptmrun.trials import chosen_labels, classifier, label_counts, said, trials, weights_file
+from ptmrun.budget import scratch_lengths, seconds_per_step, trial_step
+from ptmrun.context import ENCODER, Context, batches_of, chosen_stages, steps_of
+from ptmrun.pretraining import judge
+from ptmrun.trials import Trial, chosen_labels, classifier, label_counts, said, start_from_probe, trials, weights_file
 
 PICTURES = 550_000  # bytes of the figures, which report.html holds once more
 METRICS_LINE = 270  # bytes
-PREDICTION = 12  # bytes of a row of predictions.parquet
+SAMPLES = 32  # by which the size of predictions is judged
 
 
 def activations(model: nn.Module, batch: dict[str, Any], autocast: Callable[[], Any]) -> int:
@@ -71,8 +74,8 @@ def disk(context: Context) -> tuple[int, int]:
     state = max((p.stat().st_size for p in files if p.parent.name == "state"), default=0)
     if cfg.on_nan == "recover":
         state = state * 3 // 2  # the good state in the check's checkpoint is of step 0 and has no moments yet
-    total = sum(p.stat().st_size for p in files if "checkpoints" not in p.parts) + PICTURES
-    steps = 0.0
+    total = PICTURES + sum(float(p.stat().st_size) for p in files if "checkpoints" not in p.parts)
+    steps = rest = 0.0
     if "pretrain" in stages:
         steps += steps_of(cfg.pretrain, len(data.corpus)) / cfg.pretrain.log_every
         total += sum(p.stat().st_size for p in (*run.path(ENCODER).iterdir(), run.path("checkpoints/heads.safetensors")))
@@ -86,9 +89,22 @@ def disk(context: Context) -> tuple[int, int]:
             total += len(tuned) * wrote.stat().st_size
         if "evaluate" in stages:
             kinds = 1 + len({"scratch", "scratch_long"} & set(cfg.evaluate.baselines))
-            total += len(tuned) * 4 * (kinds * len(data.test) + len(data.val)) * len(data.classes)
-            total += len(tuned) * PREDICTION * len(data.test)
-    return int(total + steps * METRICS_LINE), state
+            predicted, row, other = prediction(context, tuned[0])
+            total += len(tuned) * (predicted * (kinds * len(data.test) + len(data.val)) + row * len(data.test))
+            rest = other * len(data.test)  # of the most labels alone
+    return int(total + rest + steps * METRICS_LINE), state
+
+
+def prediction(context: Context, trial: Trial) -> tuple[float, float, float]:
+    """Bytes that are kept of what is predicted of one sample: of all predictions, in predictions.parquet before it is compressed,
+    and in the problem's own files."""
+    problem, some = context.part("downstream"), context.data.test.spaced(SAMPLES)
+    with context.autocast():
+        found = said(context, classifier(context, trial)[0], some)
+    rows = pa.table(problem.columns(found, some, context.data.classes))
+    own = problem.files(found, some, context.cfg.downstream) if hasattr(problem, "files") else {}
+    written = sum(len(json.dumps(content, indent=2)) for content in own.values())
+    return sum(x.nbytes for x in found.values()) / len(some), rows.nbytes / len(some), written / len(some)
 
 
 def duration(context: Context) -> dict[str, float]:
@@ -100,31 +116,25 @@ def duration(context: Context) -> dict[str, float]:
         batches = batches_of(context, objective, data.corpus, cfg.pretrain, cfg.seed, "check")
         each = seconds_per_step(context, objective, batches, cfg.pretrain)
         seconds["pretrain"] = each * steps_of(cfg.pretrain, len(data.corpus))
-        if cfg.pretrain.probes and labelled(context):
-            looks = (context.encoder(), data.train, data.val, context.inputs, context.autocast)
-            seconds["pretrain"] += (cfg.pretrain.probes + 1) * timed(probe.probe, *looks)
+        if cfg.pretrain.probes:
+            look = timed(probe.probe, objective.encoder, data.train, data.val, context.inputs, context.autocast)
+            look += timed(judge, context, objective, data.held) if data.held is not None else 0.0
+            seconds["pretrain"] += (cfg.pretrain.probes + 1) * look
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
         split = chosen_labels(context, tuned[0])
         model, _ = classifier(context, tuned[0])
         probed = cfg.finetune.head == "probe" and hasattr(model, "start_from_probe")
-        start = timed(from_probe, context, model, split) if probed else 0.0
-        batches = batches_of(context, model, split, cfg.finetune, cfg.seed, "check")
-        each = seconds_per_step(context, model, batches, cfg.finetune)
-        once = each * steps_of(cfg.finetune, len(split))
+        start = timed(start_from_probe, context, model, split, cfg.seed) if probed else 0.0
+        steps = steps_of(cfg.finetune, len(split))
         if "finetune" in stages:
-            seconds["finetune"] += len(tuned) * (start + once)
+            seconds["finetune"] += len(tuned) * (start + steps * trial_step(context, tuned[0], split))
         if "evaluate" in stages:
             predict = timed(said, context, model, data.test)
-            scratch = {"scratch", "scratch_long"} & set(cfg.evaluate.baselines)
-            seconds["evaluate"] += len(tuned) * (
-                predict * (1 + len(scratch)) + start * len(scratch) + once * scratch_lengths(cfg)
-            )
+            scratch, lengths = {"scratch", "scratch_long"} & set(cfg.evaluate.baselines), scratch_lengths(cfg)
+            each = lengths * trial_step(context, trials(cfg, "scratch", labels)[0], split) if lengths else 0.0
+            seconds["evaluate"] += len(tuned) * (predict * (1 + len(scratch)) + start * len(scratch) + steps * each)
     return seconds
-
-
-def from_probe(context: Context, model: Any, split: Any) -> None:
-    model.start_from_probe(torch.from_numpy(context.features(model.encoder, split)), split.labels)
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> float:

@@ -1,5 +1,6 @@
 """The score on the test split, the floors beside it, and what they mean."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ MOST_TOKENS = 80  # of a text in a picture
 
 def evaluate(context: Context) -> None:
     """Predicts with every fine-tuned model and every baseline; writes results.json, predictions.parquet and figures."""
-    cfg, run, data = context.cfg, context.run, context.data
+    cfg, run, data, begun = context.cfg, context.run, context.data, time.perf_counter()
     problem = context.part("downstream")
     wanted = [b for b in words.METHODS if b in cfg.evaluate.baselines]
     pretrained = weights_hash(run) is not None
@@ -74,7 +75,7 @@ def evaluate(context: Context) -> None:
         "by_labels": [{k: v for k, v in s.items() if k != "metrics"} for s in sets],
         "pretrain": pretraining(lines),
         "weights_sha256": weights_hash(run),
-        "wall_s": run.manifest.get("wall_s", {}),
+        "wall_s": {**run.manifest.get("wall_s", {}), "evaluate": round(time.perf_counter() - begun, 1)},
         "parameters": parameters(context, headline["labels_per_class"]),
         "ranks": ranks(context, headline["labels_per_class"]),
     }
@@ -148,11 +149,9 @@ def pretraining(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     return result
 
 
-def validation_score(context: Context, problem: Any, labels: int | None) -> float | None:
+def validation_score(context: Context, problem: Any, labels: int | None) -> float:
     """The fine-tuned models' score on the held-out part of the training split: what a search may look at."""
     val = context.data.val
-    if not len(val):
-        return None
     return float(np.mean([problem.score(predict(context, t, "val"), val) for t in trials(context.cfg, "tuned", labels)]))
 
 
@@ -202,11 +201,13 @@ def draw_features(context: Context, inputs: Inputs) -> None:
 def draw_attribution(context: Context) -> None:
     """What the first fine-tuned classifier for most labels goes by: Grad-CAM for encoders that have `cam_layers`, for those of
     texts what each token adds."""
-    data, encoder = context.data, context.encoder()
-    if not (hasattr(encoder, "cam_layers") or hasattr(encoder, "embeddings")) or not single(data.test):
+    data = context.data
+    if not single(data.test):
         return
-    split = data.test.spaced(SHOWN)
     model = tuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
+    encoder, split = model.encoder, data.test.spaced(SHOWN)
+    if not (hasattr(encoder, "cam_layers") or hasattr(encoder, "embeddings")):
+        return
     inputs = context.inputs(next(split.all()))
     guess = model.predict([inputs])["logits"].argmax(1)
     pairs = zip(guess.tolist(), split.labels.tolist(), strict=True)

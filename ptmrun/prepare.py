@@ -32,6 +32,11 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
             bar.reading(title, done, total)
 
         data = read(run, cfg, reading)
+    fingerprint = run.manifest.get("data", {}).get("fingerprint", data.fingerprint)
+    if fingerprint != data.fingerprint:
+        raise UserError(
+            f"dataset={cfg.dataset.name}: the data has changed since the run was made (was {str(fingerprint)[:12]}); refused"
+        )
     cfg = config.replace(cfg, **data.settled)
     context = Context(run, cfg, data, where, data.inputs(where), stop)
     changes, why = context.part("model").resolve(cfg.model, *data.shape)
@@ -49,11 +54,6 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         run.write_json("splits.json", data.made)
     if data.unreadable:
         run.write("unreadable.txt", "\n".join(data.unreadable) + "\n")
-    fingerprint = run.manifest.get("data", {}).get("fingerprint", data.fingerprint)
-    if fingerprint != data.fingerprint:
-        raise UserError(
-            f"dataset={cfg.dataset.name}: the data has changed since the run was made (was {str(fingerprint)[:12]}); refused"
-        )
     if origin(cfg.init) == "run":
         take_parent(context)
     elif cfg.init != "random":

@@ -1,5 +1,6 @@
 """The pretraining stage: an encoder learns from samples without their labels."""
 
+import math
 from typing import Any
 
 import torch
@@ -71,7 +72,8 @@ def train_objective(context: Context) -> Any:
 @torch.no_grad()
 def judge(context: Context, objective: Any, split: Any) -> dict[str, float]:
     """What the objective says of sequences that it was not trained on (at most MOST, evenly spaced), with the same random numbers
-    whenever it is asked: its loss as held_loss, and its metrics; with bits_per_token also perplexity and bits_per_byte."""
+    whenever it is asked: its loss as held_loss, and its metrics. Of texts also perplexity, of the tokens that are predicted, and
+    with bits_per_token bits_per_byte where tokens hold every byte, so that it can be compared between tokenizers."""
     split = split.spaced(MOST)
     loop = context.cfg.pretrain.model_copy(update={"accumulate": 1})
     batches = batches_of(context, objective, split, loop, context.cfg.seed, "held")
@@ -85,9 +87,10 @@ def judge(context: Context, objective: Any, split: Any) -> dict[str, float]:
                 total[0] += float(value.total)
                 total[1] += float(value.n)
     found = {name: total / max(n, 1.0) for name, (total, n) in sums.items()}
-    if "bits_per_token" in found:
-        found["perplexity"] = 2 ** min(found["bits_per_token"], 1000.0)
-        found["bits_per_byte"] = found["bits_per_token"] / split.bytes_per_token
+    if context.data.noun == "texts":
+        found["perplexity"] = math.exp(min(found.get("loss_mlm", found["held_loss"]), 700.0))
+        if "bits_per_token" in found and context.data.tokenizer.kind == "bpe":
+            found["bits_per_byte"] = found["bits_per_token"] / split.bytes_per_token
     return found
 
 

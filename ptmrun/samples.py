@@ -64,4 +64,6 @@ def marked(context: Context, ids: list[int], hidden: list[bool]) -> str:
             runs.append((mark, []))
         runs[-1][1].append(token)
     texts = [context.data.tokenizer.decode(run) for _, run in runs]
-    return " ".join(f"[{text.strip()}]" if mark else text.strip() for (mark, _), text in zip(runs, texts, strict=True) if text)
+    return " ".join(
+        f"[{text.strip()}]" if mark else text.strip() for (mark, _), text in zip(runs, texts, strict=True) if mark or text
+    )

@@ -53,6 +53,8 @@ def space(overrides: list[str]) -> tuple[list[str], dict[str, Any]]:
 def run(ledger: Ledger, settings: Sweep, overrides: list[str], launch: Any) -> None:
     """Asks for trials, launches them as jobs and tells how they ended, until there are settings.trials of them."""
     library = optuna()
+    if any(j.trial is None for j in ledger.jobs()):
+        raise UserError(f"sweep.resume={ledger.folder}: holds the jobs of a grid; a search needs a folder of its own")
     fixed, searched = space(overrides)
     compose([*fixed, *(f"{key}={text(first(d))}" for key, d in searched.items())])  # a mistake is said before a study is made
     study = library.create_study(

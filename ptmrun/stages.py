@@ -105,10 +105,13 @@ def execute(run: Run, cfg: Config) -> None:
             inputs = reuse.inputs(context, name)
             if cfg.skip_done:
                 reuse.take(context, name, inputs)
-            stages[name](context)
-            wall[name] = round(wall.get(name, 0.0) + time.perf_counter() - start, 1)
+            try:
+                stages[name](context)
+            finally:  # the time of an attempt that was interrupted counts; `watched` writes it
+                wall[name] = round(wall.get(name, 0.0) + time.perf_counter() - start, 1)
+                run.manifest = {**run.manifest, "wall_s": wall}
             read |= config.READ
-            run.update(wall_s=wall, inputs={**run.manifest.get("inputs", {}), name: inputs}, read=sorted(read))
+            run.update(inputs={**run.manifest.get("inputs", {}), name: inputs}, read=sorted(read))
         report_dead_keys(run, cfg, read)
         shutil.rmtree(run.path("checkpoints", "state"), ignore_errors=True)  # what only resuming needs
         run.manifest = {k: v for k, v in run.manifest.items() if k != "error"} | {"status": "done", "ended": now()}

@@ -145,8 +145,9 @@ def sweep_folder(settings: config.Sweep, overrides: list[str]) -> Path:
 
 def queue(ledger: Ledger, wanted: list[list[str]], problems: dict[tuple[str, ...], tuple[str, ...]]) -> list[Job]:
     """Enters the wanted jobs into the ledger, those that cannot be composed as failed; returns those to run."""
-    known = {tuple(j.overrides): j for j in ledger.jobs()}
-    number = 1 + max((j.number for j in known.values()), default=-1)
+    jobs = ledger.jobs()
+    known = {tuple(j.overrides): j for j in jobs}
+    number = 1 + max((j.number for j in jobs), default=-1)
     todo = []
     for overrides in wanted:
         entry = known.get(tuple(overrides))
@@ -211,7 +212,8 @@ def job(settings: Any) -> None:
     begun, before = time.monotonic(), ledger.run(entry)
     while before is not None and locked(before):  # a process of the sweep that was killed may live on for a moment
         if time.monotonic() - begun > 20:
-            ledger.write(entry, status="failed", reason="another process is working on its run; resume the sweep later")
+            other = entry.process or "another process"
+            ledger.write(entry, status="failed", reason=f"{other} is working on its run; resume the sweep later")
             return
         time.sleep(0.2)
     folder = ledger.path(entry.number)
@@ -261,7 +263,7 @@ def forwarded(child: subprocess.Popen) -> Iterator[list[int]]:
 
 def follow(child: subprocess.Popen, ledger: Ledger, entry: Job, prune: bool) -> bool:
     """Waits for the child, which is asked to stop when the sweep is; True when a search pruned it."""
-    pruner, asked = None, False
+    pruner, asked, looked = None, False, time.monotonic()
     if entry.trial is not None and prune:
         from ptmrun.search import Pruner
 
@@ -271,11 +273,12 @@ def follow(child: subprocess.Popen, ledger: Ledger, entry: Job, prune: bool) -> 
         if ledger.stopping() and not asked:
             child.terminate()
             asked = True
-        run = ledger.run(entry) if pruner else None
-        if pruner and run and pruner.hopeless(run.metrics()):
-            child.terminate()
-            child.wait()
-            return True
+        if pruner and time.monotonic() - looked > 1:
+            looked, run = time.monotonic(), ledger.run(entry)
+            if run and pruner.hopeless(run.metrics()):
+                child.terminate()
+                child.wait()
+                return True
     return False
 
 
@@ -334,7 +337,7 @@ def finish(ledger: Ledger) -> None:
 
     for entry in ledger.jobs():
         if entry.status == "running" and not ledger.alive(entry):
-            ledger.write(entry, status="killed", reason="its process is gone")
+            ledger.write(entry, status="killed", reason=f"its process ({entry.process}) is gone")
     jobs = ledger.jobs()
     rows = rows_of(ledger, jobs)
     if rows:

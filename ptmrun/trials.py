@@ -41,16 +41,14 @@ def chosen_labels(context: Context, trial: Trial) -> Any:
     return train_split.subset(indices)
 
 
-def settings(context: Context, trial: Trial) -> Any:
-    """The settings of `finetune` for a trial: random weights are all trained, at one rate, whatever the method, and have no
-    statistics to keep."""
-    options = context.cfg.finetune
+def settings(cfg: Any, trial: Trial, samples: int) -> Any:
+    """The settings of `finetune` for a trial with so many samples: random weights are all trained, at one rate, whatever the
+    method, and have no statistics to keep."""
+    options = cfg.finetune
     if trial.kind != "tuned":
         every = {"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "statistics": "batch"}
         return options.model_copy(update={**every, "lr": options.scratch_lr or options.lr})
-    if options.layer_decay != "auto":
-        return options
-    return options.model_copy(update={"layer_decay": layer_decay_of(options, len(chosen_labels(context, trial)))})
+    return options.model_copy(update={"layer_decay": layer_decay_of(options, samples)})
 
 
 def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
@@ -60,22 +58,22 @@ def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
     if trims(context, encoder):
         encoder.trim()
     rng.seed_everything(trial.seed, "head")
-    options = settings(context, trial)
+    split = chosen_labels(context, trial)
+    options = settings(context.cfg, trial, len(split))
     if options.resolution is not None:
         encoder.resize = options.resolution
     if options.statistics == "kept":
         normalisation.keep(encoder)
     model = problem.build(encoder, context.data, options).to(context.device)
     if hasattr(model, "balance") and options.class_weights == "balanced":
-        model.balance(chosen_labels(context, trial).labels)
-    counts = adapt.adapt(model, options, trial_steps(context, trial))
+        model.balance(split.labels)
+    counts = adapt.adapt(model, options, trial_steps(context.cfg, trial, len(split)))
     return model.train(), counts
 
 
-def trial_steps(context: Context, trial: Trial) -> int:
-    """Optimizer steps of the trial."""
-    longer = context.cfg.evaluate.longer if trial.kind == "scratch_long" else 1
-    return longer * steps_of(context.cfg.finetune, len(chosen_labels(context, trial)))
+def trial_steps(cfg: Any, trial: Trial, samples: int) -> int:
+    """Optimizer steps of the trial with so many samples."""
+    return (cfg.evaluate.longer if trial.kind == "scratch_long" else 1) * steps_of(cfg.finetune, samples)
 
 
 def trims(context: Context, encoder: Any) -> bool:
@@ -86,19 +84,18 @@ def trims(context: Context, encoder: Any) -> bool:
 def tune(context: Context, trial: Trial) -> Any:
     """Trains the trial's classifier and returns it."""
     check_stop(context.stop)
-    loop = settings(context, trial)
     split = chosen_labels(context, trial)
+    loop, steps = settings(context.cfg, trial, len(split)), trial_steps(context.cfg, trial, len(split))
     model, _ = classifier(context, trial)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
     context.refresh(model.encoder, split)
-    steps = trial_steps(context, trial)
     if loop.name == "linear" and hasattr(model, "take") and not loop.unfreeze:
         linear.fit(context, model, split, steps, trial.seed, tags)
         return model
     probed = loop.head == "probe" and hasattr(model, "start_from_probe")
     if probed:
-        model.start_from_probe(dropped_features(context, model.encoder, split, trial.seed), split.labels)
-    judged = loop.keep_probe and probed and len(context.data.val) > 0
+        start_from_probe(context, model, split, trial.seed)
+    judged = loop.keep_probe and probed
     if judged:
         start, before = {k: v.to("cpu", copy=True) for k, v in adapt.trained(model).items()}, held_out(context, model)
     fit(context, model, split, loop, steps, trial.seed, tags)
@@ -111,6 +108,10 @@ def tune(context: Context, trial: Trial) -> Any:
             why = f"{before:.3f} on held-out {context.data.noun}, {after:.3f} after training (finetune.keep_probe)"
             context.run.say(f"  {trial.name}: the linear probe that it began with is kept: {why}")
     return model
+
+
+def start_from_probe(context: Context, model: Any, split: Any, seed: int) -> None:
+    model.start_from_probe(dropped_features(context, model.encoder, split, seed), split.labels)
 
 
 def held_out(context: Context, model: Any) -> float:

@@ -15,8 +15,11 @@ import pytest
 import torch
 from conftest import TINY, draw, latest
 
-from ptmrun import checkpoint, config, reproduce
+from ptmrun import adapt, budget, checkpoint, config, reproduce
+from ptmrun.compose import compose
+from ptmrun.prepare import prepare
 from ptmrun.run import Run
+from ptmrun.signals import Stop
 
 KILLS = int(os.environ.get("PTMRUN_KILLS", "3"))
 
@@ -135,7 +138,8 @@ def test_a_signal_saves_and_resume_is_bit_exact(done_run, signum, ptmrun):
     assert process.returncode == 128 + signum
     assert "Go on with: ptmrun resume" in out
     folder = latest()
-    assert json.loads((folder / "manifest.json").read_text())["status"] == "interrupted"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["status"], set(manifest["wall_s"])) == ("interrupted", {"pretrain"}), "its time counts too"
     assert ptmrun("resume", folder)[0] == 0
     same(folder, done_run)
 
@@ -236,6 +240,17 @@ def test_a_budget_ends_on_time(ptmrun):
     assert f"pretrain.steps={cfg.pretrain.steps}: for budget=20s" in out
 
 
+def test_a_budget_knows_what_a_step_from_scratch_costs(monkeypatch):
+    """There every weight is trained, whatever the method: here a step takes as many seconds as it trains parameters."""
+    monkeypatch.setattr(budget, "seconds_per_step", lambda context, model, *_: adapt.parameters(model, trainable=True))
+    cfg = compose([*TINY, "finetune=linear", "finetune.seeds=1", "evaluate.baselines=[scratch]"])
+    context = prepare(Run.create(cfg, [], {"parents": []}), cfg, Stop())
+    context.cfg = config.replace(context.cfg, budget="1000000000s")
+    found, _ = budget.size_steps(context)
+    left = budget.USABLE * 1e9 - cfg.finetune.steps * (970 + 338_890)
+    assert found.pretrain.steps == pytest.approx(left / adapt.parameters(context.objective(), trainable=True), abs=1)
+
+
 def test_unlabelled_images_are_pretrained_only(tmp_path, ptmrun):
     for i in range(30):
         draw(tmp_path / "photos" / f"{i}.png", shade=i)
@@ -317,9 +332,11 @@ def test_changed_data_is_refused_on_resume(done_run, tmp_path, ptmrun):
     manifest = json.loads(path.read_text())
     manifest["status"], manifest["data"]["fingerprint"] = "interrupted", "0" * 64
     path.write_text(json.dumps(manifest))
+    (tmp_path / "run" / "splits.json").write_text("its own")
     code, _, err = ptmrun("resume", tmp_path / "run")
     assert code == 2
     assert "the data has changed since the run was made" in err
+    assert (tmp_path / "run" / "splits.json").read_text() == "its own"
 
 
 def test_training_images_of_one_class_are_refused_at_once(tmp_path, ptmrun):

@@ -132,6 +132,17 @@ def test_a_broken_cache_is_made_again(tokenizers, tmp_path):
     assert made(tokenizers).ids.tolist() == first
 
 
+def test_another_process_may_be_faster(tokenizers, tmp_path):
+    """Both make the files; the first to be done has its folder there when the other puts its own in place."""
+
+    def progress(*_):
+        made(tokenizers)
+
+    found = corpus.tokenised(part(DOCUMENTS), tokenizers["wordpiece"], progress)
+    assert found.ids.tolist() == made(tokenizers).ids.tolist()
+    assert len(list((tmp_path / "cache").glob("*.corpus"))) == 1
+
+
 def test_a_cache_that_cannot_be_written(tokenizers, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "file"))
@@ -169,8 +180,8 @@ def test_blocks_depend_on_their_number_alone(tokenizers):
     whole = blocks.batch(torch.arange(len(blocks))).ids
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))
     assert torch.equal(blocks.batch(order).ids, whole[order])
-    assert torch.equal(blocks.block(3), whole[3])
-    assert torch.equal(made(tokenizers).blocks(16).block(3), whole[3])
+    assert torch.equal(blocks.batch(torch.tensor([3])).ids[0], whole[3])
+    assert torch.equal(made(tokenizers).blocks(16).batch(torch.tensor([3])).ids[0], whole[3])
 
 
 def test_a_corpus_shorter_than_a_block(tokenizers):
@@ -179,7 +190,7 @@ def test_a_corpus_shorter_than_a_block(tokenizers):
     text = [*found.document(0).tolist(), end]
     blocks = found.blocks(50, framed=False)
     assert len(blocks) == 1
-    assert blocks.block(0).tolist() == (text * 50)[:50]
+    assert blocks.batch(torch.tensor([0])).ids[0].tolist() == (text * 50)[:50]
 
 
 def test_subsets(tokenizers):
@@ -191,7 +202,7 @@ def test_subsets(tokenizers):
     end = tokenizers["wordpiece"].vocabulary.end
     stream = [*found.document(5).tolist(), end, *found.document(2).tolist(), end]
     blocks = some.blocks(len(stream), framed=False)
-    assert blocks.block(0).tolist() == stream
+    assert blocks.batch(torch.tensor([0])).ids[0].tolist() == stream
 
 
 def test_hold_out(tokenizers):

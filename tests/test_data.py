@@ -333,6 +333,12 @@ def test_groups_of_a_hub_data_set(tmp_path, monkeypatch):
     assert (len(data.test), data.test.labels.min()) == (24, 0), "the validation split takes its place"
 
 
+def test_lists_of_labels_are_not_withheld():
+    found = {"train": {"label": [[0]]}, "test": {"label": [[0, 1], []]}}
+    assert hub.without_withheld(found, "label") == []
+    assert list(found) == ["train", "test"]
+
+
 def test_augmentation_moves_pixels_by_what_it_says():
     images = torch.zeros(64, 1, 16, 16)
     images[:, :, 8, 8] = 1

@@ -28,7 +28,7 @@ def tokenizer(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMRUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         documents = [f"{LONG} Where did Ann Lee bake? Ann Lee baked in Ünited Paris (1907)."] * 20
-        return tokenizers.choose(request.param, 300, request.param, FRAMINGS[request.param], part(documents))
+        return tokenizers.train(request.param, 300, FRAMINGS[request.param], part(documents))
 
 
 def options(root, **changes):
@@ -444,6 +444,9 @@ def changed(change) -> dict:
         ("", "train.json: is empty; expected SQuAD's JSON"),
         ('{"data":\n [}', "train.json: line 2 is no JSON (Expecting value)"),
         (b'{"data": "\xe9"}', "train.json: byte 10 is not utf-8; name its downstream.encoding"),
+        ('{"data": %s}' % ("9" * 5000), "train.json: is no JSON (Exceeds the limit"),
+        (changed(lambda q, a: q.update(question="who \ud800")), "qas[1].question: half a surrogate pair (\\ud800 ...); mend it"),
+        (changed(lambda q, a: q.update(id=a["paragraphs"][0]["qas"][0]["id"])), "is that of several questions (1 such ids)"),
         ("[" * 100_000, "train.json: its lists are nested too deeply"),
         ({"data": []}, "train.json: holds no questions"),
         ([], "train.json: data is missing"),

@@ -382,6 +382,17 @@ def test_optuna_searches_prunes_and_goes_on(tmp_path):
         assert f"task={trial.params['task']}" in job.overrides
 
 
+def test_a_search_leaves_the_jobs_of_a_grid_alone(tmp_path, ptmrun):
+    pytest.importorskip("optuna")
+    grid = Ledger(tmp_path / "s")
+    grid.write(Job(number=0, overrides=["seed=1"], status="done", score=0.9))
+    argv = ["-m", *SMALL, "stage=pretrain", "pretrain.lr=interval(1e-4,1e-2)", "sweep.search=optuna"]
+    code, _, err = ptmrun(*argv, f"sweep.resume={grid.folder}")
+    assert code == 2
+    assert err == f"ptmrun: sweep.resume={grid.folder}: holds the jobs of a grid; a search needs a folder of its own\n"
+    assert grid.job(0).score == 0.9
+
+
 def test_a_hopeless_trial_is_pruned(tmp_path):
     optuna = pytest.importorskip("optuna")
     from ptmrun import search

@@ -289,7 +289,7 @@ def test_loads_in_transformers(tmp_path, kind):
 def test_what_the_saved_tokenizer_gives_is_what_the_saved_model_takes(tmp_path, kind):
     """model(**tokenizer(texts)), as users of transformers write it."""
     family, stories = FAMILIES[kind], story(20, 4)
-    own = tokenizer.choose("auto", "auto", family.TOKENIZER, family.FRAMING, part(stories))
+    own = tokenizer.train(family.TOKENIZER, "auto", family.FRAMING, part(stories))
     torch.manual_seed(0)
     model = family.build(options(), own.vocabulary, 64, "sdpa").eval()
     nn.init.normal_(model.embeddings.weight)

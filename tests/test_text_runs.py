@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from conftest import latest
 from texts import sentence, story
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from ptmrun import cli, config, figures, run, train, trials
+from ptmrun import checkpoint, cli, config, figures, run, train, trials
 from ptmrun.data import tokenizer
 from ptmrun.errors import UserError
 from ptmrun.models import gpt
@@ -73,7 +74,15 @@ def test_from_raw_text_to_a_classifier_and_again(ptmrun, corpus, model, task):
     lines = [json.loads(x) for x in (first / "metrics.jsonl").read_text().splitlines()]
     judged = [x for x in lines if "held_loss" in x]
     assert [x["step"] for x in judged] == [0, 4]
-    assert ("bits_per_byte" in judged[0]) == (task == "clm")
+    assert ("bits_per_byte" in judged[0]) == (task == "clm" and model == "gpt"), "WordPiece has no token for every byte"
+    nats = judged[1].get("loss_mlm", judged[1]["held_loss"])
+    assert judged[1]["perplexity"] == pytest.approx(math.exp(nats))
+    looks = run.Run.open(first).samples()
+    assert [x["step"] for x in looks] == ([] if model == "transformer" else [0, 4])
+    if "masked_accuracy" in judged[0] or task == "plm":
+        for look in looks:  # the same tokens stand in brackets, the right ones and the guessed ones
+            assert all(a.count("[") == b.count("[") > 0 for a, b in zip(look["given"], look["said"], strict=True))
+        assert looks[0]["given"] == looks[1]["given"]
     assert {p.name for p in (first / "checkpoints/tokenizer").iterdir()} >= {"tokenizer.json"}
     assert (first / "checkpoints/encoder/tokenizer.json").read_bytes() == (
         first / "checkpoints/tokenizer/tokenizer.json"
@@ -121,6 +130,65 @@ def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, 
     assert run.Run.open(latest()).manifest["weights_sha256"] == undisturbed
 
 
+LABELLED = {
+    "token_classification": ("tags/train.conll", "\n".join(["Rome B-LOC\nfell O\n", "He O\nwent O\n"] * 12)),
+    "question_answering": (
+        "squad.json",
+        json.dumps(
+            {
+                "data": [
+                    {
+                        "paragraphs": [
+                            {
+                                "context": f"Ann has {i} cats.",
+                                "qas": [
+                                    {"id": str(i), "question": "How many?", "answers": [{"text": str(i), "answer_start": 8}]}
+                                ],
+                            }
+                        ]
+                    }
+                    for i in range(24)
+                ]
+            }
+        ),
+    ),
+    "text_multilabel": ("table.csv", "text,label\n" + 'Nice and small.,"a,b"\nDull.,a\nSmall.,b\n' * 8),
+    "text_classification": ("pairs.csv", "text,other,label\n" + "Rain.,It is wet.,yes\nRain.,It is dry.,no\n" * 12),
+    "translation": ("pairs.tsv", "source\ttarget\n" + "a cat\tun gato\nthe dog\tel perro\n" * 12),
+}
+
+
+@pytest.mark.parametrize("problem", LABELLED)
+def test_an_interrupted_fine_tuning_is_resumed_bit_for_bit(ptmrun, corpus, problem, monkeypatch):
+    file, content = LABELLED[problem]
+    Path(file).parent.mkdir(exist_ok=True)
+    Path(file).write_text(content)
+    own = {"text_classification": ["downstream.pair_column=other"], "translation": ["downstream.beams=1"]}.get(problem, [])
+    words = ["dataset=text", f"dataset.root={corpus / 'corpus.txt'}", *SHORT, "finetune.steps=4", "stage=finetune+evaluate"]
+    words += [f"model={'transformer' if problem == 'translation' else 'bert'}", f"downstream={problem}", *own]
+    words += [f"downstream.root={file if '/' not in file else Path(file).parent}"]
+    code, _, err = ptmrun(*words)
+    assert code == 0, err
+    whole = latest()
+    step, seen = train.backward, []
+
+    def stop_once(*args):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(train, "backward", stop_once)
+    assert ptmrun(*words)[0] != 0
+    code, _, err = ptmrun("resume", latest())
+    assert code == 0, err
+    assert len(seen) == 5, "the first two steps were not made again"
+    [weights] = (whole / "checkpoints/finetuned").iterdir()
+    again = latest() / "checkpoints/finetuned" / weights.name
+    assert checkpoint.sha256(checkpoint.load(again)[0]) == checkpoint.sha256(checkpoint.load(weights)[0])
+    assert (latest() / "predictions.parquet").read_bytes() == (whole / "predictions.parquet").read_bytes()
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_packed_documents_read_alone(ptmrun, corpus, model):
     """Micro-batches change nothing; that no document sees another does."""
@@ -148,6 +216,23 @@ def loaded(*overrides):
     cfg = compose(["dataset=text", "model.length=32", *overrides])
     read, problem = part_of(cfg, "dataset").read, part_of(cfg, "downstream")
     return texts.load(read, cfg, part_of(cfg, "model"), problem, None, lambda *_: None)
+
+
+def test_what_a_limit_does_not_reach_is_said(corpus):
+    root = f"dataset.root={corpus / 'corpus.txt'}"
+    for task, said in (("mlm", False), ("mlm_nsp", True)):
+        data = loaded("model=bert", f"task={task}", root, "dataset.limit=2", "stage=pretrain")
+        assert any("draws its pairs from the whole corpus" in note for note in data.notes) == said
+        assert len(data.corpus) == 2
+
+
+def test_tf_idf_of_texts_without_words():
+    from ptmrun.data.texts import tf_idf
+
+    emoji = tf_idf(["😀 😀 🐈", "🐈 a"])
+    assert sorted(emoji.vocabulary_) == ["a", "🐈", "😀"]
+    words = tf_idf(["a cat, the cat", "😀"], ngram_range=(1, 2))
+    assert sorted(words.vocabulary_) == ["cat", "cat the", "the", "the cat"]
 
 
 def used(data) -> set[tuple[int, ...]]:

@@ -31,6 +31,15 @@ def fails(root, *more, labelled=False) -> str:
     return str(caught.value)
 
 
+def test_a_labelled_problem_has_keys_of_its_own_and_files_as_they_are_called(tmp_path):
+    file = tmp_path / "dataset.csv"
+    file.write_bytes(b"a\nx\xff\n")
+    with pytest.raises(UserError) as caught, text.as_downstream():
+        read(file)
+    hint = "name its downstream.encoding (such as latin-1 or utf-16), or set downstream.errors=replace"
+    assert str(caught.value) == f"{file}: byte 3 is not utf-8; {hint}"
+
+
 def test_sentence_ends():
     prose = 'He said "Go." Then 3.5 kg fell!\nÜber alles? yes. no'
     assert [prose[:end].splitlines()[-1] for end in ends(prose)] == ['He said "Go."', 'He said "Go." Then 3.5 kg fell!']
@@ -104,7 +113,8 @@ def test_files_of_no_split_beside_some_of_one_are_refused(tmp_path):
     assert fails(tmp_path) == f"{tmp_path}: there is dev.csv; expected a file or folder called train beside it"
     for name in ("README.csv", "dev.csv"):
         (tmp_path / name).unlink()
-    assert documents(read(tmp_path)) == ["a"], "a file alone is what there is"
+    assert fails(tmp_path) == f"{tmp_path}: there is test.csv; expected a file or folder called train beside it"
+    assert documents(read(tmp_path / "test.csv")) == ["a"], "a file that is named is what is read"
 
 
 def test_folders_that_name_no_split_are_whole(tmp_path):
@@ -154,7 +164,8 @@ def test_tables(tmp_path, suffix):
     assert train.labels.dtype == np.int64
     assert train.labels.tolist() == [1, 0, 1]
     assert train.groups.tolist() == ["a", "b", "a"]
-    assert source.notes == ["1 empty texts of the train split are skipped"]
+    [note] = source.notes
+    assert note.startswith(f"1 empty texts of the train split are skipped, the first at {file}")
     assert read(file, "dataset.label_column=null").parts["train"].labels is None
     assert read(file, "dataset.label_column=site").classes == ["a", "b"]
     pairs = read(file, "dataset.pair_column=site").parts["train"]
@@ -202,7 +213,8 @@ def test_empty_files_are_counted(tmp_path):
         (tmp_path / f"{name}.txt").write_text(content)
     source = read(tmp_path)
     assert documents(source) == ["One.\nTwo.", "Three.\nFour."]
-    assert source.notes == ["each file is a document (dataset.documents=file)", "2 empty texts of the train split are skipped"]
+    skipped = f"2 empty texts of the train split are skipped, the first at {tmp_path / 'b.txt'}"
+    assert source.notes == ["each file is a document (dataset.documents=file)", skipped]
 
 
 def test_labels_where_they_must_be(tmp_path):
@@ -233,6 +245,28 @@ def test_a_column_that_first_rows_lack(tmp_path):
     assert read(tmp_path, "dataset.label_column=labels", "dataset.label_separator=','").classes == ["x"]
     assert documents(read(tmp_path, "dataset.text_column=title")) == ["C"]
     assert fails(tmp_path, "dataset.label_column=label").endswith("has no such column; it has: text, labels, title")
+    rows = [{"text": "A", "label": 1}, {"txet": "B", "label": 2}, {"text": "C", "label": 2}]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert fails(tmp_path) == f"{tmp_path / 'x.jsonl'}:2: has no text; it has: txet, label"
+    assert documents(read(tmp_path, "dataset.label_column=null")) == ["A", "C"]
+
+
+def test_columns_that_are_used_twice(tmp_path):
+    (tmp_path / "x.csv").write_text("text,label\na,x\nb,y\n")
+    for key in ("label_column", "pair_column"):
+        assert fails(tmp_path, f"dataset.{key}=text") == f"dataset.{key}=text: is the column of the texts too; expected another"
+
+
+def test_labels_of_tables_with_gaps(tmp_path):
+    """Where a value lacks, pandas writes whole numbers as floats, and NaN for what is not there."""
+    table = pa.table({"text": ["a", "b", "c"], "label": [0.0, 1.0, 0.5]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert read(tmp_path).classes == ["0", "0.5", "1"]
+    pq.write_table(table.set_column(1, "label", pa.array([0.0, float("nan"), 1.0])), tmp_path / "x.parquet")
+    assert fails(tmp_path).startswith(f"{tmp_path / 'x.parquet'} row 2: the label is empty")
+    (tmp_path / "x.parquet").unlink()
+    (tmp_path / "x.jsonl").write_text('{"text": "a", "label": {"b": 1}}\n')
+    assert fails(tmp_path) == f"{tmp_path / 'x.jsonl'}:1: expected a label, found {{'b': 1}}"
 
 
 def test_numbers_are_sorted_as_numbers(tmp_path):
@@ -267,7 +301,7 @@ BAD = {
     "long.csv": (b"text,label\na,b,c\n", "{f}:2: 3 fields where the first line has 2"),
     "open.csv": (b'text,label\n"a,x\nb,y\n', "{f}:3: is no csv: unexpected end of data"),
     "twice.csv": (b"text,text\na,b\n", "{f}:1: two columns have the same name: text, text"),
-    "header.csv": (b"text,label\n", "dataset.text_column: {f} has no column of texts"),
+    "header.csv": (b"text,label\n", "{f}: has no rows"),
     "label.csv": (
         b"text,label\na,x\nb,\n",
         "{f}:3: the label is empty; give it one, or remove the row; a corpus needs none (label_column=null)",
@@ -400,7 +434,7 @@ def test_texthub(tmp_path, monkeypatch):
     assert set(source.parts) == {"train", "val"}
     assert source.notes == [
         "the labels of the test split are withheld (-1), so it is not used",
-        "1 empty texts of the train split are skipped",
+        "1 empty texts of the train split are skipped, the first at train row 1",
     ]
     assert set(texthub.read(options("dataset=texthub", "dataset.root=a/b", "dataset.label_column=null")).parts) == {
         "train",

@@ -47,7 +47,7 @@ def tokenizer(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMRUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         documents = ["EU rejects German call . Peter Blackburn met Ann . Ünited Nations , (new) York's 1,5"] * 20
-        return tokenizers.choose(request.param, 300, request.param, FRAMINGS[request.param], part(documents))
+        return tokenizers.train(request.param, 300, FRAMINGS[request.param], part(documents))
 
 
 def options(root, **changes):

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,10 +256,9 @@ def test_transformers_reads_what_is_saved(trained, kind, tmp_path):
         assert read(texts[0])["input_ids"] == made.frame(made.encode(texts)[0], None, 10**6)[0].tolist()
         assert (read.pad_token_id, len(read)) == (made.vocabulary.pad, made.vocabulary.size)
         assert read.mask_token_id == made.vocabulary.mask
-        again = tokenizer.choose(str(folder), "auto", "bpe", FRAMINGS[kind], part(LONG))
+        again = tokenizer.choose(SimpleNamespace(tokenizer=str(folder)), "bpe", FRAMINGS[kind], part(LONG))
         assert again.fingerprint == made.fingerprint
         assert again.kind == kind
-        assert again.added == []
         assert torch.equal(again.vocabulary.continues, made.vocabulary.continues)
     assert not any(str(tmp_path) in p.read_text() for p in folder.iterdir())
 
@@ -275,7 +275,6 @@ def test_a_tokenizer_of_another_family(trained, tmp_path):
         "<s> $A </s> $B:1 </s>:1",
     )
     made = tokenizer.load(str(tmp_path), other)
-    assert made.added == ["</e>"]
     v = made.vocabulary
     assert (v.size, v.pad, v.unknown, v.start, v.end, v.mask) == (501, 0, 1, 2, 500, None)
     a = made.encode([LONG[0]])[0]
@@ -310,9 +309,14 @@ def test_rare_characters_are_unknown_to_wordpiece():
 def test_bad_sources(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "empty").mkdir()
-    for source in (str(tmp_path / "empty"), str(tmp_path / "none")):
+    damaged = {"unknown": '{"model": {"type": "Other"}}', "list": "[]", "null": "null", "cut": '{"model'}
+    for name, content in damaged.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(content)
+        (tmp_path / name / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    for source in (str(tmp_path / name) for name in ("empty", "none", *damaged)):
         with pytest.raises(UserError) as caught:
-            tokenizer.choose(source, "auto", "bpe", FRAMINGS["bpe"], part(LONG))
+            tokenizer.choose(SimpleNamespace(tokenizer=source), "bpe", FRAMINGS["bpe"], part(LONG))
         assert str(caught.value).startswith(
             f"model.tokenizer={source}: expected auto, wordpiece, bpe, unigram, a transformers folder"
         )

@@ -439,13 +439,6 @@ def test_shuffled_sentences_keep_their_tokens():
         assert plain.corrupted(inputs, rng.Rows(0, 0, 0, 600, 600)).ids[:, :-3].tolist() == expected
 
 
-def test_denoising_needs_a_mask_token():
-    made = encoder("transformer")
-    made.vocabulary = SimpleNamespace(mask=None)
-    with pytest.raises(UserError, match=r"model.tokenizer: expected one with a mask token for task=denoising"):
-        objective("transformer", made)
-
-
 # --- both
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ptmrun.data.sources.text import as_downstream, by_split, decoded
+from ptmrun.data.tokenizer import slices
 from ptmrun.errors import UserError, printable
 
 
@@ -20,7 +21,7 @@ def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     if not place.is_dir():
         raise UserError(f"downstream.root={root}: no such file or folder")
     there = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
-    splits = {"train": there} if len(there) == 1 else by_split(place, there)
+    splits = by_split(place, there) or ({"train": there} if len(there) == 1 else {})
     if not splits:
         found = f"; there is {', '.join(printable(p.name) for p in there[:5])}" if there else ""
         raise UserError(f"downstream.root={root}: expected a file train{suffixes[0]} (or {' '.join(suffixes[1:])}){found}")
@@ -43,9 +44,10 @@ class Encoded(NamedTuple):
 def encoded(tokenizer: Any, texts: list[str]) -> list[Encoded]:
     """Tokens of each text, and the characters that they stand for."""
     found = []
-    for text, e in zip(texts, tokenizer.plain.encode_batch(texts, add_special_tokens=False), strict=True):
-        spans = np.array([trimmed(text, *span) for span in e.offsets], dtype=np.int32).reshape(-1, 2)
-        found.append(Encoded(np.array(e.ids, dtype=np.int32), spans))
+    for some in slices(texts):
+        for text, e in zip(some, tokenizer.plain.encode_batch(some, add_special_tokens=False), strict=True):
+            spans = np.array([trimmed(text, *span) for span in e.offsets], dtype=np.int32).reshape(-1, 2)
+            found.append(Encoded(np.array(e.ids, dtype=np.int32), spans))
     return found
 
 

@@ -148,10 +148,6 @@ class Blocks:
             documents = torch.cat([documents[:, :1]] * before + [documents] + [documents[:, -1:]] * (len(parts) - before - 1), 1)
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), kinds.expand_as(ids).contiguous(), documents)
 
-    def block(self, index: int) -> Tensor:
-        """Token numbers of one block, [length]."""
-        return self.batch(torch.tensor([index])).ids[0]
-
 
 class Pairs:
     """Pairs of texts for next-sentence prediction (Devlin et al., 2019): half of the second ones follow the first in their
@@ -242,10 +238,13 @@ def tokenised(part: TextPart, tokenizer: Tokenizer, progress: Callable[[str, int
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         write(new, part, tokenizer, progress)
-        if folder.exists() and not opened(folder, tokenizer):  # another process may have been faster
-            shutil.rmtree(folder)
-        if not folder.exists():
+        if folder.exists() and not opened(folder, tokenizer):
+            shutil.rmtree(folder)  # what a full disk or a kill has left
+        try:
             os.replace(new, folder)
+        except OSError:
+            if not opened(folder, tokenizer):  # else another process was faster
+                raise
     except OSError as error:
         raise UserError(
             f"{cache_folder()}: token numbers of {part.size / 1e6:.0f} MB of text cannot be kept there: {error.strerror}; "

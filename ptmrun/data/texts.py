@@ -3,6 +3,7 @@ run's seed."""
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ptmrun import rng
-from ptmrun.config import Config
+from ptmrun.config import Config, spec
 from ptmrun.data import corpus, tokenizer
 from ptmrun.data.epochs import Epochs
 from ptmrun.data.sources import text
@@ -232,10 +233,18 @@ class Texts:
 
     def raw(self, train: TextSplit) -> tuple[Any, Any, float]:
         """TF-IDF of words and pairs of words, as the training texts have them."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
+        texts = train.read()
+        vectorizer = tf_idf(texts, sublinear_tf=True, ngram_range=(1, 2))
+        return vectorizer.transform(texts), vectorizer.transform(self.test.read()), C
 
-        vectorizer = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2))
-        return vectorizer.fit_transform(train.read()), vectorizer.transform(self.test.read()), C
+
+def tf_idf(texts: list[str], **options: Any) -> Any:
+    """Scikit-learn's TF-IDF, fitted to these texts: of words of two characters and more, or where there are none, as in texts
+    of emoji alone, of what stands between spaces."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = r"(?u)\b\w\w+\b"
+    return TfidfVectorizer(token_pattern=words if any(re.search(words, t) for t in texts) else r"\S+", **options).fit(texts)
 
 
 def load(
@@ -258,48 +267,42 @@ def load(
     if folder:
         own = tokenizer.of_run(folder, family.FRAMING)
     else:
-        kind, size, lower = cfg.model.tokenizer, cfg.model.vocabulary, cfg.model.lowercase
-        own = tokenizer.choose(kind, size, family.TOKENIZER, family.FRAMING, train, lower, progress)
-    marks = [tokenizer.CUT, source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
-    sets, classes = {}, []
-    if hasattr(problem, "sets") and not cfg.downstream.root and cfg.stage != "pretrain":
-        raise UserError(f"downstream.root: downstream={cfg.downstream.name} needs a file or folder of its own")
-    if hasattr(problem, "sets") and cfg.downstream.root:  # a problem that reads files of its own kind
-        sets, classes, mark = problem.sets(cfg.downstream, own, length, notes)
-        marks.append(mark)
-    elif cfg.downstream.root:
-        with text.as_downstream():
-            other = text.read(cfg.downstream, labelled=True)
-        sets, classes = framed(other, own, length), other.classes
-        notes += other.notes
-        marks.append(other.fingerprint)
-    elif source.classes:
-        sets, classes = framed(source, own, length), source.classes
-    made: dict[str, Any] = {}
+        own = tokenizer.choose(cfg.model, family.TOKENIZER, family.FRAMING, train, progress)
+    alone = [tokenizer.CUT, source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
+    sets, classes, other = labelled(cfg, source, problem, own, length, notes)
+    marks, made = [*alone, *other], dict[str, Any]()
     if sets:
         first, val, test, made = divide(sets, options, "texts", notes)
         marks += [fingerprint_of(x.rows.tolist()) for x in (first, val, test)]
     corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
-    alone = marks[:6]
-    if "test" in made:  # nothing is pretrained on texts that are held out here to test with, wherever they were read
-        tested = set(made["test"].documents())
+    if sets:
+        tested = set(test.documents())
         again = [i for i, document in enumerate(train.documents()) if document in tested]
-        if len(again) == train.count:
+        if again and "test" not in made:
+            notes.append(f"{len(again):,} texts of the corpus are in the test split too, which came so; they are pretrained on")
+        elif len(again) == train.count:
             raise UserError(f"dataset.root={options.root}: all texts are held out to test with; expected others to pretrain on")
-        if again:
+        elif again:  # nothing is pretrained on texts that are held out here to test with, wherever they were read
             corpora["train"] = corpora["train"].subset(without(torch.tensor(again), train.count))
             alone.append(fingerprint_of(again))
             notes.append(f"{len(again):,} texts of the corpus are held out to test with: nothing is pretrained on them")
     held = corpora.pop("val", None)
     if held is None:
-        corpora["train"], held = corpus.hold_out(corpora["train"], options.val_fraction, options.split_seed, "val")
-        notes.append(f"{len(held):,} of {len(held) + len(corpora['train']):,} documents are held out to judge by")
+        whole = corpora["train"]
+        corpora["train"], held = corpus.hold_out(whole, options.val_fraction, options.split_seed, "val")
+        of = f"{len(held):,} of {len(whole):,} documents" if len(whole) > 1 else "the last sentences of the only document"
+        notes.append(f"{of} are held out to judge by")
     apart = cfg.stage in ("all", "pretrain") and cfg.pretrain.document_mask
+    if cfg.stage in ("all", "pretrain") and "sentence_pairs" not in spec("task", cfg.task.name).requires:
+        seen = "do not see one another" if apart else "see one another"
+        notes.append(f"documents are packed one after the other, a mark between them, and {seen}")
     block = functools.partial(packed, length=length, family=family, apart=apart)
     sequences, judged = block(corpora["train"]), block(held)
     if options.limit and options.limit < len(sequences):
         order = rng.permutation(options.split_seed, "split/limit", len(sequences))
         sequences = sequences.subset(order[: options.limit].sort().values)
+        if "sentence_pairs" in spec("task", cfg.task.name).requires:
+            notes.append(f"task={cfg.task.name} draws its pairs from the whole corpus, also with dataset.limit={options.limit:,}")
     unseen = block(corpora["test"]) if "test" in corpora else None
     marks.append(len(sequences))
     if not sets:
@@ -307,6 +310,24 @@ def load(
     listed = {name: [f"row {r}" for r in split.rows.tolist()] for name, split in made.items()}
     prints = fingerprint_of(marks), fingerprint_of([*alone, len(sequences)])
     return Texts(first, val, test, sequences, judged, unseen, classes, own, length, *prints, notes, listed)
+
+
+def labelled(
+    cfg: Config, source: Any, problem: Any, own: Any, length: int, notes: list[str]
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """(splits, classes, fingerprint in a list) of what is fine-tuned on: files of the problem's own kind, the texts of
+    downstream.root, or the corpus's own, whose fingerprint is known. Empty where there is nothing."""
+    if hasattr(problem, "sets") and cfg.downstream.root:
+        sets, classes, mark = problem.sets(cfg.downstream, own, length, notes)
+        return sets, classes, [mark]
+    if hasattr(problem, "sets") and cfg.stage != "pretrain":
+        raise UserError(f"downstream.root: downstream={cfg.downstream.name} needs a file or folder of its own")
+    if cfg.downstream.root:
+        with text.as_downstream():
+            other = text.read(cfg.downstream, labelled=True)
+        notes += other.notes
+        return framed(other, own, length), other.classes, [other.fingerprint]
+    return (framed(source, own, length), source.classes, []) if source.classes else ({}, [], [])
 
 
 def fingerprint_of(marks: list[Any]) -> str:

@@ -30,6 +30,7 @@ KINDS = ("wordpiece", "bpe", "unigram")
 ENOUGH = 2**28  # bytes to train on; of more text, evenly spaced documents
 CUT = 2  # version of how documents are cut into pieces
 SENTENCE, LONGEST = 500, 10_000  # characters of a sentence over several lines, and of a piece
+SHOWN = 16  # characters of a token in a picture
 TOGETHER = 4096  # texts that the library gets at a time: it takes 40 times their memory
 LEAST, MOST = 2000, 32_000  # tokens, where vocabulary=auto
 LINE = re.compile(r"[^\n]+\n*|\n+")
@@ -91,9 +92,7 @@ class Tokenizer:
 
         backend.no_padding()
         backend.no_truncation()
-        missing = [t for t in dict.fromkeys(framing.special.values()) if backend.token_to_id(t) is None]
         backend.add_special_tokens(list(dict.fromkeys(framing.special.values())))
-        self.added = missing
 
         def number(name: str) -> int:
             found = backend.token_to_id(name)
@@ -138,8 +137,9 @@ class Tokenizer:
         return self.fast.backend_tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def pieces(self, ids: list[int]) -> list[str]:
-        """Each token as text of its own, [n]."""
-        return [self.fast.decode([i]).strip() or "␣" for i in ids]
+        """Each token as text of its own for a picture, [n]; a long one, such as a ruled line, is cut."""
+        texts = [self.fast.decode([i]).strip() or "␣" for i in ids]
+        return [text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…" for text in texts]
 
     def frame(self, ids: np.ndarray, pair_ids: np.ndarray | None, length: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, types), int64 [n], of one text or two with special tokens, n <= length: the longest is truncated first."""
@@ -218,18 +218,14 @@ def stops(text: str) -> bool:
 
 
 def choose(
-    choice: str,
-    size: int | str,
-    kind: str,
-    framing: Framing,
-    part: TextPart,
-    lowercase: bool = False,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
+    options: Any, kind: str, framing: Framing, part: TextPart, progress: Callable[[str, int, int], None] = lambda *_: None
 ) -> Tokenizer:
-    """What model.tokenizer says: auto (the family's `kind`), a kind, to be trained on `part`, or a folder or hub id."""
+    """What options.tokenizer says: auto (the family's `kind`), a kind, to be trained on `part` with options.vocabulary and
+    .lowercase, or a folder or hub id."""
+    choice = options.tokenizer
     if choice != "auto" and choice not in KINDS:
         return load(choice, framing)
-    return train(kind if choice == "auto" else choice, size, framing, part, lowercase, progress)
+    return train(kind if choice == "auto" else choice, options.vocabulary, framing, part, options.lowercase, progress)
 
 
 def load(source: str, framing: Framing) -> Tokenizer:
@@ -238,7 +234,7 @@ def load(source: str, framing: Framing) -> Tokenizer:
 
     try:
         fast = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises no narrower one
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model.tokenizer={source}: expected auto, {', '.join(KINDS)}, a transformers folder or a hub id; "

@@ -237,36 +237,48 @@ def of_logits(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> 
     An image has one label, so the micro averages of precision, recall and F1 all equal the accuracy. The area of a class that
     no test image has is null, and so is the mean over classes then.
     """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+    from sklearn.metrics import confusion_matrix
 
     truth, guess = labels.numpy(), logits.argmax(1).numpy()
     probabilities = logits.double().softmax(1)
     every = np.arange(len(classes))
-    precision, recall, f1, support = precision_recall_fscore_support(truth, guess, labels=every, zero_division=0)
-    micro = precision_recall_fscore_support(truth, guess, labels=every, average="micro", zero_division=0)
     areas = [roc_auc(truth == c, probabilities[:, c].numpy()) for c in every]
     known = [area for area in areas if area is not None]
     top = logits.topk(min(5, len(classes)), 1).indices
     result = {
         "accuracy": float((guess == truth).mean()),
+        **agreement(truth, guess, classes),
+        "roc_auc_macro": float(np.mean(known)) if len(known) == len(areas) else None,
+        "nll": float(F.nll_loss(probabilities.clamp(min=1e-12).log(), labels)),
+        "ece": calibration_error(probabilities.max(1).values.numpy(), guess == truth, bins),
+        "confusion": confusion_matrix(truth, guess, labels=every).tolist(),
+    }
+    for name, area in zip(classes, areas, strict=True):
+        result["per_class"][name]["roc_auc"] = area
+    if len(classes) > 5:
+        result["top5"] = float((top == labels[:, None]).any(1).float().mean())
+    return result
+
+
+def agreement(truth: np.ndarray, guess: np.ndarray, classes: list[str]) -> dict[str, Any]:
+    """Precision, recall and F1: macro, micro and per class. truth, guess: classes [N], or bool [N, classes]."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    every = np.arange(len(classes))
+    precision, recall, f1, support = precision_recall_fscore_support(truth, guess, labels=every, zero_division=0)
+    micro = precision_recall_fscore_support(truth, guess, labels=every, average="micro", zero_division=0)
+    return {
         "precision_macro": float(precision.mean()),
         "recall_macro": float(recall.mean()),
         "f1_macro": float(f1.mean()),
         "precision_micro": float(micro[0]),
         "recall_micro": float(micro[1]),
         "f1_micro": float(micro[2]),
-        "roc_auc_macro": float(np.mean(known)) if len(known) == len(areas) else None,
-        "nll": float(F.nll_loss(probabilities.clamp(min=1e-12).log(), labels)),
-        "ece": calibration_error(probabilities.max(1).values.numpy(), guess == truth, bins),
         "per_class": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "roc_auc": a, "n": int(n)}
-            for name, p, r, f, a, n in zip(classes, precision, recall, f1, areas, support, strict=True)
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
+            for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
         },
-        "confusion": confusion_matrix(truth, guess, labels=every).tolist(),
     }
-    if len(classes) > 5:
-        result["top5"] = float((top == labels[:, None]).any(1).float().mean())
-    return result
 
 
 def by_group(logits: Tensor, labels: Tensor, groups: np.ndarray) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from ptmrun import probe, rng
 from ptmrun.downstream.classes import counts
-from ptmrun.downstream.classification import Classifier, roc_auc
+from ptmrun.downstream.classification import Classifier, agreement, roc_auc
 from ptmrun.downstream.classification import fits as fits
 from ptmrun.errors import UserError
+from ptmrun.loss import smoothed_entropy
 
 METRIC = "f1_micro"
 COUNTED = "labels a class, or more"  # a text counts for each of its classes
@@ -48,14 +49,12 @@ class MultiLabel(Classifier):
 
     def lowest_loss(self, batch: dict[str, Any]) -> float:
         """Of the smoothed labels themselves: their entropy."""
-        off = self.label_smoothing / 2
-        entropy = -(1 - off) * math.log(1 - off) - (off * math.log(off) if off else 0.0)
-        return entropy * self.head.out_features
+        return smoothed_entropy(self.label_smoothing, 2) * self.head.out_features
 
 
 def build(encoder: Any, data: Any, options: Any) -> MultiLabel:
     """The classifier of a fine-tuning with these options, before training."""
-    return MultiLabel(encoder, len(data.classes), options.label_smoothing, (options.mixup, options.cutmix))
+    return MultiLabel(encoder, len(data.classes), options.label_smoothing)
 
 
 def few(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:
@@ -155,24 +154,8 @@ def metrics(found: dict[str, Tensor], split: Any, classes: list[str], bins: int)
 
 def of_decisions(guess: np.ndarray, truth: np.ndarray, classes: list[str]) -> dict[str, Any]:
     """guess, truth: bool [N, classes]."""
-    from sklearn.metrics import precision_recall_fscore_support
-
-    precision, recall, f1, support = precision_recall_fscore_support(truth, guess, zero_division=0)
-    micro = precision_recall_fscore_support(truth, guess, average="micro", zero_division=0)
-    return {
-        "accuracy": float((guess == truth).all(1).mean()),
-        "decisions": float((guess == truth).mean()),
-        "precision_macro": float(precision.mean()),
-        "recall_macro": float(recall.mean()),
-        "f1_macro": float(f1.mean()),
-        "precision_micro": float(micro[0]),
-        "recall_micro": float(micro[1]),
-        "f1_micro": float(micro[2]),
-        "per_class": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
-            for name, p, r, f, n in zip(classes, precision, recall, f1, support, strict=True)
-        },
-    }
+    exact, decisions = (guess == truth).all(1).mean(), (guess == truth).mean()
+    return {"accuracy": float(exact), "decisions": float(decisions), **agreement(truth, guess, classes)}
 
 
 def by_group(guess: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> dict[str, Any]:

@@ -172,6 +172,10 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
             text = annotated.read(path, options)
             digest.update(f"{name} {len(text)}\n{text}".encode())
             questions += parsed(path, text, options.max_mismatched, contexts, notes)
+        ids = Counter(question.name for question in questions)
+        if twice := [printable(x) for x, count in ids.items() if count > 1]:
+            what = f"the id {twice[0]} is that of several questions ({len(twice)} such ids); give each its own"
+            raise UserError(f"{', '.join(path.name for path in paths[:3])}: {what}")
         read[name] = contexts, questions
     nothing = not all(q.answers for q in read["train"][1])
     splits = {
@@ -200,6 +204,8 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
         raise UserError(f"{path}: {what}; expected SQuAD's JSON") from None
     except RecursionError:
         raise UserError(f"{path}: its lists are nested too deeply; expected SQuAD's JSON") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UserError(f"{path}: is no JSON ({error}); expected SQuAD's JSON") from None
     found, wrong, total = [], [], 0
 
     def inside(value: Any, where: str, key: str, kind: type) -> Any:
@@ -209,6 +215,8 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
         if type(value[key]) is not kind:
             name = {str: "text", int: "a whole number", list: "a list", bool: "true or false"}[kind]
             raise UserError(f"{path}: {place}: expected {name}")
+        if kind is str and any("\ud800" <= c <= "\udfff" for c in value[key]):
+            raise UserError(f"{path}: {place}: half a surrogate pair (\\ud800 ...); mend it")
         return value[key]
 
     for a, article in enumerate(inside(whole, "", "data", list)):
@@ -504,9 +512,10 @@ def columns(found: dict[str, Tensor], split: Questions, classes: list[str]) -> d
 
 def metrics(found: dict[str, Tensor], split: Questions, classes: list[str], bins: int) -> dict[str, Any]:
     """F1 and exact match (SQuAD's evaluation script); where some questions have no answer, also of these and of the others."""
-    f1 = each(found, split)
-    exact = np.array([exact_of(guess, q.answers) for guess, q in zip(guesses(found, split), split.asked(), strict=True)])
-    there = np.array([bool(question.answers) for question in split.asked()])
+    pairs = list(zip(guesses(found, split), split.asked(), strict=True))
+    f1 = np.array([f1_of(guess, question.answers) for guess, question in pairs])
+    exact = np.array([exact_of(guess, question.answers) for guess, question in pairs])
+    there = np.array([bool(question.answers) for _, question in pairs])
 
     def of(chosen: np.ndarray) -> dict[str, Any]:
         return {"f1": float(f1[chosen].mean()), "exact_match": float(exact[chosen].mean())}

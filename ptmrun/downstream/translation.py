@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun.data.sources import text
-from ptmrun.data.texts import TextSplit, framed, padded
+from ptmrun.data.texts import TextSplit, framed, padded, tf_idf
 from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
 from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss, smoothed_entropy
@@ -156,17 +156,24 @@ def parallel(options: Any) -> Any:
         if place.is_dir() and ends and not ends & set(text.TABLES):
             return aligned(options, sorted(ends))
         path = text.found(options.root)["train"][0]
-        headless = path.suffix.lower() == ".tsv" and not has_names(path, options)
+        names = {} if path.suffix.lower() != ".tsv" else named(path, options)
+        headless = path.suffix.lower() == ".tsv" and not {"source", "target"} <= set(names)
         pair = ((options.source_column, "source", 1), (options.target_column, "target", 2))
-        first, second = ((number if headless else name) if chosen == "auto" else chosen for chosen, name, number in pair)
+        first, second = (
+            (number if headless else names.get(name, name)) if chosen == "auto" else chosen for chosen, name, number in pair
+        )
         columns = {"text_column": first, "pair_column": second, "label_column": None, "label_separator": None, "group": None}
         read = {"root": options.root, "encoding": options.encoding, "errors": options.errors, "documents": "auto"}
-        return text.read(SimpleNamespace(**columns, **read))
+        source = text.read(SimpleNamespace(**columns, **read))
+        if first == 1:
+            how = "if it names the columns, call them source and target, or give downstream.source_column and .target_column"
+            source.notes.append(f"the first line of {path.name} is taken for a pair of texts; {how}")
+        return source
 
 
-def has_names(path: Path, options: Any) -> bool:
-    """Whether the first line of a .tsv file has the names of the columns, `source` and `target`."""
-    return {"source", "target"} <= set(next(text.lines(path, options.encoding, options.errors), "").split("\t"))
+def named(path: Path, options: Any) -> dict[str, str]:
+    """What stands in the first line of a .tsv file, by its lower-case form."""
+    return {name.lower(): name for name in next(text.lines(path, options.encoding, options.errors), "").split("\t")}
 
 
 def aligned(options: Any, ends: list[str]) -> Any:
@@ -177,6 +184,8 @@ def aligned(options: Any, ends: list[str]) -> Any:
             f"dataset.root={options.root}: files ending in {printable(' '.join(ends[:5]))}: which are the source? Name both, as "
             "in downstream.source_column=en downstream.target_column=es"
         )
+    if first == second:
+        raise UserError(f"dataset.pair_column={second}: is the source too; expected another ending")
     files = text.found(options.root, (f".{first}".lower(), f".{second}".lower()))
     makers: dict[str, Callable[[], Iterator[text.Row]]] = {
         name: partial(rows_of, sorted({path.with_suffix("") for path in paths}), str(first), str(second), options)
@@ -248,10 +257,9 @@ def each(found: dict[str, Tensor], split: ParallelSplit) -> np.ndarray:
 def floor(kind: str, data: Any, train: ParallelSplit, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
     """What a method without a training loop writes for the test split: raw, the translation of the training source that is
     nearest (cosine of TF-IDF of words)."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectorizer = TfidfVectorizer()
-    known, asked = vectorizer.fit_transform(train.read()), vectorizer.transform(data.test.read())
+    sources = train.read()
+    vectorizer = tf_idf(sources)
+    known, asked = vectorizer.transform(sources), vectorizer.transform(data.test.read())
     references = train.right()
     nearest = [int((known @ row.T).toarray().argmax()) for row in asked]
     ids = data.test.search.tokenizer.encode([references[i] for i in nearest])
@@ -259,9 +267,9 @@ def floor(kind: str, data: Any, train: ParallelSplit, features: Callable[[str, A
 
 
 def columns(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> dict[str, pa.Array]:
-    """Of predictions.parquet: the source, the reference, what the model wrote and its chrF."""
+    """Of predictions.parquet: the source, the reference and what the model wrote (its chrF is the row's score)."""
     texts = {"source": split.read(), "reference": split.right(), "prediction": split.written(found["ids"])}
-    return {name: pa.array(values, pa.string()) for name, values in texts.items()} | {"chrf": pa.array(each(found, split))}
+    return {name: pa.array(values, pa.string()) for name, values in texts.items()}
 
 
 def metrics(found: dict[str, Tensor], split: ParallelSplit, classes: list[str], bins: int) -> dict[str, Any]:
@@ -274,4 +282,4 @@ def metrics(found: dict[str, Tensor], split: ParallelSplit, classes: list[str], 
     scores = {"bleu": bleu.corpus_score(written, right).score / 100, "chrf": chrf.corpus_score(written, right).score / 100}
     tokens = sum(len(split.targets[r]) for r in split.rows.tolist())
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
-    return {**scores, "perplexity": math.exp(float(found["nats"].double().sum()) / tokens), "signatures": signatures}
+    return {**scores, "perplexity": math.exp(min(float(found["nats"].double().sum()) / tokens, 700.0)), "signatures": signatures}

@@ -17,7 +17,6 @@ from ptmrun.tokens import Framing, Tokens, Vocabulary
 SIZES = {"tiny": (128, 2), "mini": (256, 4), "small": (512, 4), "base": (768, 12)}  # width, layers
 TOKENIZER = "unigram"
 SHAPE = ("d_model", "n_layer", "n_head")  # in a folder's config.json
-LENGTH = 128  # tokens, where model.length is auto
 FRAMING = Framing(  # <cls> is a segment of its own, as in transformers' XLNetTokenizer
     special={
         "pad_token": "<pad>",
@@ -131,8 +130,9 @@ class Encoder(nn.Module):
         return self.xlnet.lm_loss(hidden).float()
 
     def trim(self) -> None:
-        """Leaves out for good what `features` does not need: the head."""
+        """Leaves out for good what `features` does not need: the head; and nothing trains the query stream's first vector."""
         self.xlnet.lm_loss = nn.Identity()
+        self.xlnet.transformer.mask_emb.requires_grad_(False)
 
     def depth_of(self, name: str) -> int:
         """How deep a parameter of this module sits."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptmrun.errors import UserError
 from ptmrun.loss import Loss
 from ptmrun.rng import Rows
 from ptmrun.tokens import Tokens
@@ -25,10 +24,11 @@ class Objective(nn.Module):
     It has no heads of its own: the logits belong to the library's model.
     """
 
+    initial_within = 3.0  # a decoder that copies at first gives 1.4 to 2.5 times the initial loss
+
     def __init__(self, encoder: Any, options: Any):
         super().__init__()
-        if encoder.vocabulary.mask is None:
-            raise UserError("model.tokenizer: expected one with a mask token for task=denoising; choose another, or auto")
+        assert encoder.vocabulary.mask is not None, "the model's framing has a mask token"
         self.encoder, self.infill, self.shuffle = encoder, options.infill, options.shuffle
         self.special: Tensor
         self.stops: Tensor

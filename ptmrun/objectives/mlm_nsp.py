@@ -21,6 +21,7 @@ class Objective(nn.Module):
     """It has no heads of its own: both belong to the library's model. `options`: those of `Masking`."""
 
     pairs = True  # it wants pairs of texts
+    initial_within = 1.5  # see mlm
 
     def __init__(self, encoder: Any, options: Any):
         super().__init__()

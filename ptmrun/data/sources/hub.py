@@ -68,7 +68,7 @@ def splits(options: Any) -> dict[str, Any]:
 
 def without_withheld(found: dict[str, Any], label: str | None) -> list[str]:
     """Leaves out the splits whose class labels are all withheld (-1); notes on it."""
-    withheld = [name for name, rows in found.items() if name != "train" and label and set(rows[label]) == {-1}]
+    withheld = [name for name, rows in found.items() if name != "train" and label and all(c == -1 for c in rows[label])]
     for name in withheld:
         del found[name]
     return [f"the labels of the {name} split are withheld (-1), so it is not used" for name in withheld]

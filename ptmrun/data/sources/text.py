@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -83,6 +84,9 @@ def read(options: Any, labelled: bool = False) -> TextSource:
     return gathered(makers, options.root, None, options.errors, notes, labelled=labelled)
 
 
+KEY = re.compile(r"\bdataset\.(root|\w+_column|label_separator|group|documents|encoding|errors)\b")  # no file dataset.csv
+
+
 @contextlib.contextmanager
 def as_downstream(names: dict[str, str] | None = None) -> Iterator[None]:
     """For keys of a labelled problem: messages name these instead of a dataset's. `names`: what they are called there."""
@@ -90,7 +94,7 @@ def as_downstream(names: dict[str, str] | None = None) -> Iterator[None]:
         yield
     except UserError as error:
         known = names or {}
-        lines = [re.sub(r"\bdataset\.(\w+)", lambda m: f"downstream.{known.get(m[1], m[1])}", line) for line in error.args]
+        lines = [re.sub(KEY, lambda m: f"downstream.{known.get(m[1], m[1])}", line) for line in error.args]
         raise UserError(*lines) from None
 
 
@@ -123,8 +127,8 @@ def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
 
 
 def by_split(place: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """The files below a folder by split, as their own name says, or that of a folder in it; of a file alone, and where no name
-    says anything, nothing.
+    """The files below a folder by split, as their own name says, or that of a folder in it; where no name says anything,
+    nothing.
 
     Raises UserError where some say of which split they are and others do not (a README may be beside them), or none is train.
     """
@@ -137,7 +141,7 @@ def by_split(place: Path, files: list[Path]) -> dict[str, list[Path]]:
             splits.setdefault(SPLITS[name.lower()], []).append(path)
         elif name.lower() != "readme":
             others.append(path)
-    if len(files) == 1 or not splits:
+    if not splits:
         return {}
     named = next(path for paths in splits.values() for path in paths).relative_to(place)
     if others:
@@ -270,6 +274,8 @@ class Columns(NamedTuple):
             taken = {wanted["pair"], wanted["label"], group}
             fits = ["text"] if "text" in names else [n for n in textual if n not in taken]
             if len(fits) != 1:
+                if not names:
+                    raise UserError(f"{first}: has no rows")
                 raise UserError(
                     f"dataset.text_column: {first} has {'several columns' if fits else 'no column'} of texts; "
                     f"name it: {shortened(fits or names)}; without a header line, 1 is the first"
@@ -278,6 +284,9 @@ class Columns(NamedTuple):
         assert wanted["text"]
         chosen = Columns(wanted["text"], wanted["pair"], wanted["label"], group, header)
         keys = {"text_column": chosen.text, "pair_column": chosen.second, "label_column": chosen.label, "group": group}
+        for key in ("pair_column", "label_column"):
+            if keys[key] is not None and keys[key] in (chosen.text, None if key == "pair_column" else chosen.second):
+                raise UserError(f"dataset.{key}={keys[key]}: is the column of the texts too; expected another")
         for path in chain(*files.values()):
             there = names if path == first else surveyed(path, head, options.encoding, options.errors)[0]
             if path.suffix.lower() == ".jsonl" and not set(keys.values()) - {None} <= set(there):  # later rows may have it
@@ -320,6 +329,9 @@ def all_rows(paths: list[Path], columns: Columns, encoding: str, errors: str) ->
     """The rows of tables, empty texts among them."""
     for path in paths:
         for where, row in table(path, columns, encoding, errors):
+            lacking = [name for name in columns[:2] if name is not None and name not in row]  # as rows of .jsonl files may
+            if lacking and (columns.label or columns.second):
+                raise UserError(f"{where}: has no {lacking[0]}; it has: {shortened(list(row))}")
             values: list[Any] = [None if name is None else "" if row.get(name) is None else row[name] for name in columns[:4]]
             if any(isinstance(value, str) and "\0" in value for value in values):
                 if errors == "strict":
@@ -444,7 +456,7 @@ def gathered(
             what = f"all {scan.skipped} texts are empty" if scan.skipped else "no text there"
             raise UserError(f"dataset.root={root}: {what} in the {name} split")
         if scan.skipped:
-            said.append(f"{scan.skipped} empty texts of the {name} split are skipped")
+            said.append(f"{scan.skipped} empty texts of the {name} split are skipped, the first at {scan.empty}")
     names = list(classes) or sorted(columns["train"].first, key=lambda c: (not number(c), float(c) if number(c) else 0.0, c))
     if labelled and not names:
         raise UserError(
@@ -480,11 +492,12 @@ class Scan:
         self.seconds: list[str] = []
         self.groups: list[str] = []
         self.first: dict[str, str] = {}  # class -> where it was seen first
+        self.empty = ""  # where the first empty text is
         self.several = separator is not None
         digest = hashlib.sha256()
         for row in rows():
             if not row.text.strip() or (row.second is not None and not row.second.strip()):
-                self.skipped += 1
+                self.skipped, self.empty = self.skipped + 1, self.empty or row.where
                 continue
             try:
                 data = row.text.encode("utf-8", errors)
@@ -508,11 +521,11 @@ class Scan:
     def names(self, row: Row, separator: str | None) -> list[str]:
         """The classes of a row."""
         if isinstance(row.label, list):
-            found = [str(c).strip() for c in row.label]
+            found = [class_name(c, row.where) for c in row.label]
         elif separator is not None:
-            found = [c.strip() for c in str(row.label).split(separator) if c.strip()]
+            found = [c.strip() for c in class_name(row.label, row.where).split(separator) if c.strip()]
         else:
-            found = [str(row.label).strip()]
+            found = [class_name(row.label, row.where)]
         if not all(found):
             raise UserError(
                 f"{row.where}: the label is empty; give it one, or remove the row; a corpus needs none (label_column=null)"
@@ -529,3 +542,12 @@ class Scan:
         for row, names in enumerate(self.labels):
             labels[row, [index[c] for c in names]] = True
         return labels
+
+
+def class_name(label: Any, where: str) -> str:
+    """A label as text: 1.0 is 1, as tables have it whose column lacks some values; what is no number is empty."""
+    if isinstance(label, dict | list):
+        raise UserError(f"{where}: expected a label, found {printable(repr(label))[:80]}")
+    if isinstance(label, float):
+        label = "" if math.isnan(label) else int(label) if label.is_integer() else label
+    return str(label).strip()
