@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 
 @contextlib.contextmanager
@@ -16,3 +17,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether a module leaves units out in training: a dropout layer, or one with a rate of its own, as BART's and an LSTM."""
+    rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
+    return isinstance(rate, float) and rate > 0

@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.modules.dropout import _DropoutNd
 
-from ptmrun.mode import evaluating
+from ptmrun.mode import drops, evaluating
 
 MOST = 4000  # training images that a probe uses, evenly spaced
 LAYER = "probe_linear_layer_"  # and its number, in metrics
@@ -31,8 +30,8 @@ def features(
     split, place = split.by_length()
     with evaluating(encoder), autocast():
         for module in encoder.modules() if dropout else ():
-            if isinstance(module, _DropoutNd):
-                module.train()
+            if drops(module):
+                module.training = True
         found = [getattr(encoder, of)(inputs(samples)).float().cpu() for samples in split.all()]
     return torch.cat(found)[place].numpy()
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.dropout import _DropoutNd
 
 from ptmrun import adapt, checkpoint, linear, normalisation, rng
 from ptmrun.context import Context, check_stop, fit, layer_decay_of, source, steps_of, weights_hash
 from ptmrun.errors import UserError
+from ptmrun.mode import drops
 
 DROPPED = 8  # times that a few samples are seen with other units dropped
 ENOUGH = 4000  # samples that are plenty without
@@ -130,7 +130,7 @@ def said(context: Context, model: Any, samples: Any) -> dict[str, Tensor]:
 def dropped_features(context: Context, encoder: Any, split: Any, seed: int) -> Tensor:
     """Features as training will see them, [N, D], or where the encoder drops units several times over, [times * N, D]: a probe
     that had not seen dropout would rest on differences much smaller than it makes."""
-    if not any(isinstance(m, _DropoutNd) and m.p > 0 for m in encoder.modules()):
+    if not any(map(drops, encoder.modules())):
         return torch.from_numpy(context.features(encoder, split))
     rng.seed_everything(seed, "probe/dropout")
     times = max(1, min(DROPPED, ENOUGH // len(split)))

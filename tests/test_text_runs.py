@@ -14,6 +14,7 @@ from texts import sentence, story
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from ptmrun import checkpoint, cli, config, figures, run, train, trials
+from ptmrun.compose import compose
 from ptmrun.data import tokenizer
 from ptmrun.errors import UserError
 from ptmrun.models import gpt
@@ -209,13 +210,52 @@ def test_packed_documents_read_alone(ptmrun, corpus, model):
 
 
 def loaded(*overrides):
-    from ptmrun.compose import compose
     from ptmrun.context import part_of
     from ptmrun.data import texts
 
     cfg = compose(["dataset=text", "model.length=32", *overrides])
     read, problem = part_of(cfg, "dataset").read, part_of(cfg, "downstream")
     return texts.load(read, cfg, part_of(cfg, "model"), problem, None, lambda *_: None)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_first_probe_sees_features_as_training_will(corpus, model):
+    """Also of models that drop units without a layer for it."""
+    data = ["dataset=text", f"dataset.root={corpus / 'labelled.csv'}", *SHORT, "stage=finetune+evaluate"]
+    cfg = compose([f"model={model}", *data, "model.dropout=0.3"])
+    context = prepare(run.Run.create(cfg, [], {"parents": []}), cfg, Stop())
+    encoder, split = context.encoder(), context.data.train.spaced(8)
+    plain = torch.from_numpy(context.features(encoder, split))
+    dropped = trials.dropped_features(context, encoder, split, 1)
+    assert len(dropped) == trials.DROPPED * len(split)
+    moved = (dropped - plain.repeat(trials.DROPPED, 1)).norm()
+    encoder.train()
+    with torch.no_grad():
+        trained = torch.cat([encoder.features(context.inputs(next(split.all()))) for _ in range(trials.DROPPED)])
+    assert moved == pytest.approx(float((trained - plain.repeat(trials.DROPPED, 1)).norm()), rel=0.3)
+
+
+def test_tokens_of_any_length_are_drawn_short(corpus):
+    data = loaded("model=gpt", f"dataset.root={corpus / 'corpus.txt'}", "stage=pretrain")
+    long = data.tokenizer.fast.backend_tokenizer
+    long.add_tokens(["-" * 5000, "-" * 16, "-" * 17])
+    ids = [long.token_to_id("-" * n) for n in (5000, 16, 17)]
+    assert data.tokenizer.pieces(ids) == ["-" * 15 + "…", "-" * 16, "-" * 15 + "…"]
+
+
+def test_test_texts_that_came_with_the_data_are_counted_in_the_corpus():
+    Path("own").mkdir()
+    Path("own/train.csv").write_text("text,label\n" + "".join(f"Text {i}.,{'ab'[i % 2]}\n" for i in range(30)))
+    Path("own/test.csv").write_text("text,label\n" + "".join(f"Text {i}.,{'ab'[i % 2]}\n" for i in range(25, 35)))
+    notes = loaded("model=lstm", "dataset.root=own").notes
+    assert "5 texts of the corpus are in the test split too, which came so; they are pretrained on" in notes
+
+
+def test_columns_by_number_of_labelled_texts_beside_a_corpus(corpus):
+    Path("labelled.csv").write_text("".join(f"Text {i}.,{'ab'[i % 2]}\n" for i in range(30)))
+    columns = ["downstream.text_column=1", "downstream.label_column=2", "downstream.root=labelled.csv"]
+    data = loaded("model=lstm", f"dataset.root={corpus / 'corpus.txt'}", *columns)
+    assert data.classes == ["a", "b"]
 
 
 def test_what_a_limit_does_not_reach_is_said(corpus):
