@@ -558,3 +558,13 @@ def test_attention_of_chosen_sentences(ptmrun, corpus, monkeypatch):
     for pieces, weights in seen:
         assert weights.shape == (len(pieces), len(pieces))
         torch.testing.assert_close(weights.sum(1).cpu(), torch.ones(len(pieces)))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_check_finds_nothing_wrong_with_the_defaults(ptmrun, corpus, model):
+    data = ["dataset=text", f"dataset.root={corpus / 'corpus.txt'}", f"downstream.root={corpus / 'labelled.csv'}"]
+    code, out, err = ptmrun("check", f"model={model}", *data, *SHORT)
+    assert code == 0, out + err
+    for stage in ("pretrain", "finetune"):
+        assert f"ok       {stage}: first loss" in out, out
+        assert f"ok       {stage}: gradients" in out
