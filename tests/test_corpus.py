@@ -100,6 +100,44 @@ corpus.tokenised(part(story(20, 10)), made, progress)
 """
 
 
+STREAM = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from texts import FRAMINGS, story
+from ptmrun.data import corpus, tokenizer
+from ptmrun.data.sources import text
+from texts import options
+document = story(1, 2000)[0] + "\\n\\n"
+with open("large.txt", "w") as file:
+    for _ in range(int(sys.argv[2])):
+        file.write(document)
+corpus.BATCH = 2**18
+part = text.read(options("dataset=text", "dataset.root=large.txt")).parts["train"]
+known = tokenizer.train("bpe", 300, FRAMINGS["bpe"], text.read(options("dataset=text", "dataset.root=small.txt")).parts["train"])
+found = corpus.tokenised(part, known)
+print(part.size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+def test_a_corpus_need_not_fit_into_memory():
+    """Four times the text takes no more memory, but for what batches of BATCH characters take."""
+    Path("small.txt").write_text(story(1, 50)[0])
+    sizes, peaks = zip(
+        *(
+            map(
+                int,
+                subprocess.run(
+                    [sys.executable, "-c", STREAM, str(Path(__file__).parent), str(n)], capture_output=True, text=True, check=True
+                ).stdout.split(),
+            )
+            for n in (10, 100)
+        ),
+        strict=True,
+    )
+    assert sizes[1] - sizes[0] > 10e6
+    assert peaks[1] - peaks[0] < sizes[1] - sizes[0]
+
+
 def test_killed_in_between(tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, "-c", CODE, str(Path(__file__).parent)], capture_output=True)
     assert done.returncode == -signal.SIGKILL
