@@ -103,6 +103,20 @@ def test_from_raw_text_to_a_classifier_and_again(ptmrun, corpus, model, task):
         assert torch.isfinite(AutoModel.from_pretrained("exported")(**texts).last_hidden_state).all()
 
 
+def interrupted_before(monkeypatch, number: int) -> list[int]:
+    """From here on the backward pass of this number is one that Ctrl-C comes before; the list grows with each."""
+    step, seen = train.backward, []
+
+    def stop_once(*args):
+        seen.append(1)
+        if len(seen) == number:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(train, "backward", stop_once)
+    return seen
+
+
 @pytest.mark.parametrize(("model", "task"), FITTING)
 def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, monkeypatch):
     """Without dropout 1 x 6 = 2 x 3 but for rounding; with it, interrupted before a step and resumed, bit for bit."""
@@ -115,15 +129,7 @@ def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, 
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert ptmrun(*same, "device.workers=2")[0] == 0
     undisturbed = run.Run.open(latest()).manifest["weights_sha256"]
-    step, seen = train.backward, []
-
-    def stop_once(*args):
-        seen.append(1)
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    monkeypatch.setattr(train, "backward", stop_once)
+    seen = interrupted_before(monkeypatch, 4)
     assert ptmrun(*same)[0] != 0
     code, _, err = ptmrun("resume", latest())
     assert code == 0, err
@@ -171,15 +177,7 @@ def test_an_interrupted_fine_tuning_is_resumed_bit_for_bit(ptmrun, corpus, probl
     code, _, err = ptmrun(*words)
     assert code == 0, err
     whole = latest()
-    step, seen = train.backward, []
-
-    def stop_once(*args):
-        seen.append(1)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return step(*args)
-
-    monkeypatch.setattr(train, "backward", stop_once)
+    seen = interrupted_before(monkeypatch, 3)
     assert ptmrun(*words)[0] != 0
     code, _, err = ptmrun("resume", latest())
     assert code == 0, err
