@@ -228,7 +228,7 @@ def disk(context: Context, outputs: Path) -> Finding:
     done, state = estimate.disk(context)
     there = next(p for p in (outputs.absolute(), *outputs.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
-    cache = sum(p.stat().st_size for p in cache_folder().rglob("*") if p.is_file())
+    cache = sum(p.stat().st_size for kind in ("*.npy", "[!.]*.corpus/*") for p in cache_folder().glob(kind))
     text = f"run folder {gb(done)}, {gb(state)} more while it trains, {gb(free)} free; {gb(cache)} in {cache_folder()}"
     if not os.access(there, os.W_OK):
         return Finding(FAILED, "disk", f"{there}: cannot be written to")

@@ -28,6 +28,7 @@ MOST_TOKENS = 80  # of a text in a picture
 def evaluate(context: Context) -> None:
     """Predicts with every fine-tuned model and every baseline; writes results.json, predictions.parquet and figures."""
     cfg, run, data, begun = context.cfg, context.run, context.data, time.perf_counter()
+    wall = run.manifest.get("wall_s", {})
     problem = context.part("downstream")
     wanted = [b for b in words.METHODS if b in cfg.evaluate.baselines]
     pretrained = weights_hash(run) is not None
@@ -75,7 +76,7 @@ def evaluate(context: Context) -> None:
         "by_labels": [{k: v for k, v in s.items() if k != "metrics"} for s in sets],
         "pretrain": pretraining(lines),
         "weights_sha256": weights_hash(run),
-        "wall_s": {**run.manifest.get("wall_s", {}), "evaluate": round(time.perf_counter() - begun, 1)},
+        "wall_s": {**wall, "evaluate": round(wall.get("evaluate", 0.0) + time.perf_counter() - begun, 1)},
         "parameters": parameters(context, headline["labels_per_class"]),
         "ranks": ranks(context, headline["labels_per_class"]),
     }

@@ -334,9 +334,9 @@ def test_groups_of_a_hub_data_set(tmp_path, monkeypatch):
 
 
 def test_lists_of_labels_are_not_withheld():
-    found = {"train": {"label": [[0]]}, "test": {"label": [[0, 1], []]}}
+    found = {"train": {"label": [[0]]}, "val": {"label": []}, "test": {"label": [[0, 1], []]}}
     assert hub.without_withheld(found, "label") == []
-    assert list(found) == ["train", "test"]
+    assert list(found) == ["train", "val", "test"]
 
 
 def test_augmentation_moves_pixels_by_what_it_says():

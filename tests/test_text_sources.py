@@ -110,10 +110,14 @@ def test_files_of_no_split_beside_some_of_one_are_refused(tmp_path):
     (tmp_path / "val.csv").rename(tmp_path / "dev.csv")
     assert set(read(tmp_path).parts) == {"train", "val", "test"}
     (tmp_path / "train.csv").unlink()
-    assert fails(tmp_path) == f"{tmp_path}: there is dev.csv; expected a file or folder called train beside it"
+    assert (
+        fails(tmp_path) == f"{tmp_path}: there is dev.csv; expected a file or folder called train beside it, or the file itself"
+    )
     for name in ("README.csv", "dev.csv"):
         (tmp_path / name).unlink()
-    assert fails(tmp_path) == f"{tmp_path}: there is test.csv; expected a file or folder called train beside it"
+    assert (
+        fails(tmp_path) == f"{tmp_path}: there is test.csv; expected a file or folder called train beside it, or the file itself"
+    )
     assert documents(read(tmp_path / "test.csv")) == ["a"], "a file that is named is what is read"
 
 
@@ -247,22 +251,25 @@ def test_a_column_that_first_rows_lack(tmp_path):
     assert fails(tmp_path, "dataset.label_column=label").endswith("has no such column; it has: text, labels, title")
     rows = [{"text": "A", "label": 1}, {"txet": "B", "label": 2}, {"text": "C", "label": 2}]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert fails(tmp_path) == f"{tmp_path / 'x.jsonl'}:2: has no text; it has: txet, label"
-    assert documents(read(tmp_path, "dataset.label_column=null")) == ["A", "C"]
+    source = read(tmp_path)
+    assert documents(source) == ["A", "C"]
+    assert source.notes == [f"1 empty texts of the train split are skipped, the first at {tmp_path / 'x.jsonl'}:2"]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, [*rows, *rows[1:2] * 2])))
+    assert fails(tmp_path).startswith(f"{tmp_path / 'x.jsonl'}:2: has no text, as 3 of 5 in the train split; name the column")
 
 
 def test_columns_that_are_used_twice(tmp_path):
     (tmp_path / "x.csv").write_text("text,label\na,x\nb,y\n")
     for key in ("label_column", "pair_column"):
-        assert fails(tmp_path, f"dataset.{key}=text") == f"dataset.{key}=text: is the column of the texts too; expected another"
+        assert (
+            fails(tmp_path, f"dataset.{key}=text")
+            == f"dataset.{key}=text: is the column of the texts too; expected another, or null"
+        )
 
 
 def test_labels_of_tables_with_gaps(tmp_path):
-    """Where a value lacks, pandas writes whole numbers as floats, and NaN for what is not there."""
-    table = pa.table({"text": ["a", "b", "c"], "label": [0.0, 1.0, 0.5]})
-    pq.write_table(table, tmp_path / "x.parquet")
-    assert read(tmp_path).classes == ["0", "0.5", "1"]
-    pq.write_table(table.set_column(1, "label", pa.array([0.0, float("nan"), 1.0])), tmp_path / "x.parquet")
+    """pandas writes NaN for what is not there."""
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [0.0, float("nan"), 1.0]}), tmp_path / "x.parquet")
     assert fails(tmp_path).startswith(f"{tmp_path / 'x.parquet'} row 2: the label is empty")
     (tmp_path / "x.parquet").unlink()
     (tmp_path / "x.jsonl").write_text('{"text": "a", "label": {"b": 1}}\n')

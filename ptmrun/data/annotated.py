@@ -11,7 +11,8 @@ from ptmrun.errors import UserError, printable
 
 
 def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
-    """The files of each split, sorted: those called train, val and test, or in folders called so; a file alone is train.
+    """The files of each split, sorted: those called train, val and test, or in folders called so; one that is not, alone, is
+    train.
 
     Raises UserError where there is nothing to train on.
     """

@@ -275,7 +275,8 @@ def load(
         first, val, test, made = divide(sets, options, "texts", notes)
         marks += [fingerprint_of(x.rows.tolist()) for x in (first, val, test)]
     corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
-    if sets:
+    pretrains = cfg.stage in ("all", "pretrain")
+    if "test" in made or (sets and pretrains):
         tested = set(test.documents())
         again = [i for i, document in enumerate(train.documents()) if document in tested]
         if again and "test" not in made:
@@ -292,8 +293,8 @@ def load(
         corpora["train"], held = corpus.hold_out(whole, options.val_fraction, options.split_seed, "val")
         of = f"{len(held):,} of {len(whole):,} documents" if len(whole) > 1 else "the last sentences of the only document"
         notes.append(f"{of} are held out to judge by")
-    apart = cfg.stage in ("all", "pretrain") and cfg.pretrain.document_mask
-    if cfg.stage in ("all", "pretrain") and "sentence_pairs" not in spec("task", cfg.task.name).requires:
+    apart, pairs = pretrains and cfg.pretrain.document_mask, "sentence_pairs" in spec("task", cfg.task.name).requires
+    if pretrains and not pairs and len(corpora["train"]) > 1:
         seen = "do not see one another" if apart else "see one another"
         notes.append(f"documents are packed one after the other, a mark between them, and {seen}")
     block = functools.partial(packed, length=length, family=family, apart=apart)
@@ -301,7 +302,7 @@ def load(
     if options.limit and options.limit < len(sequences):
         order = rng.permutation(options.split_seed, "split/limit", len(sequences))
         sequences = sequences.subset(order[: options.limit].sort().values)
-        if "sentence_pairs" in spec("task", cfg.task.name).requires:
+        if pairs:
             notes.append(f"task={cfg.task.name} draws its pairs from the whole corpus, also with dataset.limit={options.limit:,}")
     unseen = block(corpora["test"]) if "test" in corpora else None
     marks.append(len(sequences))
@@ -327,7 +328,9 @@ def labelled(
             other = text.read(cfg.downstream, labelled=True)
         notes += other.notes
         return framed(other, own, length), other.classes, [other.fingerprint]
-    return (framed(source, own, length), source.classes, []) if source.classes else ({}, [], [])
+    if not source.classes:
+        return {}, [], []
+    return framed(source, own, length), source.classes, []
 
 
 def fingerprint_of(marks: list[Any]) -> str:

@@ -172,10 +172,6 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
             text = annotated.read(path, options)
             digest.update(f"{name} {len(text)}\n{text}".encode())
             questions += parsed(path, text, options.max_mismatched, contexts, notes)
-        ids = Counter(question.name for question in questions)
-        if twice := [printable(x) for x, count in ids.items() if count > 1]:
-            what = f"the id {twice[0]} is that of several questions ({len(twice)} such ids); give each its own"
-            raise UserError(f"{', '.join(path.name for path in paths[:3])}: {what}")
         read[name] = contexts, questions
     nothing = not all(q.answers for q in read["train"][1])
     splits = {
@@ -215,8 +211,11 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
         if type(value[key]) is not kind:
             name = {str: "text", int: "a whole number", list: "a list", bool: "true or false"}[kind]
             raise UserError(f"{path}: {place}: expected {name}")
-        if kind is str and any("\ud800" <= c <= "\udfff" for c in value[key]):
-            raise UserError(f"{path}: {place}: half a surrogate pair (\\ud800 ...); mend it")
+        if kind is str:
+            try:
+                value[key].encode()
+            except UnicodeEncodeError:
+                raise UserError(f"{path}: {place}: half a surrogate pair (\\ud800 ...); mend it") from None
         return value[key]
 
     for a, article in enumerate(inside(whole, "", "data", list)):
@@ -469,7 +468,7 @@ def n_best(found: dict[str, Tensor], split: Questions, most: int) -> dict[str, l
     score: start + end; probability: softmax of the scores listed, as in nbest_predictions.json of BERT's run_squad. Where the
     split may have questions without an answer, "" is one.
     """
-    result = {}
+    result: dict[str, list[dict[str, Any]]] = {}
     for question, empty, windows in judged(found, split):
         scores, places = [np.zeros(0)], [np.zeros((0, 2), dtype=int)]
         for logits, written in windows:
@@ -487,7 +486,8 @@ def n_best(found: dict[str, Tensor], split: Questions, most: int) -> dict[str, l
         best = sorted(answers.items(), key=lambda answer: -answer[1])[:most]
         odds = np.exp([score - best[0][1] for _, score in best])
         chances = (odds / odds.sum()).tolist()
-        result[question.name] = [
+        same = sum(name == question.name or name.startswith(f"{question.name} (") for name in result)
+        result[f"{question.name} ({same + 1})" if same else question.name] = [
             {"text": text, "probability": chance, "score": score} for (text, score), chance in zip(best, chances, strict=True)
         ]
     return result

@@ -165,7 +165,7 @@ def parallel(options: Any) -> Any:
         columns = {"text_column": first, "pair_column": second, "label_column": None, "label_separator": None, "group": None}
         read = {"root": options.root, "encoding": options.encoding, "errors": options.errors, "documents": "auto"}
         source = text.read(SimpleNamespace(**columns, **read))
-        if first == 1:
+        if headless and options.source_column == "auto":
             how = "if it names the columns, call them source and target, or give downstream.source_column and .target_column"
             source.notes.append(f"the first line of {path.name} is taken for a pair of texts; {how}")
         return source
@@ -185,7 +185,7 @@ def aligned(options: Any, ends: list[str]) -> Any:
             "in downstream.source_column=en downstream.target_column=es"
         )
     if first == second:
-        raise UserError(f"dataset.pair_column={second}: is the source too; expected another ending")
+        raise UserError(f"dataset.pair_column={second}: is the source too; expected another")
     files = text.found(options.root, (f".{first}".lower(), f".{second}".lower()))
     makers: dict[str, Callable[[], Iterator[text.Row]]] = {
         name: partial(rows_of, sorted({path.with_suffix("") for path in paths}), str(first), str(second), options)

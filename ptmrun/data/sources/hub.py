@@ -68,7 +68,8 @@ def splits(options: Any) -> dict[str, Any]:
 
 def without_withheld(found: dict[str, Any], label: str | None) -> list[str]:
     """Leaves out the splits whose class labels are all withheld (-1); notes on it."""
-    withheld = [name for name, rows in found.items() if name != "train" and label and all(c == -1 for c in rows[label])]
+    others = {name: rows for name, rows in found.items() if name != "train" and label and len(rows[label])}
+    withheld = [name for name, rows in others.items() if all(c == -1 for c in rows[label])]
     for name in withheld:
         del found[name]
     return [f"the labels of the {name} split are withheld (-1), so it is not used" for name in withheld]

@@ -151,7 +151,9 @@ def by_split(place: Path, files: list[Path]) -> dict[str, list[Path]]:
             "they are in, train, val or test, or take them away"
         )
     if "train" not in splits:
-        raise UserError(f"{place}: there is {printable(str(named))}; expected a file or folder called train beside it")
+        raise UserError(
+            f"{place}: there is {printable(str(named))}; expected a file or folder called train beside it, or the file itself"
+        )
     return splits
 
 
@@ -286,7 +288,7 @@ class Columns(NamedTuple):
         keys = {"text_column": chosen.text, "pair_column": chosen.second, "label_column": chosen.label, "group": group}
         for key in ("pair_column", "label_column"):
             if keys[key] is not None and keys[key] in (chosen.text, None if key == "pair_column" else chosen.second):
-                raise UserError(f"dataset.{key}={keys[key]}: is the column of the texts too; expected another")
+                raise UserError(f"dataset.{key}={keys[key]}: is the column of the texts too; expected another, or null")
         for path in chain(*files.values()):
             there = names if path == first else surveyed(path, head, options.encoding, options.errors)[0]
             if path.suffix.lower() == ".jsonl" and not set(keys.values()) - {None} <= set(there):  # later rows may have it
@@ -329,9 +331,6 @@ def all_rows(paths: list[Path], columns: Columns, encoding: str, errors: str) ->
     """The rows of tables, empty texts among them."""
     for path in paths:
         for where, row in table(path, columns, encoding, errors):
-            lacking = [name for name in columns[:2] if name is not None and name not in row]  # as rows of .jsonl files may
-            if lacking and (columns.label or columns.second):
-                raise UserError(f"{where}: has no {lacking[0]}; it has: {shortened(list(row))}")
             values: list[Any] = [None if name is None else "" if row.get(name) is None else row[name] for name in columns[:4]]
             if any(isinstance(value, str) and "\0" in value for value in values):
                 if errors == "strict":
@@ -455,6 +454,11 @@ def gathered(
         if not scan.count:
             what = f"all {scan.skipped} texts are empty" if scan.skipped else "no text there"
             raise UserError(f"dataset.root={root}: {what} in the {name} split")
+        if scan.skipped > scan.count and (scan.labels or scan.seconds):  # a corpus may have a column that few rows have
+            raise UserError(
+                f"{scan.empty}: has no text, as {scan.skipped:,} of {scan.skipped + scan.count:,} in the {name} split; "
+                "name the column of the texts (dataset.text_column), or take the empty ones away"
+            )
         if scan.skipped:
             said.append(f"{scan.skipped} empty texts of the {name} split are skipped, the first at {scan.empty}")
     names = list(classes) or sorted(columns["train"].first, key=lambda c: (not number(c), float(c) if number(c) else 0.0, c))
@@ -545,9 +549,7 @@ class Scan:
 
 
 def class_name(label: Any, where: str) -> str:
-    """A label as text: 1.0 is 1, as tables have it whose column lacks some values; what is no number is empty."""
+    """A label as text; NaN, which tables have where there is none, is empty."""
     if isinstance(label, dict | list):
         raise UserError(f"{where}: expected a label, found {printable(repr(label))[:80]}")
-    if isinstance(label, float):
-        label = "" if math.isnan(label) else int(label) if label.is_integer() else label
-    return str(label).strip()
+    return "" if isinstance(label, float) and math.isnan(label) else str(label).strip()
