@@ -139,9 +139,9 @@ def test_a_run_by_the_rule(ptmrun):
 @pytest.mark.parametrize("method", ["full", "layer_decay", "lora", "linear"])
 def test_from_scratch_trains_every_weight_at_one_rate(method):
     cfg = compose([f"finetune={method}", "finetune.freeze=[encoder.*]", "finetune.scratch_lr=2e-3"])
-    scratch = trials.settings(SimpleNamespace(cfg=cfg), Trial(10, "scratch", 0))
+    scratch = trials.settings(cfg, Trial(10, "scratch", 0), 100)
     if method != "full":
-        assert trials.settings(SimpleNamespace(cfg=cfg), Trial(10, "tuned", 0)) is cfg.finetune
+        assert trials.settings(cfg, Trial(10, "tuned", 0), 100) == cfg.finetune
     assert (scratch.lr, scratch.layer_decay, scratch.freeze) == (2e-3, 1.0, None)
     model = classifier()
     trained, every = adapt.adapt(model, scratch, 10)
@@ -150,13 +150,12 @@ def test_from_scratch_trains_every_weight_at_one_rate(method):
     assert {g["lr_scale"] for g in groups} == {1.0}
 
 
-def test_lower_blocks_learn_more_slowly_from_few_labels(monkeypatch, tmp_path):
+def test_lower_blocks_learn_more_slowly_from_few_labels(tmp_path):
     """With so many that three passes are more than 300 steps of 50, as fast as the others; weights from outside do not."""
-    monkeypatch.setattr(trials, "chosen_labels", lambda context, trial: range(trial.labels))
     cfg = compose([])
 
     def decay(cfg, labels):
-        return trials.settings(SimpleNamespace(cfg=cfg), Trial(labels, "tuned", 0)).layer_decay
+        return trials.settings(cfg, Trial(None, "tuned", 0), labels).layer_decay
 
     assert [decay(cfg, n) for n in (10, 5000, 5001, 60_000)] == [0.75, 0.75, 1.0, 1.0]
     assert decay(compose(["finetune.layer_decay=0.9"]), 60_000) == 0.9
