@@ -469,6 +469,7 @@ def n_best(found: dict[str, Tensor], split: Questions, most: int) -> dict[str, l
     split may have questions without an answer, "" is one.
     """
     result: dict[str, list[dict[str, Any]]] = {}
+    seen: Counter[str] = Counter()  # ids may be those of several questions
     for question, empty, windows in judged(found, split):
         scores, places = [np.zeros(0)], [np.zeros((0, 2), dtype=int)]
         for logits, written in windows:
@@ -486,8 +487,9 @@ def n_best(found: dict[str, Tensor], split: Questions, most: int) -> dict[str, l
         best = sorted(answers.items(), key=lambda answer: -answer[1])[:most]
         odds = np.exp([score - best[0][1] for _, score in best])
         chances = (odds / odds.sum()).tolist()
-        same = sum(name == question.name or name.startswith(f"{question.name} (") for name in result)
-        result[f"{question.name} ({same + 1})" if same else question.name] = [
+        seen[question.name] += 1
+        name = question.name if seen[question.name] == 1 else f"{question.name} ({seen[question.name]})"
+        result[name] = [
             {"text": text, "probability": chance, "score": score} for (text, score), chance in zip(best, chances, strict=True)
         ]
     return result
