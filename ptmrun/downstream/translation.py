@@ -156,8 +156,9 @@ def parallel(options: Any) -> Any:
         if place.is_dir() and ends and not ends & set(text.TABLES):
             return aligned(options, sorted(ends))
         path = text.found(options.root)["train"][0]
-        names = {} if path.suffix.lower() != ".tsv" else named(path, options)
-        headless = path.suffix.lower() == ".tsv" and not {"source", "target"} <= set(names)
+        tsv = path.suffix.lower() == ".tsv"
+        names = named(path, options) if tsv else {}
+        headless = tsv and not {"source", "target"} <= set(names)
         pair = ((options.source_column, "source", 1), (options.target_column, "target", 2))
         first, second = (
             (number if headless else names.get(name, name)) if chosen == "auto" else chosen for chosen, name, number in pair

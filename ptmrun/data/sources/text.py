@@ -286,9 +286,9 @@ class Columns(NamedTuple):
         assert wanted["text"]
         chosen = Columns(wanted["text"], wanted["pair"], wanted["label"], group, header)
         keys = {"text_column": chosen.text, "pair_column": chosen.second, "label_column": chosen.label, "group": group}
-        for key in ("pair_column", "label_column"):
-            if keys[key] is not None and keys[key] in (chosen.text, None if key == "pair_column" else chosen.second):
-                raise UserError(f"dataset.{key}={keys[key]}: is the column of the texts too; expected another, or null")
+        for key, name, others in (("pair_column", chosen.second, chosen[:1]), ("label_column", chosen.label, chosen[:2])):
+            if name is not None and name in others:
+                raise UserError(f"dataset.{key}={name}: is the column of the texts too; expected another, or null")
         for path in chain(*files.values()):
             there = names if path == first else surveyed(path, head, options.encoding, options.errors)[0]
             if path.suffix.lower() == ".jsonl" and not set(keys.values()) - {None} <= set(there):  # later rows may have it
