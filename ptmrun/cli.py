@@ -5,8 +5,9 @@ import signal
 import sys
 
 import ptmrun
-from ptmrun import config, verbs
+from ptmrun.commands import table as verbs
 from ptmrun.compose import compose, hydra_main
+from ptmrun.config import schema as config
 from ptmrun.errors import Interrupted, UserError, nearest, printable
 
 SPINS = "1000"  # turns of a waiting thread of PyTorch's (libgomp) before it sleeps: what libgomp takes when it has too few cores
@@ -59,7 +60,7 @@ def dispatch(argv: list[str]) -> int:
     flags = [a for a in argv if a.startswith("-") and not a.startswith("--on-nan=")]
     overrides = [a.replace("--on-nan=", "on_nan=", 1) for a in argv if a not in flags]
     if flags in (["-m"], ["--multirun"]):
-        from ptmrun import sweep
+        from ptmrun.sweeps import sweep
 
         return sweep.run(overrides)
     if flags in (["-c"], ["--cfg"]) and "job" in overrides:
@@ -71,7 +72,7 @@ def dispatch(argv: list[str]) -> int:
     if "=" not in overrides[0]:
         raise UserError(f"{overrides[0]}: no such verb{nearest(overrides[0], verbs.VERBS)}; settings have the form key=value")
     cfg = compose(overrides)
-    from ptmrun import stages
+    from ptmrun.stages import run as stages
 
     stages.run(cfg, overrides)
     return 0

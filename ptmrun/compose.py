@@ -7,11 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ptmrun import config, secrets
+from ptmrun.config import schema as config
+from ptmrun.config import secrets
+from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.errors import UserError, nearest
-from ptmrun.origin import OUTSIDE, origin
 
 LARGE_SCRATCH_LR = 1e-3  # AdamW's, of networks that weights from outside are for: at 3e-3 MiniLM's stays at chance
+
+
 OWN = ("stage", "name", "outputs", "budget", "device", "logger", "strict", "skip_done")  # not inherited from the run of `init`
 
 
@@ -153,7 +156,7 @@ def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
     init = values.get("init", "random").strip("'\"")
     if origin(init) != "run":
         return None
-    from ptmrun.run import Run
+    from ptmrun.runs.folder import Run
 
     run = Run.open(Path(init))
     # the folder itself, not `latest`, which will soon name the run to come

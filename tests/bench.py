@@ -24,7 +24,7 @@ from pathlib import Path
 import bench_images
 import bench_text
 
-from ptmrun import device
+from ptmrun.training import device
 
 
 def command_line(folder: Path) -> None:

@@ -8,13 +8,14 @@ import bench_trainer
 from bench_loops import CPU, by_hand, compare, compare_steps, end_to_end
 from torch import nn
 
-from ptmrun import device, rng
+from ptmrun import rng
 from ptmrun.compose import compose
-from ptmrun.data import images
-from ptmrun.data.batches import Batches, Normalise
+from ptmrun.data.images import load as images
+from ptmrun.data.images.batches import Batches, Normalise
 from ptmrun.data.sources import packaged
 from ptmrun.models import vit
 from ptmrun.objectives import mae, simmim
+from ptmrun.training import device
 
 STEPS = 20
 

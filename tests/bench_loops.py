@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ptmrun import device, optim, train
+from ptmrun.training import device, optim
+from ptmrun.training import loop as train
 
 CPU, PAIRS = torch.device("cpu"), 7
 

@@ -10,10 +10,11 @@ import numpy as np
 from bench_loops import CPU, compare_steps, end_to_end
 from torch import nn
 
-from ptmrun import device, rng
+from ptmrun import rng
 from ptmrun.compose import compose
-from ptmrun.context import part_of
-from ptmrun.data import texts
+from ptmrun.data.text import load as texts
+from ptmrun.stages.context import part_of
+from ptmrun.training import device
 
 STEPS, DRAWS = 20, 4  # draws of the hidden tokens of held-out sequences
 TASKS = {"mlm": "bert", "clm": "gpt"}

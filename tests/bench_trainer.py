@@ -42,7 +42,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 
-from ptmrun.config import Loop
+from ptmrun.config.schema import Loop
 from ptmrun.loss import Loss
 
 datasets.disable_progress_bars()

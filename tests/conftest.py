@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ptmrun import cli, device
+from ptmrun import cli
+from ptmrun.training import device
 
 torch.set_num_threads(1)
 measured = cache(device.bf16_speed)

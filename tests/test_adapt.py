@@ -9,16 +9,20 @@ from conftest import TINY, latest
 from torch import nn
 from transformers import ViTModel
 
-from ptmrun import adapt, checkpoint, config, hyperrule, optim, trials
 from ptmrun.compose import compose
-from ptmrun.context import depth_of
+from ptmrun.config import schema as config
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
+from ptmrun.finetuning import bit_hyperrule, methods
 from ptmrun.models import resnet
-from ptmrun.prepare import prepare
-from ptmrun.run import Run
-from ptmrun.signals import Stop
-from ptmrun.trials import Trial
+from ptmrun.runs.folder import Run
+from ptmrun.stages import trials
+from ptmrun.stages.context import depth_of
+from ptmrun.stages.prepare import prepare
+from ptmrun.stages.trials import Trial
+from ptmrun.storage import tensor_files
+from ptmrun.training import optim
+from ptmrun.training.signals import Stop
 
 
 def classifier() -> Classifier:
@@ -47,13 +51,13 @@ def changed(before: dict, after: dict) -> set[str]:
 
 def test_linear_leaves_every_tensor_of_the_encoder_as_it_was():
     model = classifier()
-    assert adapt.adapt(model, method("linear"), 1) == (3 * 512 + 3, adapt.parameters(model))
+    assert methods.adapt(model, method("linear"), 1) == (3 * 512 + 3, methods.parameters(model))
     assert changed(*step(model)) == {"head.weight", "head.bias"}
 
 
 def test_frozen_batch_normalisation_keeps_its_statistics_and_trained_ones_do_not():
     model = classifier()
-    adapt.adapt(model, method(freeze=["encoder.net.*"], unfreeze=["encoder.net.layer4.*"]), 1)
+    methods.adapt(model, method(freeze=["encoder.net.*"], unfreeze=["encoder.net.layer4.*"]), 1)
     found = changed(*step(model))
     assert {k.split(".")[2] for k in found if k.startswith("encoder.")} == {"layer4"}
     statistics = {k for k in model.state_dict() if "running_" in k or "num_batches" in k}
@@ -63,14 +67,14 @@ def test_frozen_batch_normalisation_keeps_its_statistics_and_trained_ones_do_not
 
 def test_patterns():
     model = classifier()
-    adapt.adapt(model, method("linear", unfreeze=["encoder.net.conv1.weight", "encoder.net.*.bn1.bias"]), 1)
+    methods.adapt(model, method("linear", unfreeze=["encoder.net.conv1.weight", "encoder.net.*.bn1.bias"]), 1)
     trained = {k for k, p in model.named_parameters() if p.requires_grad}
     blocks = {f"encoder.net.layer{i}.0.bn1.bias" for i in range(1, 5)}
     assert trained == {"head.weight", "head.bias", "encoder.net.conv1.weight"} | blocks
     with pytest.raises(UserError, match=r"finetune.freeze=encoder.net.conv1: matches no .*nearest are: encoder.net.conv1.weight"):
-        adapt.adapt(model, method(freeze=["encoder.net.conv1"]), 1)
+        methods.adapt(model, method(freeze=["encoder.net.conv1"]), 1)
     with pytest.raises(UserError, match="leaves nothing to train"):
-        adapt.adapt(model, method(freeze=["*"]), 1)
+        methods.adapt(model, method(freeze=["*"]), 1)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +89,12 @@ def test_patterns():
 )
 def test_the_rule_of_the_paper(images, side, expected):
     options = compose(["model=bit", "finetune=bit_hyperrule"]).finetune
-    changes, notes = hyperrule.decide(options, images, side)
+    changes, notes = bit_hyperrule.decide(options, images, side)
     assert tuple(changes[k] for k in ("steps", "warmup", "mixup", "resolution")) == expected
     assert len(notes) == 4
     assert (options.optimizer, options.lr, options.beta1, options.weight_decay, options.batch_size) == ("sgd", 0.003, 0.9, 0, 512)
     given = ["finetune.steps=50", "finetune.resolution=64", "finetune.warmup=0", "finetune.mixup=0.3"]
-    assert hyperrule.decide(compose(["model=bit", "finetune=bit_hyperrule", *given]).finetune, images, side) == ({}, [])
+    assert bit_hyperrule.decide(compose(["model=bit", "finetune=bit_hyperrule", *given]).finetune, images, side) == ({}, [])
 
 
 def test_staircase():
@@ -126,7 +130,7 @@ def test_a_run_by_the_rule(ptmrun):
     assert "finetune.warmup=0.2: 500 steps, at most a fifth" in out
     options = config.load(latest() / "config.yaml").finetune
     assert (options.steps, options.warmup, options.resolution, options.mixup) == (3, 0.2, 40, 0.2)
-    tensors = checkpoint.load(latest() / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
+    tensors = tensor_files.load(latest() / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
     assert "encoder.net.layer1.0.bn2.weight" in tensors
     assert "encoder.net.layer1.0.bn1.weight" not in tensors
     code, _, err = ptmrun("stage=evaluate", f"init={latest()}", *TINY[-4:], "evaluate.baselines=[chance]")
@@ -144,7 +148,7 @@ def test_from_scratch_trains_every_weight_at_one_rate(method):
         assert trials.settings(cfg, Trial(10, "tuned", 0), 100) == cfg.finetune
     assert (scratch.lr, scratch.layer_decay, scratch.freeze) == (2e-3, 1.0, None)
     model = classifier()
-    trained, every = adapt.adapt(model, scratch, 10)
+    trained, every = methods.adapt(model, scratch, 10)
     assert trained == every
     groups = optim.groups(model, scratch, partial(depth_of, model.encoder), model.encoder.depth + 1)
     assert {g["lr_scale"] for g in groups} == {1.0}
@@ -213,7 +217,7 @@ def test_linear_takes_the_best_rate_on_features_computed_once(done_run, ptmrun, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(adapt, "trained", stop)
+        patch.setattr(methods, "trained", stop)
         assert ptmrun("stage=finetune", f"init={done_run}", *argv[:-1])[0] != 0
     assert ptmrun("resume", latest())[0] == 0
     again = [x for x in Run.open(latest()).metrics() if x["stage"] == "finetune"]
@@ -250,7 +254,7 @@ def test_the_probe_stays_where_training_harms(done_run, ptmrun):
     assert f"the linear probe that it began with is kept: {judged['probe_val_score']:.3f} on held-out images" in " ".join(
         out.split()
     )
-    kept = checkpoint.part(checkpoint.load(run.path("checkpoints/finetuned/5-tuned-0.safetensors"))[0], "encoder.vit.")
+    kept = tensor_files.part(tensor_files.load(run.path("checkpoints/finetuned/5-tuned-0.safetensors"))[0], "encoder.vit.")
     before = ViTModel.from_pretrained(done_run / "checkpoints/encoder", add_pooling_layer=False).state_dict()
     assert kept.keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in kept.items())

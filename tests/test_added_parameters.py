@@ -11,13 +11,15 @@ from peft import PeftModel
 from torch import nn
 from transformers import ViTModel
 
-from ptmrun import adapt, bottleneck, checkpoint, config, lowrank, prefix
+from ptmrun.batch import Tokens, Vocabulary
 from ptmrun.compose import compose
-from ptmrun.context import part_of
+from ptmrun.config import schema as config
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import Misfit, UserError
-from ptmrun.run import Run
-from ptmrun.tokens import Tokens, Vocabulary
+from ptmrun.finetuning import adapters, lora, methods, prefix
+from ptmrun.runs.folder import Run
+from ptmrun.stages.context import part_of
+from ptmrun.storage import tensor_files
 
 STEPS = 100
 
@@ -63,7 +65,7 @@ def trained(classifier, batch, steps, lr=0.05, each=lambda done: None):
 
 
 FITTING = [
-    (m, f) for f in adapt.ADDED for m in config.choices("model") if config.fine_tunes(f, m) and m not in ("vgg", "inception")
+    (m, f) for f in methods.ADDED for m in config.choices("model") if config.fine_tunes(f, m) and m not in ("vgg", "inception")
 ]
 
 
@@ -72,10 +74,10 @@ def test_nothing_changes_at_first_and_frozen_weights_never(model, method):
     classifier, batch = made(model)
     with torch.no_grad():
         first = classifier.logits(batch["inputs"])
-    norms = [m for m in classifier.encoder.net.modules() if method == "adapter" and isinstance(m, bottleneck.NORMS)]
+    norms = [m for m in classifier.encoder.net.modules() if method == "adapter" and isinstance(m, adapters.NORMS)]
     free = {id(p) for m in norms for p in m.parameters()}
     frozen = {k: v.clone() for k, v in classifier.encoder.net.named_parameters() if id(v) not in free}
-    trainable, every = adapt.adapt(classifier, options(method), STEPS)
+    trainable, every = methods.adapt(classifier, options(method), STEPS)
     assert 0 < trainable < every
     with torch.no_grad():
         assert torch.equal(classifier.eval().logits(batch["inputs"]), first) == (method != "prefix")
@@ -87,8 +89,8 @@ def test_nothing_changes_at_first_and_frozen_weights_never(model, method):
     with torch.no_grad():
         now = classifier.logits(batch["inputs"])
         assert not torch.equal(now, first)
-        if adapt.ADDED[method] == "lowrank":
-            lowrank.merge(classifier.encoder.net)
+        if methods.ADDED[method] == "lowrank":
+            lora.merge(classifier.encoder.net)
             assert set(dict(classifier.encoder.net.named_parameters())) == set(frozen)
             torch.testing.assert_close(classifier.logits(batch["inputs"]), now, rtol=1e-5, atol=1e-5)
 
@@ -107,21 +109,21 @@ def test_parameters_are_as_many_as_the_formulas_say():
         }
         for method, each in wanted.items():
             classifier, _ = made(model)
-            before = adapt.parameters(classifier)
+            before = methods.parameters(classifier)
             head, counters = 3 * width + 3, 6 * blocks if method == "adalora" else 0  # peft's ranknum, one a layer
-            found = adapt.adapt(classifier, options(method), STEPS)
+            found = methods.adapt(classifier, options(method), STEPS)
             norms = 4 * width * blocks if method == "adapter" else 0  # which were there before
             last = 2 * width if norms else 0
             assert found == (blocks * each + last + head, before + blocks * each - norms + counters), (model, method)
         classifier, _ = made(model)
-        both = adapt.adapt(classifier, options("adapter", "finetune.placement=houlsby", "finetune.norms=false"), STEPS)[0]
+        both = methods.adapt(classifier, options("adapter", "finetune.placement=houlsby", "finetune.norms=false"), STEPS)[0]
         assert both == 2 * blocks * (2 * width * 16 + width + 16) + head
 
 
 def test_bitfit_trains_biases_alone():
     classifier, batch = made("bert")
     before = {k: v.clone() for k, v in classifier.encoder.named_parameters()}
-    adapt.adapt(classifier, options("bitfit"), STEPS)
+    methods.adapt(classifier, options("bitfit"), STEPS)
     trained(classifier, batch, 2)
     moved = {k for k, v in classifier.encoder.named_parameters() if not torch.equal(v, before[k])}
     assert moved
@@ -131,12 +133,12 @@ def test_bitfit_trains_biases_alone():
 def test_adalora_gives_its_budget_where_it_matters():
     """The total rank follows the cubic schedule at every allocation and stays at the target from there on; layers differ."""
     classifier, batch = made("bert")
-    adapt.adapt(classifier, options("adalora"), STEPS)
+    methods.adapt(classifier, options("adalora"), STEPS)
     modules, start, end = 12, 10, 70
     seen = []
 
     def look(done):
-        values = lowrank.ranks(dict(classifier.encoder.net.named_parameters()))
+        values = lora.ranks(dict(classifier.encoder.net.named_parameters()))
         seen.append(classifier.allocation.rank)
         if done >= end or (done > start and done % 10 == 0):
             assert sum(values.values()) == seen[-1], "what is not kept is zero"
@@ -147,7 +149,7 @@ def test_adalora_gives_its_budget_where_it_matters():
         left = 1 - (min(last, end) - start) / (end - start)
         assert rank == (int(4 * modules * left**3 + 8 * modules) if last > start else 12 * modules)
     assert seen[-1] == 8 * modules
-    ranks = lowrank.ranks(dict(classifier.encoder.net.named_parameters()))
+    ranks = lora.ranks(dict(classifier.encoder.net.named_parameters()))
     assert len(ranks) == modules
     assert len(set(ranks.values())) > 1
 
@@ -156,7 +158,7 @@ def test_adaloras_loss_keeps_directions_orthogonal():
     classifier, batch = made("vit")
     classifier.train()
     plain = classifier(batch)[0].total.item()
-    adapt.adapt(classifier, options("adalora"), STEPS)
+    methods.adapt(classifier, options("adalora"), STEPS)
     loss, shown = classifier(batch)
     found = {k: p.detach().double() for k, p in classifier.encoder.net.named_parameters()}
     bases = [p for k, p in found.items() if ".lora_A." in k] + [p.T for k, p in found.items() if ".lora_B." in k]
@@ -185,15 +187,15 @@ def test_mistakes_are_named():
         ("adalora", ["finetune.rank=12"], "must be below finetune.first_rank=12"),
     ):
         with pytest.raises(UserError, match=message):
-            adapt.adapt(made("bert")[0], options(method, *changes), STEPS)
+            methods.adapt(made("bert")[0], options(method, *changes), STEPS)
     with pytest.raises(UserError, match="15 steps are too few to choose ranks; at least 18"):
-        adapt.adapt(made("bert")[0], options("adalora"), 15)
+        methods.adapt(made("bert")[0], options("adalora"), 15)
     with pytest.raises(UserError, match="choose placement=pfeiffer"):
-        adapt.adapt(made("xlnet")[0], options("adapter", "finetune.placement=houlsby"), STEPS)
+        methods.adapt(made("xlnet")[0], options("adapter", "finetune.placement=houlsby"), STEPS)
     with pytest.raises(Misfit, match="plain linear or convolutional layers in its blocks, which the model does not have"):
         compose(["model=lstm", "finetune=lora"])
     classifier, _ = made("bert")
-    adapt.adapt(classifier, options("lora", "finetune.targets=[*.query,*.value]", "finetune.rank=4"), STEPS)
+    methods.adapt(classifier, options("lora", "finetune.targets=[*.query,*.value]", "finetune.rank=4"), STEPS)
     added = {k for k, p in classifier.encoder.net.named_parameters() if p.requires_grad}
     assert len(added) == 8
     assert all(".query." in k or ".value." in k for k in added)
@@ -210,7 +212,7 @@ def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
     first = latest()
     run = Run.open(first)
     [file] = (first / "checkpoints/finetuned").glob("*.safetensors")
-    tensors, state = checkpoint.load(file)
+    tensors, state = tensor_files.load(file)
     assert state == {"relative_to": run.manifest["weights_sha256"]}
     parts = {"lora": ".lora_", "adalora": ".lora_", "adapter": ".adapter.", "prefix": ".prefix."}
     assert not [k for k in tensors if not (parts[method] in k or "layernorm" in k or k.startswith("head."))]
@@ -238,7 +240,7 @@ def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
         merged = ViTModel.from_pretrained("merged", add_pooling_layer=False).eval()
         torch.testing.assert_close(theirs(images)[0], merged(images)[0], rtol=1e-4, atol=1e-5)
 
-    checkpoint.save(file, tensors, {"relative_to": "0" * 64})
+    tensor_files.save(file, tensors, {"relative_to": "0" * 64})
     code, _, err = ptmrun("stage=evaluate", f"init={first}")
     assert code == 2
     assert "trained beside other frozen weights than this run's" in err
@@ -248,7 +250,7 @@ def test_an_interrupted_allocation_goes_on_exactly(ptmrun, monkeypatch):
     words = [*TINY, "finetune=adalora", "finetune.steps=30", "finetune.seeds=1", "evaluate.baselines=[chance]"]
     assert ptmrun(*words)[0] == 0
     whole = Run.open(latest()).manifest["finetuned_sha256"]
-    after_step, seen = lowrank.Allocation.after_step, []
+    after_step, seen = lora.Allocation.after_step, []
 
     def stop_once(self, net, done):
         after_step(self, net, done)
@@ -256,7 +258,7 @@ def test_an_interrupted_allocation_goes_on_exactly(ptmrun, monkeypatch):
             seen.append(done)
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(lowrank.Allocation, "after_step", stop_once)
+    monkeypatch.setattr(lora.Allocation, "after_step", stop_once)
     assert ptmrun(*words, "finetune.checkpoint_every=0")[0] != 0
     assert seen
     code, _, err = ptmrun("resume", latest())
@@ -265,6 +267,6 @@ def test_an_interrupted_allocation_goes_on_exactly(ptmrun, monkeypatch):
 
 
 def test_methods_of_the_table_have_modules():
-    for name, module in adapt.ADDED.items():
-        assert callable(getattr(importlib.import_module(f"ptmrun.{module}"), name))
-    assert set(adapt.ADDED) | set(adapt.METHODS) == set(config.choices("finetune"))
+    for name, module in methods.ADDED.items():
+        assert callable(getattr(importlib.import_module(f"ptmrun.finetuning.{module}"), name))
+    assert set(methods.ADDED) | set(methods.METHODS) == set(config.choices("finetune"))

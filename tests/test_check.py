@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from ptmrun import check, estimate
+from ptmrun.commands import check, estimate
 from ptmrun.compose import compose
 from ptmrun.downstream.classification import Classifier
 from ptmrun.loss import Loss

@@ -15,18 +15,22 @@ import pytest
 import torch
 from conftest import TINY, draw, latest
 
-from ptmrun import adapt, budget, checkpoint, config, reproduce
+from ptmrun.commands import reproduce
 from ptmrun.compose import compose
-from ptmrun.prepare import prepare
-from ptmrun.run import Run
-from ptmrun.signals import Stop
+from ptmrun.config import schema as config
+from ptmrun.finetuning import methods
+from ptmrun.runs.folder import Run
+from ptmrun.stages import budget
+from ptmrun.stages.prepare import prepare
+from ptmrun.storage import tensor_files
+from ptmrun.training.signals import Stop
 
 KILLS = int(os.environ.get("PTMRUN_KILLS", "3"))
 
 
 def weights(folder: Path) -> dict[str, str]:
     files = sorted((folder / "checkpoints").rglob("*.safetensors"))
-    return {str(f.relative_to(folder)): checkpoint.sha256(checkpoint.load(f)[0]) for f in files}
+    return {str(f.relative_to(folder)): tensor_files.sha256(tensor_files.load(f)[0]) for f in files}
 
 
 def same(a: Path, b: Path) -> None:
@@ -216,7 +220,7 @@ def test_frozen_weights_stay(done_run, method, ptmrun):
     code, out, _ = ptmrun("stage=finetune", f"init={done_run}", f"finetune={method}", "finetune.seeds=1", "finetune.steps=3")
     assert code == 0
     [file] = (latest() / "checkpoints" / "finetuned").iterdir()
-    names = set(checkpoint.load(file)[0])
+    names = set(tensor_files.load(file)[0])
     if method == "linear":
         assert names == {"head.weight", "head.bias"}
         assert "970 of" in out
@@ -242,13 +246,13 @@ def test_a_budget_ends_on_time(ptmrun):
 
 def test_a_budget_knows_what_a_step_from_scratch_costs(monkeypatch):
     """There every weight is trained, whatever the method: here a step takes as many seconds as it trains parameters."""
-    monkeypatch.setattr(budget, "seconds_per_step", lambda context, model, *_: adapt.parameters(model, trainable=True))
+    monkeypatch.setattr(budget, "seconds_per_step", lambda context, model, *_: methods.parameters(model, trainable=True))
     cfg = compose([*TINY, "finetune=linear", "finetune.seeds=1", "evaluate.baselines=[scratch]"])
     context = prepare(Run.create(cfg, [], {"parents": []}), cfg, Stop())
     context.cfg = config.replace(context.cfg, budget="1000000000s")
     found, _ = budget.size_steps(context)
     left = budget.USABLE * 1e9 - cfg.finetune.steps * (970 + 338_890)
-    assert found.pretrain.steps == pytest.approx(left / adapt.parameters(context.objective(), trainable=True), abs=1)
+    assert found.pretrain.steps == pytest.approx(left / methods.parameters(context.objective(), trainable=True), abs=1)
 
 
 def test_unlabelled_images_are_pretrained_only(tmp_path, ptmrun):

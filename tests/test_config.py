@@ -10,11 +10,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ptmrun import cli, config
+from ptmrun import cli
+from ptmrun.commands.table import VERBS
 from ptmrun.compose import compose
-from ptmrun.context import steps_of
+from ptmrun.config import schema as config
 from ptmrun.errors import UserError
-from ptmrun.verbs import VERBS
+from ptmrun.stages.context import steps_of
 
 MISTAKES = {
     "model=vitt": "model=vitt: no such model (did you mean vit?)",

@@ -14,7 +14,7 @@ import pytest
 import torch
 from texts import FRAMINGS, part, story
 
-from ptmrun.data import corpus, tokenizer
+from ptmrun.data.text import corpus, tokenizer
 from ptmrun.errors import UserError
 
 DOCUMENTS = [*story(12, 6), "One sentence alone.", "Prose is cut. At every stop! Is it? yes."]

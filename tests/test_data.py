@@ -14,8 +14,9 @@ from PIL import Image
 
 from ptmrun import rng
 from ptmrun.compose import compose
-from ptmrun.data import decode, images
-from ptmrun.data.augment import augment
+from ptmrun.data.images import decode
+from ptmrun.data.images import load as images
+from ptmrun.data.images.augment import augment
 from ptmrun.data.sources import hub, imagefolder, packaged, torchvision
 from ptmrun.errors import UserError
 

@@ -3,8 +3,8 @@
 import pytest
 from threadpoolctl import threadpool_info
 
-from ptmrun import device
 from ptmrun.compose import compose
+from ptmrun.training import device
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors import SafetensorError
 from test_cli_runs import same
 
-from ptmrun import checkpoint, cli
+from ptmrun import cli
 from ptmrun.compose import compose
-from ptmrun.run import Run
+from ptmrun.runs.folder import Run
+from ptmrun.storage import tensor_files
 
 SMALL = [*TINY, "finetune.seeds=1", "evaluate.baselines=[chance]", "pretrain.probes=0"]
 FIGURES = ("augmented", "reconstructions", "attention", "curves", "confusion", "scores", "embedding")
@@ -92,7 +93,7 @@ class Disk:
 
         for module in (builtins, io):
             monkeypatch.setattr(module, "open", guarded)
-        monkeypatch.setattr(checkpoint, "save_file", save_file)
+        monkeypatch.setattr(tensor_files, "save_file", save_file)
         monkeypatch.setattr(transformers.modeling_utils, "safe_save_file", save_file)
 
     def fill(self, name: str, turn: int) -> None:

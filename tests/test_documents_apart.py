@@ -9,10 +9,10 @@ import torch
 from texts import FRAMINGS, part, story
 
 from ptmrun import rng
-from ptmrun.data import corpus, tokenizer
-from ptmrun.models import sequence
+from ptmrun.batch import Tokens
+from ptmrun.data.text import corpus, tokenizer
+from ptmrun.models import text_base
 from ptmrun.objectives import clm, denoising, mlm, plm
-from ptmrun.tokens import Tokens
 
 LENGTH, SPLIT = 48, 21  # the first document and its mark
 OBJECTIVES = {
@@ -150,7 +150,7 @@ def test_gradients_are_finite_in_bfloat16_and_with_padding(kind, attention):
 
 def test_a_query_always_sees_itself():
     mask = torch.tensor([[True, True, False]])
-    seen = sequence.seen(Tokens(mask.long(), mask, mask.long(), torch.tensor([[0, 1, 1]])))
+    seen = text_base.seen(Tokens(mask.long(), mask, mask.long(), torch.tensor([[0, 1, 1]])))
     assert seen.tolist() == [[[True, False, False], [False, True, False], [False, True, True]]]
 
 

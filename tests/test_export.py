@@ -9,9 +9,10 @@ import torch
 from conftest import TINY
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTModel
 
-from ptmrun import checkpoint, export
+from ptmrun.commands import export
 from ptmrun.downstream.classification import Classifier
 from ptmrun.models import alexnet, bit, convnext, inception, mobilenet, resnet, swin, vit
+from ptmrun.storage import tensor_files
 
 MODELS = {
     "resnet": (resnet, 64, {"size": 18, "resize": 64}),
@@ -71,8 +72,8 @@ def test_export_of_runs(done_run, ptmrun):
     assert "Exported to made: the encoder, and its linear head apart" in out
     assert "largest difference 0.0e+00 on 64 test images" in out
     assert ViTModel.from_pretrained("made", add_pooling_layer=False).config.num_hidden_layers == 3
-    tuned = checkpoint.load(done_run / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
-    assert torch.equal(checkpoint.load(Path("made/head.safetensors"))[0]["weight"], tuned["head.weight"])
+    tuned = tensor_files.load(done_run / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
+    assert torch.equal(tensor_files.load(Path("made/head.safetensors"))[0]["weight"], tuned["head.weight"])
     code, _, err = ptmrun("export", done_run, "made")
     assert (code, err) == (2, "ptmrun: export made: is there already; choose a folder that is not\n")
     settings = [*TINY, "model.pool=cls", "finetune.seeds=1", "stage=finetune", f"init={done_run}", "outputs=o"]

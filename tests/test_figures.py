@@ -9,10 +9,10 @@ import torch
 from conftest import TINY, latest
 from torch import nn
 
-from ptmrun import attribution, embedding, figures
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
 from ptmrun.models import vit
+from ptmrun.reports import attribution, figures, projection
 
 
 class Convolutions(nn.Module):
@@ -77,13 +77,13 @@ def test_a_run_draws_grad_cam_or_says_what_is_missing(ptmrun, monkeypatch):
 def test_principal_components():
     """Against the eigenvectors of the covariance: the same coordinates up to their sign, and the same shares."""
     x = np.random.default_rng(0).normal(size=(40, 5)) @ np.diag([5.0, 3.0, 1.0, 1.0, 1.0]) + 7
-    points, titles = embedding.plane(x, "pca", 0)
+    points, titles = projection.plane(x, "pca", 0)
     values, vectors = np.linalg.eigh(np.cov(x.T))
     expected = (x - x.mean(0)) @ vectors[:, [-1, -2]]
     np.testing.assert_allclose(np.abs(points), np.abs(expected), rtol=1e-8)
     share = values[-1] / values.sum()
     assert titles[0] == f"component 1 ({share:.0%} of variance)"
-    np.testing.assert_array_equal(points, embedding.plane(x, "pca", 1)[0])
+    np.testing.assert_array_equal(points, projection.plane(x, "pca", 1)[0])
 
 
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
@@ -91,19 +91,19 @@ def test_umap_is_seeded_and_keeps_neighbours():
     pytest.importorskip("umap")
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(size=(20, 8)) + 10 * c * np.eye(8)[c] for c in (1, 2)])
-    points, titles = embedding.plane(x, "umap", 3)
+    points, titles = projection.plane(x, "umap", 3)
     assert titles == ["UMAP 1", "UMAP 2"]
     near, far = (np.linalg.norm(points[:20] - points[place].mean(0), axis=1).mean() for place in (slice(20), slice(20, 40)))
     assert 2 * near < far
-    np.testing.assert_array_equal(points, embedding.plane(x, "umap", 3)[0])
-    assert not np.array_equal(points, embedding.plane(x, "umap", 4)[0])
+    np.testing.assert_array_equal(points, projection.plane(x, "umap", 3)[0])
+    assert not np.array_equal(points, projection.plane(x, "umap", 4)[0])
 
 
 def test_umap_that_is_not_installed_is_said_before_the_run(ptmrun, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "umap" else find(name, *more))
     with pytest.raises(UserError, match="needs umap-learn"):
-        embedding.plane(np.zeros((4, 3)), "umap", 0)
+        projection.plane(np.zeros((4, 3)), "umap", 0)
     code, _, err = ptmrun(*TINY, "evaluate.map=umap")
     assert (code, err.count("\n")) == (2, 1)
     assert "evaluate.map=umap: needs umap-learn; install it with: pip install 'ptmrun[umap]', or choose pca" in err

@@ -23,8 +23,9 @@ import yaml
 from conftest import TINY, latest
 from safetensors.torch import load_file, save_file
 
-from ptmrun import cli, saved
+from ptmrun import cli
 from ptmrun.errors import UserError
+from ptmrun.storage import safe_read
 
 SMALL = [*TINY, "finetune.seeds=1", "evaluate.baselines=[chance]", "pretrain.probes=0"]
 CPU = ["device=cpu", "device.precision=fp32", "device.threads=1", "device.workers=0"]
@@ -511,9 +512,9 @@ def test_what_is_no_regular_file_is_not_read(tmp_path, within):
     (tmp_path / "large").write_bytes(b"x" * 11)
     for name, expected in {"fifo": "not a regular file", "link": "cannot be read", "large": "11 bytes, more than the 10"}.items():
         with pytest.raises(UserError, match=expected):
-            saved.read(tmp_path / name, most=10)
+            safe_read.read(tmp_path / name, most=10)
     with pytest.raises(UserError, match="cannot be read: Is a directory"):
-        saved.read(tmp_path)
+        safe_read.read(tmp_path)
 
 
 def parquet(**columns: object) -> Callable[[Path], object]:

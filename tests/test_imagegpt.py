@@ -13,10 +13,12 @@ import torch
 from conftest import TINY, latest
 from transformers import AutoImageProcessor, ImageGPTForCausalImageModeling
 
-from ptmrun import checkpoint, compose, config, rng
+from ptmrun import compose, rng
+from ptmrun.config import schema as config
 from ptmrun.errors import UserError
-from ptmrun.models import files, imagegpt
+from ptmrun.models import imagegpt, library_format
 from ptmrun.objectives import clm
+from ptmrun.storage import tensor_files
 
 SIZE, SIDE, BATCH, COLOURS = 8, 4, 3, 5
 TOKENS = SIDE * SIDE
@@ -208,13 +210,13 @@ def test_save_and_load_are_exact(tmp_path):
     first.save(tmp_path / "encoder", [0.5], [0.25])
     second.clusters.zero_()
     second.load(tmp_path / "encoder")
-    assert checkpoint.sha256(second.state_dict()) == checkpoint.sha256(first.state_dict())
+    assert tensor_files.sha256(second.state_dict()) == tensor_files.sha256(first.state_dict())
     fixed = encoder(layer=1)
     fixed.load(tmp_path / "encoder")
     assert fixed.layer == 1
     with pytest.raises(UserError, match="does not fit the model, which has 7 colours of 1 channels"):
         encoder(clusters=7).load(tmp_path / "encoder")
-    checkpoint.save(tmp_path / "encoder" / files.FITTED, {"clusters": first.clusters, "chosen": torch.tensor(9)})
+    tensor_files.save(tmp_path / "encoder" / library_format.FITTED, {"clusters": first.clusters, "chosen": torch.tensor(9)})
     with pytest.raises(UserError, match="refused"):
         second.load(tmp_path / "encoder")
 
@@ -296,7 +298,7 @@ def test_a_whole_run(run):
     scores = [looks[-1][f"probe_linear_layer_{i}"] for i in range(1, 4)]
     assert looks[-1]["layer"] == 1 + int(np.argmax(scores))
     assert looks[-1]["probe_linear"] == max(scores)
-    stored = checkpoint.load(run / "checkpoints" / "encoder" / files.FITTED)[0]
+    stored = tensor_files.load(run / "checkpoints" / "encoder" / library_format.FITTED)[0]
     assert int(stored["chosen"]) == looks[-1]["layer"]
     losses = [x for x in lines_of(run) if x["stage"] == "pretrain" and "loss" in x]
     assert losses[-1]["bits_per_pixel"] == pytest.approx(losses[-1]["loss"] / math.log(2), rel=1e-5)
@@ -309,15 +311,15 @@ def test_a_whole_run(run):
 
 def test_fine_tuning_another_run_uses_its_colours_and_layer(run, ptmrun):
     assert ptmrun(*TINY, "stage=finetune", f"init={run}", "finetune=linear", "seed=5")[0] == 0
-    parent = checkpoint.load(run / "checkpoints" / "encoder" / files.FITTED)[0]
+    parent = tensor_files.load(run / "checkpoints" / "encoder" / library_format.FITTED)[0]
     file = next((latest() / "checkpoints" / "finetuned").glob("*.safetensors"))
-    tuned = checkpoint.load(file)[0]
+    tuned = tensor_files.load(file)[0]
     assert torch.equal(tuned["encoder.clusters"], parent["clusters"])
     assert torch.equal(tuned["encoder.chosen"], parent["chosen"])
 
 
 def test_resume_and_reproduce_are_bit_exact(run, ptmrun, monkeypatch):
-    from ptmrun import train
+    from ptmrun.training import loop as train
 
     real, calls = train.backward, []
 
@@ -332,8 +334,8 @@ def test_resume_and_reproduce_are_bit_exact(run, ptmrun, monkeypatch):
         assert ptmrun(*IMAGEGPT, "stage=pretrain")[0] == 130
     folder = latest()
     assert ptmrun("resume", folder)[0] == 0
-    for kind in ("model.safetensors", files.FITTED):
-        same = [checkpoint.sha256(checkpoint.load(x / "checkpoints" / "encoder" / kind)[0]) for x in (run, folder)]
+    for kind in ("model.safetensors", library_format.FITTED):
+        same = [tensor_files.sha256(tensor_files.load(x / "checkpoints" / "encoder" / kind)[0]) for x in (run, folder)]
         assert same[0] == same[1]
     code, out, _ = ptmrun("reproduce", folder)
     assert code == 0

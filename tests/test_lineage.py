@@ -10,11 +10,16 @@ import pytest
 from conftest import TINY, latest
 from test_cli_runs import same, weights
 
-from ptmrun import changes, checkpoint, compare, config, listing, pretraining, train
+from ptmrun.commands import compare, listing
 from ptmrun.compose import compose
-from ptmrun.context import reads
+from ptmrun.config import schema as config
 from ptmrun.errors import UserError
-from ptmrun.run import Run
+from ptmrun.runs import changes
+from ptmrun.runs.folder import Run
+from ptmrun.stages import pretrain
+from ptmrun.stages.context import reads
+from ptmrun.storage import tensor_files
+from ptmrun.training import loop as train
 
 FAST = [*TINY, "finetune.seeds=1", "evaluate.baselines=[chance]"]
 
@@ -95,17 +100,17 @@ def test_a_complete_stage_is_not_made_longer(done_run, tmp_path, ptmrun):
 
 
 def test_a_fork_starts_from_the_last_checkpoint(interrupted, ptmrun):
-    tensors = checkpoint.load(interrupted / "checkpoints/state/pretrain.safetensors")[0]
-    expected = checkpoint.part(tensors, "model.encoder.")
+    tensors = tensor_files.load(interrupted / "checkpoints/state/pretrain.safetensors")[0]
+    expected = tensor_files.part(tensors, "model.encoder.")
     code, _, err = ptmrun("resume", interrupted, "--fork", "pretrain.lr=1e-5", "name=fork", "stage=pretrain")
     assert code == 0, err
     fork = latest()
     assert fork.name.endswith("_fork")
-    start = checkpoint.load(fork / "checkpoints/start.safetensors")[0]
-    assert checkpoint.sha256(start) == checkpoint.sha256(expected)
+    start = tensor_files.load(fork / "checkpoints/start.safetensors")[0]
+    assert tensor_files.sha256(start) == tensor_files.sha256(expected)
     parent = manifest(fork)["parents"][0]
     assert parent["run"] == interrupted.name
-    assert parent["weights_sha256"] == checkpoint.sha256(expected)
+    assert parent["weights_sha256"] == tensor_files.sha256(expected)
     assert config.load(fork / "config.yaml").pretrain.lr == 1e-5
     assert manifest(interrupted)["status"] == "interrupted"
 
@@ -146,8 +151,8 @@ def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):
     events = [{"purpose": p, "why": "x", "to": 1} for p in ("pretrain", "finetune/5-tuned-0")]
     set_manifest(first, alarms=[{"step": 1, "what": "x"}], recoveries=events)
     trained = []
-    real = pretraining.train_objective
-    monkeypatch.setattr(pretraining, "train_objective", lambda context: trained.append(1) or real(context))
+    real = pretrain.train_objective
+    monkeypatch.setattr(pretrain, "train_objective", lambda context: trained.append(1) or real(context))
     code, out, err = ptmrun(*FAST, "skip_done=true", "finetune=linear", "name=b")
     assert code == 0, err
     second = latest()

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, ViTModel
 
-from ptmrun import checkpoint
 from ptmrun.errors import UserError
 from ptmrun.models import vit
+from ptmrun.storage import tensor_files
 
 
 def options(**changes):
@@ -59,7 +59,7 @@ def test_save_and_load_are_exact(tmp_path):
     first, second = (vit.build(options(size="micro", patch=7), 28, 1, "eager") for _ in range(2))
     first.save(tmp_path / "encoder", [0.5], [0.25])
     second.load(tmp_path / "encoder")
-    assert checkpoint.sha256(first.state_dict()) == checkpoint.sha256(second.state_dict())
+    assert tensor_files.sha256(first.state_dict()) == tensor_files.sha256(second.state_dict())
 
 
 def test_load_names_what_does_not_fit(tmp_path):

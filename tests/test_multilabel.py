@@ -15,7 +15,7 @@ from texts import sentence
 from torch.nn import functional as F
 
 from ptmrun.data.splits import hold_out
-from ptmrun.downstream import classes, classification, multilabel
+from ptmrun.downstream import class_counts, classification, multilabel
 from ptmrun.downstream.classification import Classifier
 from ptmrun.downstream.multilabel import MultiLabel
 from ptmrun.errors import UserError
@@ -163,8 +163,8 @@ def test_scores_by_hand():
     assert table["label"].to_pylist() == ["a", "a; b", "", "c"]
     assert table["prediction"].to_pylist() == ["a", "a; c", "", ""]
     assert table["confidence"].to_pylist() == pytest.approx([1 / (1 + math.exp(-2))] * 4)
-    assert multilabel.fits(found, split, NAMES)
-    assert not multilabel.fits({"logits": found["logits"][:, :2]}, split, NAMES)
+    assert classification.fits(found, split, NAMES)
+    assert not classification.fits({"logits": found["logits"][:, :2]}, split, NAMES)
 
 
 def test_few_of_each_class():
@@ -198,7 +198,7 @@ def test_floors():
         found = multilabel.floor(kind, data, train, lambda kind, split: (x[:150] if split is train else x[150:]).numpy())
         assert ((found["logits"] > 0)[:, 1] == labels[150:, 1]).all()
         assert (found["logits"][:, 2] == multilabel.CERTAIN).all()
-        assert multilabel.fits(found, test, NAMES)
+        assert classification.fits(found, test, NAMES)
 
 
 def test_a_share_is_held_out_whatever_the_classes():
@@ -208,10 +208,10 @@ def test_a_share_is_held_out_whatever_the_classes():
 
 def test_unbalanced_classes_are_named():
     labels = torch.tensor([0] * 31 + [1] * 10)
-    [line] = classes.imbalance(labels, ["often", "seldom"])
+    [line] = class_counts.imbalance(labels, ["often", "seldom"])
     assert line.startswith("unbalanced: 31 training samples of class often, 10 of seldom (finetune.class_weights=balanced")
-    assert classes.imbalance(labels[1:], ["often", "seldom"]) == []
-    assert classes.counts(torch.tensor([[1, 1, 0], [0, 1, 0]]).bool(), 3).tolist() == [1, 2, 0]
+    assert class_counts.imbalance(labels[1:], ["often", "seldom"]) == []
+    assert class_counts.counts(torch.tensor([[1, 1, 0], [0, 1, 0]]).bool(), 3).tolist() == [1, 2, 0]
 
 
 def test_a_run(ptmrun):

@@ -9,8 +9,8 @@ from pathlib import Path
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 
-from ptmrun import config
 from ptmrun.compose import compose
+from ptmrun.config import schema as config
 from ptmrun.errors import UserError
 
 EXAMPLES = int(os.environ.get("PTMRUN_MUTATIONS", "40"))

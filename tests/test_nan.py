@@ -13,11 +13,14 @@ from conftest import TINY, latest
 from test_train import AUGMENT, data, loop, objective, plan
 from torch import nn
 
-from ptmrun import checkpoint, cli, recovery, rng, train
-from ptmrun.data.batches import Batches, Normalise
+from ptmrun import cli, rng
+from ptmrun.data.images.batches import Batches, Normalise
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss
-from ptmrun.run import Run
+from ptmrun.runs.folder import Run
+from ptmrun.storage import tensor_files
+from ptmrun.training import loop as train
+from ptmrun.training import recovery
 
 TIMED = {"samples_per_s", "data_wait"}
 
@@ -179,7 +182,7 @@ def fit_shaky(made, settings):
     normalise = Normalise(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu"))
     batches = Batches(data(), normalise, AUGMENT, 1.0, 16, 2, 0, "test")
     train.fit(model, batches, made)
-    return checkpoint.sha256(model.state_dict())
+    return tensor_files.sha256(model.state_dict())
 
 
 def bf16():
@@ -233,7 +236,7 @@ def test_stop_saves_the_batch(tmp_path):
     with pytest.raises(UserError, match=r"for 2 steps in a row, up to step 7 .*; the last checkpoint is of step 6"):
         train.fit(model, STEPS, made)
     assert events == []
-    assert not [k for k in checkpoint.load(made.file)[0] if k.startswith("good.")], "what does not recover keeps no copies"
+    assert not [k for k in tensor_files.load(made.file)[0] if k.startswith("good.")], "what does not recover keeps no copies"
     weights, micros, step = recovery.load_batch(tmp_path / "bad.safetensors")
     assert torch.equal(weights["w"], model.w)
     assert [m["ids"].tolist() for m in micros] == [[0, 1, 2, 3]]
@@ -303,9 +306,9 @@ def stopped_run(tmp_path_factory):
 
 def change(folder, name, tensor, place, value):
     file = folder / "checkpoints" / "nan" / name
-    tensors, state = checkpoint.load(file)
+    tensors, state = tensor_files.load(file)
     tensors[tensor].view(-1)[place] = value
-    checkpoint.save(file, tensors, state)
+    tensor_files.save(file, tensors, state)
 
 
 @pytest.fixture
@@ -348,10 +351,10 @@ def test_replay_names_the_batch(spoilt, ptmrun):
 
 def test_replay_says_when_the_step_is_finite(spoilt, ptmrun):
     """With the last good weights in place of those that diverged."""
-    good = checkpoint.part(checkpoint.load(spoilt / "checkpoints" / "state" / "pretrain.safetensors")[0], "good.")
+    good = tensor_files.part(tensor_files.load(spoilt / "checkpoints" / "state" / "pretrain.safetensors")[0], "good.")
     file = spoilt / "checkpoints" / "nan" / "pretrain.safetensors"
-    tensors, state = checkpoint.load(file)
-    checkpoint.save(file, tensors | {k: v for k, v in good.items() if k.startswith("model.")}, state | {"precision": "bf16"})
+    tensors, state = tensor_files.load(file)
+    tensor_files.save(file, tensors | {k: v for k, v in good.items() if k.startswith("model.")}, state | {"precision": "bf16"})
     code, out, _ = ptmrun("replay", spoilt)
     assert code == 1
     assert "in bf16 the step is finite" in out
@@ -381,8 +384,8 @@ def test_replay_without_a_batch(done_run, ptmrun):
 )
 def test_a_spoilt_batch_is_refused(spoilt, change, ptmrun):
     file = spoilt / "checkpoints" / "nan" / "pretrain.safetensors"
-    tensors, state = checkpoint.load(file)
-    checkpoint.save(file, tensors, state | change)
+    tensors, state = tensor_files.load(file)
+    tensor_files.save(file, tensors, state | change)
     code, _, err = ptmrun("replay", spoilt)
     assert code == 2
     assert "not a batch that ptmrun saved; refused" in err or "not a training of this run" in err

@@ -7,9 +7,9 @@ import torch
 from conftest import TINY, latest
 from torch import nn
 
-from ptmrun import checkpoint, normalisation
 from ptmrun.downstream.classification import Classifier
-from ptmrun.models import resnet
+from ptmrun.models import batchnorm, resnet
+from ptmrun.storage import tensor_files
 
 
 class Encoder(nn.Module):
@@ -29,7 +29,7 @@ def test_statistics_are_those_of_the_inputs():
     encoder.norm(100 + torch.randn(20, 3))  # what it saw before does not count
     unused = {k: v.clone() for k, v in encoder.unused.state_dict().items()}
     x = 5 + 2 * torch.randn(64, 3)
-    normalisation.refresh(encoder, iter([x[:32], x[32:], x[:1]]))  # a single one has no variance
+    batchnorm.refresh(encoder, iter([x[:32], x[32:], x[:1]]))  # a single one has no variance
     torch.testing.assert_close(encoder.norm.running_mean, x.mean(0))
     torch.testing.assert_close(encoder.norm.running_var, (x[:32].var(0) + x[32:].var(0)) / 2)
     assert encoder.training
@@ -47,18 +47,18 @@ def test_nothing_is_computed_without_such_layers():
         pytest.fail("was asked for inputs")
         yield
 
-    normalisation.refresh(nn.Linear(2, 2), never())
+    batchnorm.refresh(nn.Linear(2, 2), never())
 
 
 def test_kept_statistics_stay_in_training():
     model = Classifier(resnet.build(SimpleNamespace(size=10, resize=32), 32, 3, "eager"), 3, 0.0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    normalisation.keep(model.encoder)
+    batchnorm.keep(model.encoder)
     model.train()
     images = torch.randn(4, 3, 32, 32)
     loss, _ = model({"inputs": images, "labels": torch.tensor([0, 1, 2, 0])})
     loss.total.backward()
-    normalisation.refresh(model.encoder, iter([images]))
+    batchnorm.refresh(model.encoder, iter([images]))
     assert model.encoder.net.bn1.weight.grad.abs().sum() > 0  # scale and shift are trained all the same
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if "running" in k)
 
@@ -75,7 +75,7 @@ def test_weights_from_outside_keep_theirs(ptmrun, given, still):
     code, out, err = ptmrun(*TINY, *argv, *given)
     assert code == 0, err
     assert ("finetune.statistics=kept: batch normalisation's" in out) == still
-    tensors = checkpoint.load(latest() / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
+    tensors = tensor_files.load(latest() / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
     wanted = {f"encoder.net.{k}": v for k, v in theirs.state_dict().items() if "running" in k}
     assert all(torch.equal(tensors[k], v) for k, v in wanted.items()) == still
     assert not torch.equal(tensors["encoder.net.bn1.weight"], theirs.bn1.weight)

@@ -13,12 +13,15 @@ from test_train import AUGMENT, data, loop, plan
 from test_vision_models import FAMILIES, build
 from torch import nn
 
-from ptmrun import checkpoint, context, optim, recovery, train
 from ptmrun.compose import compose
-from ptmrun.data.batches import Batches, Normalise
+from ptmrun.data.images.batches import Batches, Normalise
 from ptmrun.errors import Interrupted
 from ptmrun.loss import Loss
 from ptmrun.objectives import byol, dino, simclr, simmim, supervised
+from ptmrun.stages import context
+from ptmrun.storage import tensor_files
+from ptmrun.training import loop as train
+from ptmrun.training import optim, recovery
 
 OBJECTIVES = {"supervised": supervised, "simclr": simclr, "byol": byol, "dino": dino, "simmim": simmim}
 NORMALISE = Normalise(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu"))
@@ -126,7 +129,7 @@ def test_teachers_centre_and_statistics_resume_bit_exactly(tmp_path, task, name,
     with pytest.raises(Interrupted):
         fit(tmp_path / "parts", objective(task, name), settings, steps=6, lines=parts, **signal)
     resumed = fit(tmp_path / "parts", objective(task, name), settings, steps=6, lines=parts)
-    assert checkpoint.sha256(resumed.state_dict()) == checkpoint.sha256(expected.state_dict())
+    assert tensor_files.sha256(resumed.state_dict()) == tensor_files.sha256(expected.state_dict())
     assert [(x["step"], x["loss"], x["grad_norm"]) for x in parts] == [(x["step"], x["loss"], x["grad_norm"]) for x in whole]
     start = objective(task, name).state_dict()
     moved = {k for k, v in expected.state_dict().items() if not torch.equal(v, start[k])}
@@ -150,7 +153,7 @@ class Shaky(nn.Module):
 @pytest.mark.parametrize(("task", "name"), [("byol", "resnet"), ("dino", "cnn")])
 def test_a_skipped_step_leaves_teachers_and_statistics_as_they_were(tmp_path, task, name):
     model, seen = Shaky(objective(task, name), {2: math.inf, 3: math.nan}), []
-    fit(tmp_path, model, loop(lr=1e-3, log_every=1), steps=6, stop=lambda: seen.append(checkpoint.sha256(model.state_dict())))
+    fit(tmp_path, model, loop(lr=1e-3, log_every=1), steps=6, stop=lambda: seen.append(tensor_files.sha256(model.state_dict())))
     assert seen[1] == seen[2] == seen[3]
     assert len(set(seen)) == 4
 
@@ -162,16 +165,16 @@ def test_recovery_goes_back_to_the_statistics_before_the_good_step(tmp_path, mon
         pass
 
     def save(path, tensors, state, steps):
-        kept.update(tensors=checkpoint.part(tensors, "model."), step=state.step)
+        kept.update(tensors=tensor_files.part(tensors, "model."), step=state.step)
         raise Enough
 
     monkeypatch.setattr(recovery, "save", save)
     settings = loop(lr=1e-3, max_skipped=2)
-    made = plan(tmp_path, settings, steps=8, stop=lambda: seen.append(checkpoint.sha256(model.state_dict())))
+    made = plan(tmp_path, settings, steps=8, stop=lambda: seen.append(tensor_files.sha256(model.state_dict())))
     with pytest.raises(Enough):
         train.fit(model, batches_for(model.inner), dataclasses.replace(made, recover=True))
     assert kept["step"] > 0
-    assert checkpoint.sha256(kept["tensors"]) == seen[kept["step"] - 1]
+    assert tensor_files.sha256(kept["tensors"]) == seen[kept["step"] - 1]
 
 
 @pytest.mark.parametrize("task", OBJECTIVES)

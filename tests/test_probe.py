@@ -9,8 +9,8 @@ import torch
 from test_train import data
 from test_vision_models import build
 
-from ptmrun import probe
-from ptmrun.data.batches import Normalise
+from ptmrun.data.images.batches import Normalise
+from ptmrun.stages import probe
 
 NORMALISE = Normalise(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu"))
 

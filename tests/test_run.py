@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptmrun import checkpoint
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
-from ptmrun.run import Run, write_atomic
+from ptmrun.runs.folder import Run, write_atomic
+from ptmrun.storage import tensor_files
 
 CONFIG = compose(["name=x"])
 
@@ -47,7 +47,7 @@ def test_a_failed_write_keeps_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_atomic(path, "new")
     with pytest.raises(UserError, match=r"a.json: cannot be written: No space left on device; what was there before is intact"):
-        checkpoint.save(path, {"x": torch.ones(1)})
+        tensor_files.save(path, {"x": torch.ones(1)})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -96,7 +96,7 @@ def test_nothing_is_written_through_a_link(tmp_path):
     for name in ("a.json", "b.safetensors"):
         (tmp_path / f".{name}.part").symlink_to(outside)
     write_atomic(tmp_path / "a.json", "new")
-    checkpoint.save(tmp_path / "b.safetensors", {"x": torch.ones(1)})
+    tensor_files.save(tmp_path / "b.safetensors", {"x": torch.ones(1)})
     assert outside.read_text() == "precious"
     assert (tmp_path / "a.json").read_text() == "new"
 
@@ -118,22 +118,22 @@ def test_checkpoints_are_not_unpickled(tmp_path):
     path = tmp_path / "state.safetensors"
     torch.save({"x": torch.ones(2)}, path)
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        checkpoint.load(path)
-    checkpoint.save(path, {"x": torch.ones(2)}, {"step": 3})
-    tensors, state = checkpoint.load(path)
+        tensor_files.load(path)
+    tensor_files.save(path, {"x": torch.ones(2)}, {"step": 3})
+    tensors, state = tensor_files.load(path)
     assert (tensors["x"].tolist(), state) == ([1.0, 1.0], {"step": 3})
     whole = path.read_bytes()
     for size in (0, 4, 20, len(whole) - 1):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match="not a whole safetensors file"):
-            checkpoint.load(path)
+            tensor_files.load(path)
 
 
 def test_hash_depends_on_names_types_shapes_and_values():
     x = torch.arange(6.0)
     hashes = [{"a": x}, {"b": x}, {"a": x.double()}, {"a": x.view(2, 3)}, {"a": x + 1}]
-    assert len({checkpoint.sha256(h) for h in hashes}) == 5
-    assert checkpoint.sha256({"a": x, "b": x}) == checkpoint.sha256({"b": x, "a": x.clone()})
+    assert len({tensor_files.sha256(h) for h in hashes}) == 5
+    assert tensor_files.sha256({"a": x, "b": x}) == tensor_files.sha256({"b": x, "a": x.clone()})
 
 
 def test_manifest_has_no_nan():

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from conftest import TINY, latest
 
-from ptmrun import secrets, stages
 from ptmrun.compose import compose
+from ptmrun.config import secrets
 from ptmrun.errors import UserError
-from ptmrun.run import Run
+from ptmrun.runs.folder import Run
+from ptmrun.stages import run as stages
 
 MIXED = "aB3dE5gH7" * 5
 TOKENS = {

@@ -14,10 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ptmrun import compare, matrix, sweep
+from ptmrun.commands import compare
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
-from ptmrun.ledger import Job, Ledger
+from ptmrun.sweeps import markdown_table, sweep
+from ptmrun.sweeps.ledger import Job, Ledger
 
 KILLS = int(os.environ.get("PTMRUN_KILLS", "1"))
 SMALL = [
@@ -118,19 +119,19 @@ def test_two_settings_make_a_matrix():
         return compare.Row({"model": model, "task": task}, runs)
 
     rows = [row("a", "x", (0.6, 0.3), (0.8, 0.3)), row("a", "y", (0.9, 0.3)), row("b", "x", (0.4, 0.2))]
-    assert matrix.markdown(rows) == (
+    assert markdown_table.markdown(rows) == (
         "Test accuracy, 5 labels a class, fine-tuned (mean ± sd over seeds)\n\n"
         "| model | scratch | x | y |\n| --- | --- | --- | --- |\n"
         "| a | 0.500 ± 0.000 | 0.700 ± 0.141 | **0.900** |\n"
         "| b | 0.500 | **0.400** |  |\n"
     )
-    assert matrix.markdown([compare.Row({"model": m}, rows[i].runs) for i, m in enumerate("ab")]) == (
+    assert markdown_table.markdown([compare.Row({"model": m}, rows[i].runs) for i, m in enumerate("ab")]) == (
         "Test accuracy, 5 labels a class (mean ± sd over seeds)\n\n"
         "| model | untrained | scratch | fine-tuned |\n| --- | --- | --- | --- |\n"
         "| a | 0.300 ± 0.000 | 0.500 ± 0.000 | **0.700 ± 0.141** |\n"
         "| b | 0.300 | 0.500 | **0.900** |\n"
     )
-    assert matrix.markdown([compare.Row({"model": "a", "task": "x", "lr": "1"}, rows[0].runs)]) is None
+    assert markdown_table.markdown([compare.Row({"model": "a", "task": "x", "lr": "1"}, rows[0].runs)]) is None
 
 
 def test_a_table_of_methods_says_how_much_was_trained():
@@ -139,7 +140,7 @@ def test_a_table_of_methods_says_how_much_was_trained():
         results = {"metric": "accuracy", "by_labels": [entry], "parameters": {"trained": count, "all": 2000}}
         return compare.Row({"finetune": method}, [SimpleNamespace(results=lambda: results)])
 
-    assert matrix.markdown([row("full", 2000), row("lora", 20)]) == (
+    assert markdown_table.markdown([row("full", 2000), row("lora", 20)]) == (
         "Test accuracy, all labels (mean ± sd over seeds)\n\n"
         "| finetune | trained | fine-tuned |\n| --- | --- | --- |\n"
         "| full | 2,000 (100%) | **0.500** |\n"
@@ -395,7 +396,7 @@ def test_a_search_leaves_the_jobs_of_a_grid_alone(tmp_path, ptmrun):
 
 def test_a_hopeless_trial_is_pruned(tmp_path):
     optuna = pytest.importorskip("optuna")
-    from ptmrun import search
+    from ptmrun.sweeps import search
 
     study = optuna.create_study(study_name="ptmrun", storage=search.storage(tmp_path), direction="maximize")
     for _ in range(search.FIRST):
@@ -413,10 +414,10 @@ def test_difference_and_noise():
 
     a, b = [0.90, 0.92, 0.91], [0.88, 0.91, 0.86]
     interval = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
-    from ptmrun import noise
+    from ptmrun.reports import significance
 
-    assert noise.of_seeds(a, b) == pytest.approx((interval.high - interval.low) / 2)
-    assert noise.of_seeds([0.9], b) is None
+    assert significance.of_seeds(a, b) == pytest.approx((interval.high - interval.low) / 2)
+    assert significance.of_seeds([0.9], b) is None
     assert compare.Cell(0.9, 0.01, 3, 0.0, None).words == "best"
     assert compare.Cell(0.9, 0.01, 3, -0.02, 0.03).words == "-2.0, within noise (3.0)"
     assert compare.Cell(0.9, 0.01, 3, -0.04, 0.03).words == "-4.0"

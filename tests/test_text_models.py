@@ -10,13 +10,15 @@ from texts import part, story
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel
 
-from ptmrun import attribution, checkpoint, config
-from ptmrun.data import tokenizer
-from ptmrun.data.texts import padded
+from ptmrun.batch import Tokens, Vocabulary
+from ptmrun.config import schema as config
+from ptmrun.data.text import tokenizer
+from ptmrun.data.text.load import padded
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
-from ptmrun.models import bert, files, gpt, lstm, neighbours, outside, sequence
-from ptmrun.tokens import Tokens, Vocabulary
+from ptmrun.models import bert, gpt, library_format, local_attention_init, lstm, pretrained, text_base
+from ptmrun.reports import attribution
+from ptmrun.storage import tensor_files
 
 SIZE, LENGTH = 60, 16
 FAMILIES = {"bert": bert, "gpt": gpt, "lstm": lstm}
@@ -120,7 +122,7 @@ def test_heads_look_at_their_neighbours_at_first(size, width, heads):
         logits = made.logits(found.last_hidden_state.flatten(0, 1))
     for i, block in enumerate(found.attentions):
         for head in range(heads):
-            offset = neighbours.OFFSETS[(i * heads + head) % 8]
+            offset = local_attention_init.OFFSETS[(i * heads + head) % 8]
             there = {o: float(block[:, head].diagonal(o, 1, 2).mean()) for o in range(-6, 7)}
             assert max(there, key=there.get) == offset
             assert there[offset] > 0.45
@@ -200,7 +202,7 @@ def test_samples_have_the_frequencies_of_the_model():
     noise = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
 
     def shares(*settings):
-        return sequence.sample(logits, noise, *settings).bincount(minlength=5) / 20_000
+        return text_base.sample(logits, noise, *settings).bincount(minlength=5) / 20_000
 
     chances = logits[0].softmax(-1)
     torch.testing.assert_close(shares(1.0, None, 1.0), chances, rtol=0, atol=0.01)
@@ -210,7 +212,7 @@ def test_samples_have_the_frequencies_of_the_model():
     torch.testing.assert_close(shares(1.0, None, 0.7), two, rtol=0, atol=0.01)  # 0.64 alone is too little
     most = torch.tensor(1 - 2**-24).expand(1000)  # the largest noise that there is leads to no token that was left out
     some = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
-    found = some.gather(1, sequence.sample(some, most, 1.0, None, 0.5)[:, None])
+    found = some.gather(1, text_base.sample(some, most, 1.0, None, 0.5)[:, None])
     assert ((some >= found).sum(1) < 8).all()
 
 
@@ -221,7 +223,7 @@ def test_at_the_limit_the_likeliest_is_taken(settings):
     """Whatever the noise; of equals the first, and logits may be negative."""
     logits = torch.tensor([[-5.0, -2.0, -3.0, -2.0], [-1.0, -1.0, -1.0, -1.0], [-9.0, 0.0, 1e4, 2.0]])
     for noise in (0.0, 0.5, 1 - 2**-24):
-        assert sequence.sample(logits, torch.full((3,), noise), *settings).tolist() == [1, 0, 2]
+        assert text_base.sample(logits, torch.full((3,), noise), *settings).tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -240,7 +242,7 @@ def test_save_and_load_are_exact(tmp_path, kind):
     first.save(tmp_path / "encoder", None)
     assert {p.name for p in (tmp_path / "encoder").iterdir()} <= {"config.json", "generation_config.json", "model.safetensors"}
     second.load(tmp_path / "encoder")
-    assert checkpoint.sha256(second.state_dict()) == checkpoint.sha256(first.state_dict())
+    assert tensor_files.sha256(second.state_dict()) == tensor_files.sha256(first.state_dict())
     if kind in ("bert", "gpt"):  # still the same weights in two places
         names = [name for name, _ in second.named_parameters()]
         head = second.net.get_output_embeddings().weight
@@ -256,9 +258,9 @@ def test_save_and_load_are_exact(tmp_path, kind):
 def test_checkpoints_hold_shared_weights(tmp_path, kind):
     """A training's state names the embeddings twice, and comes back as it was."""
     first, second = encoder(kind), encoder(kind, seed=1)
-    checkpoint.save(tmp_path / "state.safetensors", first.state_dict())
-    checkpoint.into(second, checkpoint.load(tmp_path / "state.safetensors")[0], tmp_path)
-    assert checkpoint.sha256(second.state_dict()) == checkpoint.sha256(first.state_dict())
+    tensor_files.save(tmp_path / "state.safetensors", first.state_dict())
+    tensor_files.into(second, tensor_files.load(tmp_path / "state.safetensors")[0], tmp_path)
+    assert tensor_files.sha256(second.state_dict()) == tensor_files.sha256(first.state_dict())
     assert second.net.get_output_embeddings().weight is second.net.get_input_embeddings().weight
 
 
@@ -424,7 +426,7 @@ def test_first_weights_of_bert_by_size():
 
 def test_image_encoders_keep_their_files(tmp_path):
     """Without a tokenizer and with preprocessing, as before."""
-    files.save(nn.Linear(2, 2), tmp_path / "x", {"a": 1}, {"b": 2})
+    library_format.save(nn.Linear(2, 2), tmp_path / "x", {"a": 1}, {"b": 2})
     assert {p.name for p in (tmp_path / "x").iterdir()} == {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
@@ -433,7 +435,7 @@ def test_image_encoders_keep_their_files(tmp_path):
 def test_weights_of_nearly_the_same_tokens_are_taken(rows, whole):
     theirs = encoder("gpt", size=rows).net
     mine = encoder("gpt")
-    notes = outside.load(mine, (theirs if whole else theirs.transformer).state_dict(), {}, "x")
+    notes = pretrained.load(mine, (theirs if whole else theirs.transformer).state_dict(), {}, "x")
     assert "100.0% of the encoder's" in notes[0]
     assert any(f"({rows}, 128) to ({SIZE}, 128), as the tokenizer has {SIZE} tokens" in line for line in notes)
     words, before = mine.net.transformer.wte.weight, theirs.transformer.wte.weight
@@ -441,5 +443,5 @@ def test_weights_of_nearly_the_same_tokens_are_taken(rows, whole):
     assert torch.equal(words[:known], before[:known])
     if rows < SIZE:
         torch.testing.assert_close(words[-1], before.mean(0))
-    notes = outside.load(mine, encoder("gpt", size=SIZE // 2).net.state_dict(), {}, "x")
+    notes = pretrained.load(mine, encoder("gpt", size=SIZE // 2).net.state_dict(), {}, "x")
     assert "  of another shape: transformer.wte.weight" in notes

@@ -10,10 +10,12 @@ import torch
 from test_text_models import LENGTH, SIZE, encoder, texts, vocabulary
 from torch import nn
 
-from ptmrun import config, rng, train
+from ptmrun import rng
+from ptmrun.batch import Tokens
+from ptmrun.config import schema as config
 from ptmrun.errors import UserError
 from ptmrun.objectives import clm, masking, mlm, mlm_nsp
-from ptmrun.tokens import Tokens
+from ptmrun.training import loop as train
 
 LENGTHS = (16, 9, 5, 16, 12, 3, 7, 16, 10, 4, 16, 11, 8, 6, 13, 15)
 

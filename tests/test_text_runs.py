@@ -13,13 +13,19 @@ from conftest import latest
 from texts import sentence, story
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
-from ptmrun import checkpoint, cli, config, figures, run, train, trials
+from ptmrun import cli
 from ptmrun.compose import compose
-from ptmrun.data import tokenizer
+from ptmrun.config import schema as config
+from ptmrun.data.text import tokenizer
 from ptmrun.errors import UserError
 from ptmrun.models import gpt
-from ptmrun.prepare import prepare
-from ptmrun.signals import Stop
+from ptmrun.reports import figures
+from ptmrun.runs import folder
+from ptmrun.stages import trials
+from ptmrun.stages.prepare import prepare
+from ptmrun.storage import tensor_files
+from ptmrun.training import loop as train
+from ptmrun.training.signals import Stop
 
 MODELS = [m for m in config.choices("model") if "text" in config.spec("model", m).needs]
 FITTING = [
@@ -78,7 +84,7 @@ def test_from_raw_text_to_a_classifier_and_again(ptmrun, corpus, model, task):
     assert ("bits_per_byte" in judged[0]) == (task == "clm" and model == "gpt"), "WordPiece has no token for every byte"
     nats = judged[1].get("loss_mlm", judged[1]["held_loss"])
     assert judged[1]["perplexity"] == pytest.approx(math.exp(nats))
-    looks = run.Run.open(first).samples()
+    looks = folder.Run.open(first).samples()
     assert [x["step"] for x in looks] == ([] if model == "transformer" else [0, 4])
     if "masked_accuracy" in judged[0] or task == "plm":
         for look in looks:  # the same tokens stand in brackets, the right ones and the guessed ones
@@ -128,13 +134,13 @@ def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, 
         losses.append([x[k] for x in lines if "grad_norm" in x for k in ("loss", "grad_norm")])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert ptmrun(*same, "device.workers=2")[0] == 0
-    undisturbed = run.Run.open(latest()).manifest["weights_sha256"]
+    undisturbed = folder.Run.open(latest()).manifest["weights_sha256"]
     seen = interrupted_before(monkeypatch, 4)
     assert ptmrun(*same)[0] != 0
     code, _, err = ptmrun("resume", latest())
     assert code == 0, err
     assert len(seen) == 5, "only the last step was made again"
-    assert run.Run.open(latest()).manifest["weights_sha256"] == undisturbed
+    assert folder.Run.open(latest()).manifest["weights_sha256"] == undisturbed
 
 
 LABELLED = {
@@ -184,7 +190,7 @@ def test_an_interrupted_fine_tuning_is_resumed_bit_for_bit(ptmrun, corpus, probl
     assert len(seen) == 5, "the first two steps were not made again"
     [weights] = (whole / "checkpoints/finetuned").iterdir()
     again = latest() / "checkpoints/finetuned" / weights.name
-    assert checkpoint.sha256(checkpoint.load(again)[0]) == checkpoint.sha256(checkpoint.load(weights)[0])
+    assert tensor_files.sha256(tensor_files.load(again)[0]) == tensor_files.sha256(tensor_files.load(weights)[0])
     assert (latest() / "predictions.parquet").read_bytes() == (whole / "predictions.parquet").read_bytes()
 
 
@@ -208,8 +214,8 @@ def test_packed_documents_read_alone(ptmrun, corpus, model):
 
 
 def loaded(*overrides):
-    from ptmrun.context import part_of
-    from ptmrun.data import texts
+    from ptmrun.data.text import load as texts
+    from ptmrun.stages.context import part_of
 
     cfg = compose(["dataset=text", "model.length=32", *overrides])
     read, problem = part_of(cfg, "dataset").read, part_of(cfg, "downstream")
@@ -221,7 +227,7 @@ def test_the_first_probe_sees_features_as_training_will(corpus, model):
     """Also of models that drop units without a layer for it."""
     data = ["dataset=text", f"dataset.root={corpus / 'labelled.csv'}", *SHORT, "stage=finetune+evaluate"]
     cfg = compose([f"model={model}", *data, "model.dropout=0.3"])
-    context = prepare(run.Run.create(cfg, [], {"parents": []}), cfg, Stop())
+    context = prepare(folder.Run.create(cfg, [], {"parents": []}), cfg, Stop())
     encoder, split = context.encoder(), context.data.train.spaced(8)
     plain = torch.from_numpy(context.features(encoder, split))
     dropped = trials.dropped_features(context, encoder, split, 1)
@@ -265,7 +271,7 @@ def test_what_a_limit_does_not_reach_is_said(corpus):
 
 
 def test_tf_idf_of_texts_without_words():
-    from ptmrun.data.texts import tf_idf
+    from ptmrun.data.text.load import tf_idf
 
     emoji = tf_idf(["😀 😀 🐈", "🐈 a"])
     assert sorted(emoji.vocabulary_) == ["a", "🐈", "😀"]
@@ -332,13 +338,13 @@ def test_other_labelled_texts_need_no_other_pretraining(ptmrun, corpus):
     first = latest()
     code, _, err = ptmrun(*same, f"downstream.root={corpus / 'labelled.csv'}", "skip_done=true")
     assert code == 0, err
-    assert run.Run.open(latest()).manifest["reused"] == {"pretrain": first.name}
-    pairs = [[x for x in run.Run.open(f).metrics() if x["stage"] == "pretrain"] for f in (first, latest())]
+    assert folder.Run.open(latest()).manifest["reused"] == {"pretrain": first.name}
+    pairs = [[x for x in folder.Run.open(f).metrics() if x["stage"] == "pretrain"] for f in (first, latest())]
     assert any("effective_rank" in x for x in pairs[0])
     assert not any("effective_rank" in x or "probe_linear" in x for x in pairs[1]), "of other texts"
     assert [x["held_loss"] for x in pairs[0] if "held_loss" in x] == [x["held_loss"] for x in pairs[1] if "held_loss" in x]
     assert ptmrun(*same, "skip_done=true", "model.length=24")[0] == 0
-    assert "reused" not in run.Run.open(latest()).manifest
+    assert "reused" not in folder.Run.open(latest()).manifest
 
 
 def test_a_folder_of_transformers_brings_its_shape_and_tokenizer(ptmrun, corpus, tmp_path):
@@ -361,7 +367,7 @@ def test_a_folder_of_transformers_brings_its_shape_and_tokenizer(ptmrun, corpus,
     assert "missing: cls.predictions.bias" in out
     assert "Warning: its config differs" not in out
     cfg = config.load(latest() / "config.yaml")
-    context = prepare(run.Run.open(latest()), cfg, Stop())
+    context = prepare(folder.Run.open(latest()), cfg, Stop())
     split = context.data.test
     text = tokenizer(list(split.read()), padding=True, truncation=True, max_length=32, return_tensors="pt")
     with torch.no_grad():

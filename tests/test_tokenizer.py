@@ -13,11 +13,11 @@ import torch
 from texts import END, FRAMINGS, part, story
 from transformers import AutoTokenizer, BartConfig, BertConfig, GPT2Config, XLNetConfig
 
-from ptmrun.data import tokenizer
-from ptmrun.data.texts import padded
-from ptmrun.data.tokenizer import pieces
+from ptmrun.batch import Framing
+from ptmrun.data.text import tokenizer
+from ptmrun.data.text.load import padded
+from ptmrun.data.text.tokenizer import pieces
 from ptmrun.errors import UserError
-from ptmrun.tokens import Framing
 
 KINDS = list(FRAMINGS)
 LONG = story(30, 40)

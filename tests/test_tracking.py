@@ -14,8 +14,12 @@ from conftest import TINY, latest
 from PIL import Image
 from test_cli_runs import same
 
-from ptmrun import cli, config, evaluation, stages, tracking
-from ptmrun.run import Run
+from ptmrun import cli
+from ptmrun.config import schema as config
+from ptmrun.loggers import tracker
+from ptmrun.runs.folder import Run
+from ptmrun.stages import evaluate as evaluation
+from ptmrun.stages import run as stages
 
 QUICK = [*TINY, "evaluate.baselines=[chance,scratch]"]
 FIGURES = {"curves", "reconstructions", "augmented", "attention", "confusion", "scores", "embedding"}
@@ -95,7 +99,7 @@ def test_tensorboard(ptmrun, monkeypatch):
     table = plugin_data_pb2.HParamsPluginData.FromString(data).session_start_info.hparams
     assert table["task.mask_ratio"].number_value == 0.65
     assert table["finetune.epochs"].string_value == "null"
-    assert set(table) == set(tracking.params(config.load(run.path("config.yaml"))))
+    assert set(table) == set(tracker.params(config.load(run.path("config.yaml"))))
     assert holds_no_pickle(run)
 
 
@@ -114,7 +118,7 @@ def test_mlflow(ptmrun, monkeypatch):
     assert row["status"] == "FINISHED"
     assert row["tags.mlflow.runName"] == run.folder.resolve().name
     assert row["run_id"] == run.manifest["tracking_id"]
-    params = tracking.params(config.load(run.path("config.yaml")))
+    params = tracker.params(config.load(run.path("config.yaml")))
     assert {k: row[f"params.{k}"] for k in params} == {k: str(v) for k, v in params.items()}
     assert {k: row[f"metrics.{k}"] for k in scores(run)} == scores(run)
     client = mlflow.MlflowClient(uri)

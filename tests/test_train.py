@@ -8,14 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from ptmrun import checkpoint, optim, rng, train
+from ptmrun import rng
 from ptmrun.compose import compose
-from ptmrun.data.batches import Batches, Normalise
+from ptmrun.data.images.batches import Batches, Normalise
 from ptmrun.data.splits import Split
 from ptmrun.errors import Interrupted, UserError
 from ptmrun.loss import Loss
 from ptmrun.models import vit
 from ptmrun.objectives import mae, simmim
+from ptmrun.storage import tensor_files
+from ptmrun.training import loop as train
+from ptmrun.training import optim
 
 OPTIONS = SimpleNamespace(size="micro", patch=4, pool="mean", dropout=0.1)
 AUGMENT = compose([]).dataset.augment
@@ -128,7 +131,7 @@ def test_resume_is_bit_exact(tmp_path, kind, when):
         run(tmp_path / "parts", settings, kind, dropout=0.1, lines=parts, stop=lambda: 15 if next(calls) == when else None)
     parts.append({"step": when + 1, "loss": 0.0})  # what a killed process may have written after its checkpoint
     resumed = run(tmp_path / "parts", settings, kind, dropout=0.1, lines=parts)
-    assert checkpoint.sha256(resumed.state_dict()) == checkpoint.sha256(expected.state_dict())
+    assert tensor_files.sha256(resumed.state_dict()) == tensor_files.sha256(expected.state_dict())
     timed = {"samples_per_s", "data_wait"}
     assert [{k: v for k, v in x.items() if k not in timed} for x in parts] == [
         {k: v for k, v in x.items() if k not in timed} for x in whole

@@ -13,13 +13,14 @@ import torchvision
 from conftest import TINY, draw, latest
 from transformers import BitConfig, BitForImageClassification
 
-from ptmrun import checkpoint, config
 from ptmrun.compose import compose
-from ptmrun.data import images
+from ptmrun.config import schema as config
+from ptmrun.config.init_source import origin
+from ptmrun.data.images import load as images
 from ptmrun.errors import UserError
-from ptmrun.models import bit, cnn, convnext, files, mobilenet, outside, resnet, swin, vit
-from ptmrun.origin import origin
-from ptmrun.run import Run
+from ptmrun.models import bit, cnn, convnext, library_format, mobilenet, pretrained, resnet, swin, vit
+from ptmrun.runs.folder import Run
+from ptmrun.storage import tensor_files
 
 FAST = [*TINY[6:], "dataset=digits", "dataset.limit=100", "finetune.seeds=1", "evaluate.baselines=[chance]"]
 
@@ -39,8 +40,8 @@ def test_a_state_dict_of_torchvision_gives_its_features():
     theirs = torchvision.models.resnet18().eval()
     torch.save(theirs.state_dict(), "r.pth")
     encoder = resnet18()
-    source, tensors, config = outside.read("r.pth")
-    notes = outside.load(encoder, tensors, config, source)
+    source, tensors, config = pretrained.read("r.pth")
+    notes = pretrained.load(encoder, tensors, config, source)
     assert notes[0] == "init=r.pth: 120 tensors loaded, 100.0% of the encoder's 11,176,512 parameters"
     assert notes[1:] == ["  left out, as the classifier's: fc.weight, fc.bias"]
     images = torch.randn(2, 3, 64, 64)
@@ -53,16 +54,16 @@ def test_a_folder_of_transformers_gives_its_features_and_its_config_is_compared(
     depths, widths, stem = bit.SIZES["micro"]
     config = BitConfig(depths=depths, hidden_sizes=widths, embedding_size=stem, global_padding="SAME")
     theirs = BitForImageClassification(config).eval()
-    with files.quiet():
+    with library_format.quiet():
         theirs.save_pretrained("folder")
     encoder = bit.build(SimpleNamespace(size="micro", resize=64), 64, 3, "eager").eval()
-    source, tensors, said = outside.read("folder")
-    notes = outside.load(encoder, tensors, said, source)
+    source, tensors, said = pretrained.read("folder")
+    notes = pretrained.load(encoder, tensors, said, source)
     assert "100.0%" in notes[0]
     assert notes[1] == "  left out, as the classifier's: classifier.1.bias, classifier.1.weight"
     assert notes[2].endswith("global_padding is SAME there and None here")
     mine, his = encoder.net.state_dict(), theirs.bit.state_dict()
-    assert checkpoint.sha256(mine) == checkpoint.sha256(his)
+    assert tensor_files.sha256(mine) == tensor_files.sha256(his)
 
 
 def test_patch_embeddings_give_the_same_for_scaled_patches():
@@ -81,7 +82,7 @@ def test_patch_embeddings_give_the_same_for_scaled_patches():
     made = {"size": "micro", "pool": "mean", "dropout": 0.0}
     theirs = vit.build(SimpleNamespace(patch=16, **made), 64, 3, "eager")
     mine = vit.build(SimpleNamespace(patch=8, **made), 32, 1, "eager")
-    notes = outside.load(mine, theirs.net.state_dict(), {}, "x")
+    notes = pretrained.load(mine, theirs.net.state_dict(), {}, "x")
     assert "100.0% of the encoder's" in notes[0]
     assert notes[1:] == [
         "  patch embeddings: from colour to gray, the sum of the channels",
@@ -100,13 +101,13 @@ def test_patch_embeddings_give_the_same_for_scaled_patches():
 )
 def test_a_folder_says_of_which_size_its_weights_are(family, patch, options):
     encoder = family.build(SimpleNamespace(size="micro", **patch, **options), 32, 3, "eager")
-    files.save(encoder.net, Path("encoder").absolute(), {}, None)
-    theirs = outside.library_config(Path("encoder/config.json"))
+    library_format.save(encoder.net, Path("encoder").absolute(), {}, None)
+    theirs = pretrained.library_config(Path("encoder/config.json"))
     auto = SimpleNamespace(size="auto", **dict.fromkeys(patch, "auto"))
-    assert outside.described(auto, family, theirs) == {"size": "micro", **patch}
+    assert pretrained.described(auto, family, theirs) == {"size": "micro", **patch}
     typed = SimpleNamespace(size="tiny", **dict.fromkeys(patch, 4))
-    assert outside.described(typed, family, theirs) == {}
-    assert outside.described(auto, family, {**theirs, family.SHAPE[0]: 7}) == patch
+    assert pretrained.described(typed, family, theirs) == {}
+    assert pretrained.described(auto, family, {**theirs, family.SHAPE[0]: 7}) == patch
 
 
 def test_the_folder_that_a_run_leaves_can_be_started_from(ptmrun):
@@ -135,7 +136,7 @@ def test_weights_of_timm_give_its_features(family, name, options):
             torch.nn.init.uniform_(value, 0.3, 0.6)
             assert "running" not in key or value.min() > 0
     encoder = family.build(SimpleNamespace(**options), 224, 3, "eager").eval()
-    notes = outside.load(encoder, theirs.state_dict(), {}, "x")
+    notes = pretrained.load(encoder, theirs.state_dict(), {}, "x")
     assert "100.0% of the encoder's" in notes[0]
     assert [line.split(":")[0] for line in notes[1:]] == ["  left out, as the classifier's"]
     images = torch.randn(1, 3, 224, 224)
@@ -145,10 +146,10 @@ def test_weights_of_timm_give_its_features(family, name, options):
 
 
 def test_images_are_normalised_as_the_weights_were_trained(tmp_path):
-    assert outside.normalisation("pretrained", resnet) == list(outside.IMAGENET)
-    assert outside.normalisation("pretrained", vit) == [0.5] * 6
+    assert pretrained.normalisation("pretrained", resnet) == list(pretrained.IMAGENET)
+    assert pretrained.normalisation("pretrained", vit) == [0.5] * 6
     torch.save({}, "r.pth")
-    assert outside.normalisation("r.pth", resnet) == list(outside.IMAGENET)
+    assert pretrained.normalisation("r.pth", resnet) == list(pretrained.IMAGENET)
     for name, about in (
         ("preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}),
         ("config.json", {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}),
@@ -157,7 +158,7 @@ def test_images_are_normalised_as_the_weights_were_trained(tmp_path):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         (folder / name).write_text(json.dumps(about))
-        assert outside.normalisation(str(folder), resnet) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+        assert pretrained.normalisation(str(folder), resnet) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     mean, std = images.given([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 1)
     torch.testing.assert_close(torch.cat([mean, std]), torch.tensor([0.2, 0.5]))
     assert images.given([0.1, 0.4], 1)[1].tolist() == [pytest.approx(0.4)]
@@ -175,10 +176,10 @@ def test_weights_of_an_older_torchvision_give_its_features():
         layers = {f"conv.{j}": layer for j, layer in enumerate(chain(*nested))} or dict(block.named_children())
         before |= {f"features.{i}.{name}.{k}": v for name, x in layers.items() for k, v in x.state_dict().items()}
     encoder = mobilenet.build(SimpleNamespace(resize=64), 64, 3, "eager").eval()
-    assert "100.0% of the encoder's" in outside.load(encoder, before, {}, "x")[0]
+    assert "100.0% of the encoder's" in pretrained.load(encoder, before, {}, "x")[0]
     again = mobilenet.build(SimpleNamespace(resize=64), 64, 3, "eager").eval()
-    outside.load(again, theirs.state_dict(), {}, "x")
-    assert checkpoint.sha256(encoder.net.state_dict()) == checkpoint.sha256(again.net.state_dict())
+    pretrained.load(again, theirs.state_dict(), {}, "x")
+    assert tensor_files.sha256(encoder.net.state_dict()) == tensor_files.sha256(again.net.state_dict())
 
 
 def test_what_does_not_fit_is_named():
@@ -187,31 +188,31 @@ def test_what_does_not_fit_is_named():
     del tensors["layer1.0.bn1.bias"]
     first = resnet18()
     before = first.net.bn1.weight.clone()
-    notes = outside.load(first, tensors, {}, "x")
+    notes = pretrained.load(first, tensors, {}, "x")
     assert "  missing: layer1.0.bn1.bias" in notes
     assert "  unexpected: other" in notes
     assert "  of another shape: bn1.weight" in notes
     assert torch.equal(first.net.bn1.weight, before)
     few = {k: v for k, v in tensors.items() if not k.startswith("layer4")}
     with pytest.raises(UserError, match=r"24\.\d% of the encoder's 11,176,512 parameters, expected at least 90%"):
-        outside.load(first, few, {}, "x")
+        pretrained.load(first, few, {}, "x")
     tensors["conv1.weight"] = torch.full((64, 3, 7, 7), float("nan"))
     with pytest.raises(UserError, match=r"conv1\.weight holds NaN"):
-        outside.load(first, tensors, {}, "x")
+        pretrained.load(first, tensors, {}, "x")
 
 
 def test_a_pickle_of_more_than_tensors_is_refused():
     torch.save({"conv1.weight": Trap()}, "trap.pth")
     with pytest.raises(UserError, match="refused, and nothing in it was run"):
-        outside.read("trap.pth")
+        pretrained.read("trap.pth")
     assert not Path("sprung").exists()
     torch.save({"a": 1}, "numbers.pt")
     Path("broken.pth").write_bytes(b"x")
     for name in ("numbers.pt", "broken.pth"):
         with pytest.raises(UserError, match="not a plain state dict"):
-            outside.read(name)
+            pretrained.read(name)
     with pytest.raises(UserError, match=r"init=none\.pth: no such file"):
-        outside.read("none.pth")
+        pretrained.read("none.pth")
 
 
 def test_hub_ids(monkeypatch, tmp_path):
@@ -223,7 +224,7 @@ def test_hub_ids(monkeypatch, tmp_path):
         given.append((name, {p for p in allow_patterns if p.endswith((".py", ".bin", ".safetensors"))}))
         (tmp_path / "config.json").write_text('{"size": 1}')
         if name == "owner/name-v1.0":
-            checkpoint.save(blob, {"a": torch.ones(1)})
+            tensor_files.save(blob, {"a": torch.ones(1)})
             (tmp_path / "model.safetensors").symlink_to(blob)
         elif "pytorch_model.bin" in allow_patterns:
             torch.save({"b": torch.ones(1)}, blob)
@@ -233,11 +234,11 @@ def test_hub_ids(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     assert origin("owner/name-v1.0") == "hub"
     for _ in range(2):  # the hub is asked once
-        assert outside.place("owner/name-v1.0") == tmp_path
+        assert pretrained.place("owner/name-v1.0") == tmp_path
     assert given == [("owner/name-v1.0", {"model.safetensors"})]
-    assert outside.read("owner/name-v1.0") == ("owner/name-v1.0", {"a": torch.ones(1)}, {"size": 1})
+    assert pretrained.read("owner/name-v1.0") == ("owner/name-v1.0", {"a": torch.ones(1)}, {"size": 1})
     (tmp_path / "model.safetensors").unlink()
-    assert list(outside.read("owner/older")[1]) == ["b"]
+    assert list(pretrained.read("owner/older")[1]) == ["b"]
     assert given[1:] == [("owner/older", {"model.safetensors"}), ("owner/older", {"pytorch_model.bin"})]
     Path("owner").mkdir()
     assert origin("owner/name-v1.0") == "run", "a folder of that name is here"
@@ -247,7 +248,7 @@ def test_hub_ids(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(UserError, match=r"a/b: no such run or file here, and it cannot be fetched from the hub \(no route\)"):
-        outside.place("a/b")
+        pretrained.place("a/b")
 
 
 def test_published_weights(monkeypatch):
@@ -261,7 +262,7 @@ def test_published_weights(monkeypatch):
         return {"fc.bias": torch.ones(2)}
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", get_state_dict)
-    source, tensors, _ = outside.published(encoder.net, encoder.kind, resnet.PUBLISHED)
+    source, tensors, _ = pretrained.published(encoder.net, encoder.kind, resnet.PUBLISHED)
     assert source == "torchvision ResNet18_Weights.IMAGENET1K_V1"
     assert given == {"progress": False, "check_hash": True, "weights_only": True}
     assert list(tensors) == ["fc.bias"]
@@ -271,10 +272,10 @@ def test_published_weights(monkeypatch):
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)
     with pytest.raises(UserError, match=r"ResNet18_Weights.IMAGENET1K_V1 cannot be fetched \(no route\); a local file"):
-        outside.published(encoder.net, encoder.kind, resnet.PUBLISHED)
+        pretrained.published(encoder.net, encoder.kind, resnet.PUBLISHED)
     net = cnn.build(SimpleNamespace(width=4, hidden=8), 8, 1, "eager")
     with pytest.raises(UserError, match="no published weights of cnn"):
-        outside.published(net.net, net.kind, getattr(cnn, "PUBLISHED", {}))
+        pretrained.published(net.net, net.kind, getattr(cnn, "PUBLISHED", {}))
 
 
 def test_a_run_from_a_file(ptmrun):
@@ -286,9 +287,9 @@ def test_a_run_from_a_file(ptmrun):
     assert "100.0% of the encoder's" in out
     assert "dataset.normalise=[0.485, 0.456, 0.406, 0.229, 0.224, 0.225]: as published" in out
     run = Run.open(latest())
-    start = checkpoint.load(run.path("checkpoints/start.safetensors"))[0]
-    assert checkpoint.sha256(checkpoint.part(start, "net.")) == checkpoint.sha256(theirs.state_dict())
-    assert run.manifest["parents"] == [{"run": "r.pth", "weights_sha256": checkpoint.sha256(start), "data": None}]
+    start = tensor_files.load(run.path("checkpoints/start.safetensors"))[0]
+    assert tensor_files.sha256(tensor_files.part(start, "net.")) == tensor_files.sha256(theirs.state_dict())
+    assert run.manifest["parents"] == [{"run": "r.pth", "weights_sha256": tensor_files.sha256(start), "data": None}]
     code, out, err = ptmrun("reproduce", run.folder)
     assert code == 0, err
     assert "bit-exact" in out
@@ -299,7 +300,7 @@ def test_a_run_from_a_file(ptmrun):
     Path("r.pth").unlink()
     code, _, err = ptmrun("stage=evaluate", f"init={run.folder}", "evaluate.baselines=[frozen]", *TINY[-4:])
     assert code == 0, err
-    assert json.loads((latest() / "manifest.json").read_text())["parents"][0]["weights_sha256"] == checkpoint.sha256(start)
+    assert json.loads((latest() / "manifest.json").read_text())["parents"][0]["weights_sha256"] == tensor_files.sha256(start)
     code, _, err = ptmrun("stage=evaluate", "init=r.pth")
     assert "stage=evaluate: needs init=<run folder>" in err
 
@@ -319,7 +320,7 @@ def test_a_vit_for_other_images():
     torch.testing.assert_close(colour.features(images.expand(-1, 3, -1, -1)), gray.features(images))
     again = small_vit(16, 1)
     tensors, notes = gray.adjusted(gray.state_dict())
-    assert (checkpoint.sha256(tensors), notes) == (checkpoint.sha256(gray.state_dict()), [])
+    assert (tensor_files.sha256(tensors), notes) == (tensor_files.sha256(gray.state_dict()), [])
     colour.save(Path("colour"), [0.5] * 3, [0.25] * 3)
     again.load(Path("colour"))
     torch.testing.assert_close(again.features(images), gray.features(images))
@@ -329,7 +330,7 @@ def test_a_vit_for_other_images():
     expected = colour.vit(photos, interpolate_pos_encoding=True).last_hidden_state[:, 1:].mean(1)
     torch.testing.assert_close(larger.features(photos), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(larger.vit.embeddings.position_embeddings[:, 0], colour.vit.embeddings.position_embeddings[:, 0])
-    notes = larger.adjusted(files.tensors_of(Path("gray")))[1]
+    notes = larger.adjusted(library_format.tensors_of(Path("gray")))[1]
     assert notes == [
         "patch embeddings: from gray to colour, a third for each channel",
         "position embeddings: from 4x4 to 7x7 patches, bicubic",

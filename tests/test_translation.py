@@ -10,10 +10,11 @@ import torch
 from conftest import latest
 from texts import part
 
-from ptmrun import config
-from ptmrun.data import splits, tokenizer
-from ptmrun.data.texts import TextBatches
-from ptmrun.downstream import translation
+from ptmrun.config import schema as config
+from ptmrun.data import splits
+from ptmrun.data.text import tokenizer
+from ptmrun.data.text.load import TextBatches
+from ptmrun.downstream import token_head, translation
 from ptmrun.errors import UserError
 from ptmrun.models import transformer
 
@@ -224,11 +225,11 @@ def test_the_floor_is_the_nearest_translation(own):
 
 def test_fewer_pairs(read):
     split = read()[0]["train"]
-    five, ten = (set(translation.few(split, [], n, 1).tolist()) for n in (5, 10))
+    five, ten = (set(token_head.few(split, [], n, 1).tolist()) for n in (5, 10))
     assert (len(five), len(ten), five < ten) == (5, 10, True)
-    assert translation.few(split, [], None, 1).tolist() == list(range(24))
+    assert token_head.few(split, [], None, 1).tolist() == list(range(24))
     with pytest.raises(UserError, match="labels_per_class=25: there are 24 training samples"):
-        translation.few(split, [], 25, 1)
+        token_head.few(split, [], 25, 1)
 
 
 def halves(folder: str, *languages: str, name: str = "train", rows: list[tuple[str, ...]]) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ptmrun import config, verify
+from ptmrun.commands import verify
 from ptmrun.compose import compose
-from ptmrun.run import Run
+from ptmrun.config import schema as config
+from ptmrun.runs.folder import Run
 
 GOOD = {
     "expected": {"labels_5": {"score": 0.5, "tolerance": 0.2}},

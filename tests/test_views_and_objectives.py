@@ -12,8 +12,8 @@ from torchvision.transforms.functional import gaussian_blur
 
 from ptmrun import rng
 from ptmrun.compose import compose
-from ptmrun.data import mix, views
-from ptmrun.data.batches import Batches, Normalise
+from ptmrun.data.images import augment, mixup, views
+from ptmrun.data.images.batches import Batches, Normalise
 from ptmrun.data.splits import Split
 from ptmrun.downstream.classification import AUXILIARY
 from ptmrun.objectives import byol, dino, simclr, simmim, supervised, teacher
@@ -309,7 +309,7 @@ def test_a_crop_of_a_ramp_shows_its_place():
     """Pixels of the crop are the image's own values there, by the map's corners."""
     ramp = torch.linspace(-1 + 1 / 64, 1 - 1 / 64, 64).expand(1, 1, 64, 64)
     maps = torch.tensor([[[0.5, 0.0, 0.25], [0.0, 0.7, -0.1]]])
-    across, down = views.warp(ramp, maps)[0, 0], views.warp(ramp.mT, maps)[0, 0]
+    across, down = augment.warp(ramp, maps)[0, 0], augment.warp(ramp.mT, maps)[0, 0]
     places = torch.linspace(-1 + 1 / 64, 1 - 1 / 64, 64)
     torch.testing.assert_close(across[30], 0.5 * places + 0.25, rtol=0, atol=1e-5)
     torch.testing.assert_close(down[:, 30], 0.7 * places - 0.1, rtol=0, atol=1e-5)
@@ -371,7 +371,7 @@ def test_views_depend_on_seed_step_and_row_only():
 
 def test_mixup_shares_follow_the_beta_distribution():
     n, ones = 4000, torch.ones(4000, 1, 3, 3)
-    mixed, share = mix.mix(ones, 0 * ones, (0.4, 0.0), rows(0, 0, n, n))
+    mixed, share = mixup.mix(ones, 0 * ones, (0.4, 0.0), rows(0, 0, n, n))
     assert stats.kstest(share.numpy(), stats.beta(0.4, 0.4).cdf).pvalue > 1e-3
     torch.testing.assert_close(mixed, share[:, None, None, None].expand_as(mixed))
 
@@ -380,7 +380,7 @@ def test_cutmix_follows_the_paper():
     """A box of area 1 - lambda around a uniform centre, cut off at the edges; the share is what is left (appendix A)."""
     n, side = 3000, 32
     ones = torch.ones(n, 1, side, side)
-    mixed, share = mix.mix(ones, 0 * ones, (0.0, 1.0), rows(0, 0, n, n))
+    mixed, share = mixup.mix(ones, 0 * ones, (0.0, 1.0), rows(0, 0, n, n))
     torch.testing.assert_close(mixed.mean((1, 2, 3)), share)
     assert set(mixed.unique().tolist()) == {0.0, 1.0}
     generator, expected = np.random.default_rng(0), []
@@ -396,7 +396,7 @@ def test_cutmix_follows_the_paper():
 
 def test_either_one_of_both():
     n, ones = 2000, torch.ones(2000, 1, 8, 8)
-    mixed, share = mix.mix(ones, 0 * ones, (1.0, 1.0), rows(0, 0, n, n))
+    mixed, share = mixup.mix(ones, 0 * ones, (1.0, 1.0), rows(0, 0, n, n))
     cut = mixed.flatten(1).max(1).values != mixed.flatten(1).min(1).values
     assert 0.4 < float(cut.float().mean()) < 0.55
     torch.testing.assert_close(mixed.mean((1, 2, 3)), share)

@@ -11,9 +11,10 @@ from PIL import Image
 from torchvision import models
 from transformers import AutoImageProcessor
 
-from ptmrun import attribution, checkpoint
 from ptmrun.compose import compose
 from ptmrun.downstream.classification import Classifier
+from ptmrun.reports import attribution
+from ptmrun.storage import tensor_files
 
 FAMILIES = ["cnn", "alexnet", "vgg", "resnet", "inception", "mobilenet", "bit", "swin", "convnext"]
 OF_TRANSFORMERS = {"bit": "BitModel", "swin": "SwinModel", "convnext": "ConvNextModel"}
@@ -130,9 +131,9 @@ def test_save_and_load_are_exact(name, tmp_path):
     encoder = stirred(build(name, 28))
     encoder.save(tmp_path / "encoder", [0.5, 0.4, 0.3], [0.25] * 3)
     other = build(name, 28)
-    assert checkpoint.sha256(other.state_dict()) != checkpoint.sha256(encoder.state_dict())
+    assert tensor_files.sha256(other.state_dict()) != tensor_files.sha256(encoder.state_dict())
     other.load(tmp_path / "encoder")
-    assert checkpoint.sha256(other.state_dict()) == checkpoint.sha256(encoder.state_dict())
+    assert tensor_files.sha256(other.state_dict()) == tensor_files.sha256(encoder.state_dict())
     assert torch.equal(other.features(images(28)), encoder.features(images(28)))
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import draw, latest
 
-from ptmrun import config
+from ptmrun.config import schema as config
 
 SHORT = [
     "pretrain.steps=2",

@@ -8,11 +8,12 @@ import torch
 from torch.nn import functional as F
 from transformers import BartForConditionalGeneration, XLNetLMHeadModel
 
-from ptmrun import config, rng
+from ptmrun import rng
+from ptmrun.batch import Tokens, Vocabulary
+from ptmrun.config import schema as config
 from ptmrun.errors import UserError
-from ptmrun.models import bert, neighbours, transformer, xlnet
+from ptmrun.models import bert, local_attention_init, transformer, xlnet
 from ptmrun.objectives import denoising, plm
-from ptmrun.tokens import Tokens, Vocabulary
 
 PAD, UNKNOWN, MASK, START, END, STOP, SIZE, LENGTH = 0, 1, 2, 3, 4, 5, 60, 48
 FAMILIES = {"xlnet": (xlnet, plm), "transformer": (transformer, denoising)}
@@ -154,17 +155,17 @@ def test_heads_look_at_their_neighbours_at_first(size, heads):
         assert family.resolve(base, vocabulary(), LENGTH) == ({"initial": "library"}, [])
     bart = made["transformer"].bart.model(ids, decoder_input_ids=ids, output_attentions=True)
     for blocks, offsets in (
-        (made["xlnet"].xlnet.transformer(ids, output_attentions=True).attentions, neighbours.OFFSETS),
-        (bart.encoder_attentions, neighbours.OFFSETS),
-        (bart.decoder_attentions, neighbours.BEHIND),
-        (bart.cross_attentions, neighbours.BEHIND),
+        (made["xlnet"].xlnet.transformer(ids, output_attentions=True).attentions, local_attention_init.OFFSETS),
+        (bart.encoder_attentions, local_attention_init.OFFSETS),
+        (bart.decoder_attentions, local_attention_init.BEHIND),
+        (bart.cross_attentions, local_attention_init.BEHIND),
     ):
         for i, block in enumerate(blocks):
             for head in range(heads):
                 if (i, head) == (0, 0) and blocks is bart.cross_attentions:
                     continue  # which looks for what to copy
                 there = {o: float(block[:, head].diagonal(o, 1, 2).mean()) for o in range(-6, 7)}
-                assert max(there, key=there.get) == neighbours.offset(i, head, heads, offsets)
+                assert max(there, key=there.get) == local_attention_init.offset(i, head, heads, offsets)
                 assert max(there.values()) > 0.4
 
 

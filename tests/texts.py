@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from ptmrun import config
+from ptmrun.batch import Framing
 from ptmrun.compose import compose_raw
+from ptmrun.config import schema as config
 from ptmrun.data.sources import TextPart
 from ptmrun.data.sources.text import Row, gathered
-from ptmrun.tokens import Framing
 
 END = "<|endoftext|>"
 FRAMINGS = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ptmrun import rng
-from ptmrun.data import decode
+from ptmrun.data.images import decode
 from ptmrun.errors import UserError
 
 

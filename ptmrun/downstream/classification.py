@@ -10,14 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptmrun import normalisation, probe, rng
-from ptmrun.downstream.classes import counts
+from ptmrun import rng
+from ptmrun.downstream.class_counts import counts
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss, smoothed_entropy
-from ptmrun.mode import evaluating
+from ptmrun.models import batchnorm
+from ptmrun.models.modes import evaluating
+from ptmrun.stages import probe
 
 METRIC = "accuracy"
+
+
 COUNTED = "labels a class"  # what `labels_per_class` counts
+
 
 AUXILIARY = 0.4  # weight of the auxiliary classifier's loss, where the encoder has one (torchvision's recipe of Inception v3)
 
@@ -41,7 +46,7 @@ class Classifier(nn.Module):
         """What is frozen stays as in evaluation: no dropout, and batch normalisation keeps its statistics."""
         super().train(mode)
         for module in self.modules():
-            if frozen(module) or normalisation.kept(module):
+            if frozen(module) or batchnorm.kept(module):
                 module.eval()
         return self
 

@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun import probe, rng
-from ptmrun.downstream.classes import counts
+from ptmrun import rng
+from ptmrun.downstream.class_counts import counts
 from ptmrun.downstream.classification import Classifier, agreement, roc_auc
 from ptmrun.downstream.classification import fits as fits
 from ptmrun.errors import UserError
 from ptmrun.loss import smoothed_entropy
+from ptmrun.stages import probe
 
 METRIC = "f1_micro"
+
+
 COUNTED = "labels a class, or more"  # a text counts for each of its classes
+
+
 CERTAIN = 30.0  # largest logit of a classical baseline
 
 

@@ -23,27 +23,40 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from ptmrun.data import annotated
+from ptmrun.batch import Tokens
 from ptmrun.data.sources.text import ends
-from ptmrun.data.texts import TextSplit, padded
-from ptmrun.downstream.tokenwise import Tokenwise
-from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
+from ptmrun.data.text import spans as spans_of
+from ptmrun.data.text.load import TextSplit, padded
+from ptmrun.downstream.token_head import Tokenwise
+from ptmrun.downstream.token_head import few as few
 from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss
-from ptmrun.mode import evaluating
-from ptmrun.tokens import Tokens
+from ptmrun.models.modes import evaluating
 
 METRIC = "f1"  # of the words of an answer, the mean over questions
+
+
 COUNTED = "labelled questions"  # what `labels_per_class` counts, in all
+
+
 FLOORS = ("chance", "raw")
+
+
 WORDS = {
     "chance": "always the most frequent answer",
     "raw": "a name in the sentence that shares most words with the question",
 }
 
+
 SUFFIXES = (".json",)
+
+
 LISTED = 10  # in a message
+
+
 WORD = re.compile(r"\w[\w’'-]*")
+
+
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
@@ -165,11 +178,11 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
     """(splits, no classes, fingerprint) of the JSON files below downstream.root. Raises UserError where they cannot be used."""
     digest = hashlib.sha256(f"{options.stride} {options.answer_length} {options.max_mismatched}".encode())
     read: dict[str, tuple[list[str], list[Question]]] = {}
-    for name, paths in annotated.files(options.root, SUFFIXES).items():
+    for name, paths in spans_of.files(options.root, SUFFIXES).items():
         contexts: list[str] = []
         questions: list[Question] = []
         for path in paths:
-            text = annotated.read(path, options)
+            text = spans_of.read(path, options)
             digest.update(f"{name} {len(text)}\n{text}".encode())
             questions += parsed(path, text, options.max_mismatched, contexts, notes)
         read[name] = contexts, questions
@@ -258,7 +271,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
 def split_of(
     contexts: list[str], questions: list[Question], nothing: bool, options: Any, tokenizer: Any, length: int
 ) -> Questions:
-    passages = annotated.encoded(tokenizer, contexts)
+    passages = spans_of.encoded(tokenizer, contexts)
     bounds, windows, targets = [0], list[Window](), []
     for question, asked in zip(questions, tokenizer.encode([q.text for q in questions]), strict=True):
         passage = passages[question.context]
@@ -297,7 +310,7 @@ def windows_of(question: np.ndarray, context: np.ndarray, stride: int, tokenizer
     found, first = [], 0
     while True:
         piece = context[first : first + room]
-        frame = annotated.framed(tokenizer, question, piece, length)
+        frame = spans_of.framed(tokenizer, question, piece, length)
         place = int(frame.places[0]) if len(piece) else 0
         found.append(Window(frame.ids, frame.types, place, first, len(piece)))
         if first + room >= len(context):

@@ -20,30 +20,51 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun.data import annotated
-from ptmrun.data.texts import TextSplit
+from ptmrun.data.text import spans as spans_of
+from ptmrun.data.text.load import TextSplit
 from ptmrun.downstream.classification import calibration_error
-from ptmrun.downstream.tokenwise import Tokenwise
-from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
+from ptmrun.downstream.token_head import Tokenwise
+from ptmrun.downstream.token_head import few as few
 from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss, smoothed_entropy
-from ptmrun.mode import evaluating
+from ptmrun.models.modes import evaluating
 
 METRIC = "f1"  # of whole names (BIO); of plain tags micro-averaged over words, which is the share of right words
+
+
 COUNTED = "labelled sentences"  # what `labels_per_class` counts, in all
+
+
 FLOORS = ("chance", "raw")
+
+
 MOST_RAW = 10**9  # training samples of the raw baseline: counting words takes no time
+
+
 WORDS = {
     "chance": "always the most frequent tag",
     "raw": "each word's most frequent tag in training",
 }
 
+
 SUFFIXES = (".conll", ".txt", ".tsv", ".bio")
+
+
 NONE = -100  # the label of a token that is not asked for
+
+
 BIO = re.compile(r"O|B|I|[BI]-.+")
+
+
 BIOES = re.compile(r"O|[BIESLU]-.+")
+
+
 AS_BIO = {"S": "B", "U": "B", "E": "I", "L": "I"}
+
+
 DOCUMENT = "-DOCSTART-"
+
+
 LISTED = 10  # in a message
 
 
@@ -124,10 +145,10 @@ def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[d
     """(splits, tags, fingerprint) of the column files below downstream.root. Raises UserError for files that cannot be used."""
     digest = hashlib.sha256(f"{options.token_column} {options.tag_column} {options.scheme} {options.repair}".encode())
     read: dict[str, list[Sentence]] = {}
-    for name, paths in annotated.files(options.root, SUFFIXES).items():
+    for name, paths in spans_of.files(options.root, SUFFIXES).items():
         read[name] = []
         for path in paths:
-            text = annotated.read(path, options)
+            text = spans_of.read(path, options)
             digest.update(f"{name} {len(text)}\n{text}".encode())
             read[name] += sentences(path, text, options)
     bio = scheme(read["train"], options.scheme)
@@ -276,8 +297,8 @@ def split_of(part: list[Sentence], classes: list[str], bio: bool, tokenizer: Any
     number = {tag: i for i, tag in enumerate(classes)}
     texts = [" ".join(s.words) for s in part]
     frames, places = [], []
-    for s, found in zip(part, annotated.encoded(tokenizer, texts), strict=True):
-        frame = annotated.framed(tokenizer, found.ids, None, length)
+    for s, found in zip(part, spans_of.encoded(tokenizer, texts), strict=True):
+        frame = spans_of.framed(tokenizer, found.ids, None, length)
         starts = np.cumsum([0, *(len(word) + 1 for word in s.words[:-1])])
         written = np.nonzero(found.spans[:, 1] > found.spans[:, 0])[0]
         owners, firsts = np.unique(np.searchsorted(starts, found.spans[written, 0], side="right") - 1, return_index=True)

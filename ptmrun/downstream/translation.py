@@ -19,23 +19,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ptmrun.batch import Tokens
 from ptmrun.data.sources import text
-from ptmrun.data.texts import TextSplit, framed, padded, tf_idf
-from ptmrun.downstream.tokenwise import few as few  # part of what a problem offers
+from ptmrun.data.text.load import TextSplit, framed, padded, tf_idf
+from ptmrun.downstream.token_head import few as few
 from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss, smoothed_entropy
-from ptmrun.mode import evaluating
-from ptmrun.tokens import Tokens
+from ptmrun.models.modes import evaluating
 
 METRIC = "bleu"
+
+
 COUNTED = "pairs of texts"
+
+
 FLOORS = ("raw",)
+
+
 WORDS = {"raw": "the translation of the most similar training text"}
+
+
 MOST_RAW = 10**9  # pairs that `raw` searches: all of them
+
+
 WHOLE = True  # the encoder is not trimmed: it has the decoder
 
+
 COLUMNS = {"text_column": "source_column", "pair_column": "target_column"}  # what the reader calls them
+
+
 SAMPLED = 2000  # pairs by which the tokenizer is judged
+
+
 CROWDED = 1.5  # times the source's tokens a word, from which the target counts as poorly covered
 
 

@@ -6,21 +6,29 @@ from pathlib import Path
 from time import time as now
 from typing import Any
 
-from ptmrun.config import Config
-from ptmrun.run import Run
-from ptmrun.tracking import params
-
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # training does not wait minutes for a server that is away
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-import alembic  # noqa: F401  these two are what mlflow-skinny lacks for SQLite: said before training when missing
-import sqlalchemy  # noqa: F401
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
+from ptmrun.config.schema import Config
+from ptmrun.loggers.tracker import params
+from ptmrun.runs.folder import Run
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # training does not wait minutes for a server that is away
+
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+
 STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+
+
 MOST = 100  # parameters that the store takes at once
 
 

@@ -6,10 +6,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from ptmrun import config
-from ptmrun.config import Config
-from ptmrun.run import Run
-from ptmrun.tracking import params
+from ptmrun.config import schema as config
+from ptmrun.config.schema import Config
+from ptmrun.loggers.tracker import params
+from ptmrun.runs.folder import Run
 
 
 class Logger:

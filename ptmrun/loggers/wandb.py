@@ -5,13 +5,14 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from ptmrun import config
-from ptmrun.config import Config
+import wandb
+
+from ptmrun.config import schema as config
+from ptmrun.config.schema import Config
 from ptmrun.errors import UserError
-from ptmrun.run import Run
+from ptmrun.runs.folder import Run
 
 os.environ["WANDB_ERROR_REPORTING"] = "false"  # telemetry; read when the library starts its service
-import wandb
 
 
 class Logger:

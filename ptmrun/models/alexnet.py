@@ -5,22 +5,26 @@ from typing import Any
 import torch
 from torchvision import models
 
-from ptmrun.models import stacked
+from ptmrun.models import plain_convnet
 
 PUBLISHED = {"alexnet": "AlexNet_Weights.IMAGENET1K_V1"}
-AS_PUBLISHED = {"hidden": stacked.PUBLISHED}
+
+
+AS_PUBLISHED = {"hidden": plain_convnet.PUBLISHED}
+
+
 LEAST = 63  # the side that leaves one position after its convolution of stride 4 and three poolings
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
-    return stacked.resolve(options, size, LEAST)
+    return plain_convnet.resolve(options, size, LEAST)
 
 
 def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     return Encoder(options, channels, size)
 
 
-class Encoder(stacked.Encoder):
+class Encoder(plain_convnet.Encoder):
     layout = torch.channels_last
     kind = "alexnet"
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import BertConfig, BertForPreTraining
 
-from ptmrun.models import files, neighbours, sequence
-from ptmrun.tokens import Framing, Tokens, Vocabulary
+from ptmrun.batch import Framing, Tokens, Vocabulary
+from ptmrun.models import library_format, local_attention_init, text_base
 
 SIZES = {  # width, blocks; heads of 64. Google's miniatures (Turc et al. 2019, arXiv:1908.08962) and BERT-base
     "tiny": (128, 2),
@@ -17,23 +17,29 @@ SIZES = {  # width, blocks; heads of 64. Google's miniatures (Turc et al. 2019, 
     "medium": (512, 8),
     "base": (768, 12),
 }
+
+
 FRAMING = Framing(
     {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
     "[CLS] $A [SEP]",
     "[CLS] $A [SEP] $B:1 [SEP]:1",
 )
+
+
 TOKENIZER = "wordpiece"
+
+
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in a folder's config.json
 
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    return neighbours.resolve(options, SIZES)
+    return local_attention_init.resolve(options, SIZES)
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
     """An encoder of texts of at most `length` tokens, from resolved options."""
-    width, depth, heads = sequence.shape(options, SIZES)
+    width, depth, heads = text_base.shape(options, SIZES)
     config = BertConfig(
         vocab_size=vocabulary.size,
         hidden_size=width,
@@ -46,9 +52,9 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         pad_token_id=vocabulary.pad,
         attn_implementation=attention,
     )
-    encoder = Encoder(config, vocabulary, options.pool, sequence.named("bert", options))
+    encoder = Encoder(config, vocabulary, options.pool, text_base.named("bert", options))
     if options.initial == "neighbours":
-        neighbours.look(encoder.net.bert)
+        local_attention_init.look(encoder.net.bert)
     return encoder
 
 
@@ -70,13 +76,13 @@ class Encoder(nn.Module):
 
     def hidden(self, tokens: Tokens) -> Tensor:
         """What the last block gives at every token: [B, T] -> [B, T, D]."""
-        seen = sequence.attention_mask(tokens)
+        seen = text_base.attention_mask(tokens)
         return self.net.bert(tokens.ids, attention_mask=seen, token_type_ids=tokens.types).last_hidden_state
 
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or what the library's pooler makes of the first one, as published."""
         hidden = self.hidden(tokens)
-        return sequence.mean(hidden, tokens.mask) if self.pool == "mean" else self.net.bert.pooler(hidden)
+        return text_base.mean(hidden, tokens.mask) if self.pool == "mean" else self.net.bert.pooler(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of the token at each of the chosen positions: [n, D] -> float32 [n, V]."""
@@ -93,8 +99,8 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token looks at each."""
-        seen = sequence.attention_mask(tokens)
-        return sequence.attention(self.net, self.net.bert, tokens.ids, seen, token_type_ids=tokens.types)
+        seen = text_base.attention_mask(tokens)
+        return text_base.attention(self.net, self.net.bert, tokens.ids, seen, token_type_ids=tokens.types)
 
     @property
     def pair_head(self) -> list[nn.Module]:
@@ -116,12 +122,12 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """A folder that transformers' BERT classes and `AutoTokenizer` read; replaced as a whole. `tokenizer` may be None."""
-        files.save(self.net, folder, {}, None, tokenizer=tokenizer)
+        library_format.save(self.net, folder, {}, None, tokenizer=tokenizer)
 
     def load(self, folder: Path) -> None:
         """Also weights for longer texts, see `adjusted`. Raises UserError when a tensor does not fit."""
-        files.load(self.net, folder, self.adjusted(files.tensors_of(folder))[0])
+        library_format.load(self.net, folder, self.adjusted(library_format.tensors_of(folder))[0])
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights of an encoder for longer texts as this one takes them, and notes on what was changed."""
-        return sequence.cut(tensors, "position_embeddings.weight", self.length)
+        return text_base.cut(tensors, "position_embeddings.weight", self.length)

@@ -6,22 +6,32 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from transformers import BitConfig, BitForImageClassification, BitModel
 
-from ptmrun.models import encoder
+from ptmrun.models import map_encoder
 
 LEAST = 56  # the side that leaves 2x2 positions
+
+
 SIZES = {  # blocks a stage, channels a stage, channels of the stem
     "micro": ((1, 1, 1, 1), (128, 256, 512, 1024), 32),
     "r50x1": ((3, 4, 6, 3), (256, 512, 1024, 2048), 64),
     "r101x1": ((3, 4, 23, 3), (256, 512, 1024, 2048), 64),
 }
+
+
 PUBLISHED = {"bit-r50x1": "google/bit-50"}
+
+
 SHAPE = ("depths", "hidden_sizes", "embedding_size")  # in a folder's config.json
+
+
 AS_PUBLISHED = {"size": "r50x1"}
+
+
 NORMALISED = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)  # means of the channels and deviations of published weights
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
-    changes, notes = encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
+    changes, notes = map_encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
     name = options.size
     if name == "auto":
         name = "micro" if size <= 128 else "r50x1"
@@ -39,7 +49,7 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's
 }
 
 
-class Encoder(encoder.Encoder):
+class Encoder(map_encoder.Encoder):
     whole = BitForImageClassification
     names: ClassVar = TIMM
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add

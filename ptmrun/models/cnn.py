@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptmrun.models import encoder
+from ptmrun.models import map_encoder
 
 GRID = 7  # at most this many positions a side reach the linear layer, whatever the image's size
 
@@ -39,7 +39,7 @@ class Net(nn.Module):
         return self.fc1(self.maps(images).flatten(1)).relu()
 
 
-class Encoder(encoder.Encoder):
+class Encoder(map_encoder.Encoder):
     layout = torch.channels_last
     kind = "cnn"
 

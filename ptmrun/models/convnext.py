@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextForImageClassification, ConvNextModel
 
-from ptmrun.models import encoder
+from ptmrun.models import map_encoder
 
 SIZES = {  # blocks a stage, channels a stage, initial layer scale (a small one needs long training)
     "micro": ((2, 2, 2), (48, 96, 192), 0.1),
@@ -14,12 +14,18 @@ SIZES = {  # blocks a stage, channels a stage, initial layer scale (a small one 
     "small": ((3, 3, 27, 3), (96, 192, 384, 768), 1e-6),
     "base": ((3, 3, 27, 3), (128, 256, 512, 1024), 1e-6),
 }
+
+
 PUBLISHED = {
     "convnext-tiny": "facebook/convnext-tiny-224",
     "convnext-small": "facebook/convnext-small-224",
     "convnext-base": "facebook/convnext-base-224",
 }
+
+
 SHAPE = ("depths", "hidden_sizes")  # in a folder's config.json
+
+
 AS_PUBLISHED = {"size": "tiny", "patch": 4}
 
 
@@ -50,7 +56,7 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's
 }
 
 
-class Encoder(encoder.Encoder):
+class Encoder(map_encoder.Encoder):
     whole = ConvNextForImageClassification
     layout = torch.channels_last
     names: ClassVar = TIMM

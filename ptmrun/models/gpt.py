@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from ptmrun.models import files, sequence
-from ptmrun.tokens import Framing, Tokens, Vocabulary, from_mark
+from ptmrun.batch import Framing, Tokens, Vocabulary, from_mark
+from ptmrun.models import library_format, text_base
 
 SIZES = {  # width, blocks; heads of 64. small and medium: GPT-2's
     "tiny": (128, 2),
@@ -18,25 +18,35 @@ SIZES = {  # width, blocks; heads of 64. small and medium: GPT-2's
     "base": (768, 12),  # the same by another name
     "medium": (1024, 24),
 }
+
+
 END = "<|endoftext|>"  # before a text, so that its first token is predicted too, and after it
+
+
 FRAMING = Framing(
     {"bos_token": END, "eos_token": END, "unk_token": END, "pad_token": "<|pad|>"},
     f"{END} $A {END}",
     f"{END} $A {END} $B {END}",  # of one type: the library adds the embeddings of token 0 and 1 as those of types
 )
+
+
 TOKENIZER = "bpe"
+
+
 SHAPE = ("n_embd", "n_layer", "n_head")  # in a folder's config.json
+
+
 FRAMED = False  # a text goes on in the next block
 
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    return sequence.sized(options, SIZES)
+    return text_base.sized(options, SIZES)
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
     """An encoder of texts of at most `length` tokens with the library's initial weights, from resolved options."""
-    width, depth, heads = sequence.shape(options, SIZES)
+    width, depth, heads = text_base.shape(options, SIZES)
     config = GPT2Config(
         vocab_size=vocabulary.size,
         n_positions=length,
@@ -52,7 +62,7 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         pad_token_id=vocabulary.pad,
         attn_implementation=attention,
     )
-    return Encoder(config, vocabulary, options.pool, sequence.named("gpt", options))
+    return Encoder(config, vocabulary, options.pool, text_base.named("gpt", options))
 
 
 class Encoder(nn.Module):
@@ -85,11 +95,11 @@ class Encoder(nn.Module):
         if tokens.documents is None:
             return None
         begun = tokens._replace(documents=from_mark(tokens.documents))
-        return sequence.bias(sequence.seen(begun).tril())
+        return text_base.bias(text_base.seen(begun).tril())
 
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or the last one, which has seen all others."""
-        return (sequence.mean if self.pool == "mean" else sequence.last)(self.hidden(tokens), tokens.mask)
+        return (text_base.mean if self.pool == "mean" else text_base.last)(self.hidden(tokens), tokens.mask)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of the token after each of the chosen positions: [n, D] -> float32 [n, V]."""
@@ -105,11 +115,11 @@ class Encoder(nn.Module):
         self, tokens: Tensor, noise: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
     ) -> Tensor:
         """Samples what follows: [B, n] and uniform noise [B, m] -> [B, n + m]. Raises UserError when that is too long."""
-        sequence.fits(self.length, tokens.shape[1] + noise.shape[1])
+        text_base.fits(self.length, tokens.shape[1] + noise.shape[1])
         new, cache = tokens, DynamicCache()  # given by its place, as its name has changed in transformers
         for column in noise.T:
             output = self.net(None, cache, inputs_embeds=self.net.transformer.wte(new), use_cache=True, logits_to_keep=1)
-            new = sequence.sample(output.logits[:, -1], column, temperature, top_k, top_p)[:, None]
+            new = text_base.sample(output.logits[:, -1], column, temperature, top_k, top_p)[:, None]
             tokens = torch.cat([tokens, new], 1)
         return tokens
 
@@ -121,7 +131,7 @@ class Encoder(nn.Module):
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token looks at each."""
         mask = self.mask(tokens)  # where there is none, the library wants to know of padding
-        return sequence.attention(self.net, self.net.transformer, tokens.ids, tokens.mask if mask is None else mask)
+        return text_base.attention(self.net, self.net.transformer, tokens.ids, tokens.mask if mask is None else mask)
 
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the head, whose weights are the token embeddings."""
@@ -136,12 +146,12 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """A folder that transformers' GPT-2 classes and `AutoTokenizer` read; replaced as a whole. `tokenizer` may be None."""
-        files.save(self.net, folder, {}, None, tokenizer=tokenizer)
+        library_format.save(self.net, folder, {}, None, tokenizer=tokenizer)
 
     def load(self, folder: Path) -> None:
         """Also weights for longer texts, see `adjusted`. Raises UserError when a tensor does not fit."""
-        files.load(self.net, folder, self.adjusted(files.tensors_of(folder))[0])
+        library_format.load(self.net, folder, self.adjusted(library_format.tensors_of(folder))[0])
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights of an encoder for longer texts as this one takes them, and notes on what was changed."""
-        return sequence.cut(tensors, "wpe.weight", self.length)
+        return text_base.cut(tensors, "wpe.weight", self.length)

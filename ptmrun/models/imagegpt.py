@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from transformers import DynamicCache, ImageGPTConfig, ImageGPTForCausalImageModeling
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
-from ptmrun import checkpoint
 from ptmrun.errors import UserError
-from ptmrun.models import files
+from ptmrun.models import library_format
+from ptmrun.storage import tensor_files
 
 SIZES = {  # width, blocks, heads, the most tokens per side that `auto` takes, colours for gray and for RGB
     "micro": (128, 3, 4, 10, 8, 64),
@@ -28,7 +28,11 @@ SIZES = {  # width, blocks, heads, the most tokens per side that `auto` takes, c
     "medium": (1024, 36, 8, 32, 16, 512),
     "large": (1536, 48, 16, 48, 16, 512),
 }
+
+
 SCALE = 0.1  # of the first embeddings; with transformers' 0.02 the loss falls more slowly
+
+
 MOST_PIXELS = 50_000  # that k-means sees
 
 
@@ -124,11 +128,11 @@ class Encoder(nn.Module):
 
     def fitted(self, folder: Path) -> dict[str, Tensor]:
         """The buffers of the encoder that `save` wrote: colours and layer, but not the weights. Raises UserError."""
-        file = folder / files.FITTED
-        tensors, wanted = checkpoint.load(file)[0], dict(self.named_buffers(recurse=False))
+        file = folder / library_format.FITTED
+        tensors, wanted = tensor_files.load(file)[0], dict(self.named_buffers(recurse=False))
         if {k: (v.shape, v.dtype) for k, v in tensors.items()} != {k: (v.shape, v.dtype) for k, v in wanted.items()}:
             raise UserError(f"{file}: does not fit the model, which has {self.vocabulary} colours of {self.channels} channels")
-        if not checkpoint.finite(tensors["clusters"]) or not 1 <= tensors["chosen"] <= self.depth:
+        if not tensor_files.finite(tensors["clusters"]) or not 1 <= tensors["chosen"] <= self.depth:
             raise UserError(f"{file}: its colours or its layer are not what ptmrun writes there; refused")
         return tensors if self.free else tensors | {"chosen": self.chosen}
 
@@ -220,10 +224,10 @@ class Encoder(nn.Module):
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that transformers' ImageGPT classes and `AutoImageProcessor` read; replaced as a whole."""
         rgb = 3 // self.channels  # gray images get three equal channels there
-        about = files.processor(self.side, mean * rgb, std * rgb, "ImageGPTImageProcessor")
+        about = library_format.processor(self.side, mean * rgb, std * rgb, "ImageGPTImageProcessor")
         about |= {"do_convert_rgb": True, "resample": 2, "do_color_quantize": True}  # 2: bilinear
         about["clusters"] = self.clusters.repeat(1, rgb).tolist()
-        files.save(self.gpt, folder, {}, about, dict(self.named_buffers(recurse=False)))
+        library_format.save(self.gpt, folder, {}, about, dict(self.named_buffers(recurse=False)))
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights of an encoder of other images, as they are: images are made smaller instead, and must have as many channels."""
@@ -232,8 +236,8 @@ class Encoder(nn.Module):
     def load(self, folder: Path) -> None:
         """Weights, colours and layer that `save` wrote. Raises UserError when a tensor is missing, unexpected or misshapen."""
         file = folder / "model.safetensors"
-        weights = {f"gpt.{name}": value for name, value in checkpoint.load(file)[0].items()}
-        checkpoint.into(self, weights | self.fitted(folder), file)
+        weights = {f"gpt.{name}": value for name, value in tensor_files.load(file)[0].items()}
+        tensor_files.into(self, weights | self.fitted(folder), file)
 
 
 def attend(attention: Any, hidden: Tensor) -> Tensor:

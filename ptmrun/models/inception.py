@@ -7,24 +7,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from ptmrun.models import encoder
+from ptmrun.models import map_encoder
 
 PUBLISHED = {"inception_v3": "Inception_V3_Weights.IMAGENET1K_V1"}
+
+
 LEAST = 75  # the smallest side that leaves one position
+
+
 BELOW = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2", "Mixed_5b",
          "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"]  # fmt: skip
+
+
 ABOVE = ["Mixed_7a", "Mixed_7b", "Mixed_7c"]
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
-    return encoder.resized(options, size, LEAST, "the least that its unpadded convolutions leave anything of")
+    return map_encoder.resized(options, size, LEAST, "the least that its unpadded convolutions leave anything of")
 
 
 def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     return Encoder(options, channels, size)
 
 
-class Encoder(encoder.Encoder):
+class Encoder(map_encoder.Encoder):
     """The auxiliary branch is frozen and not computed until a classifier asks for it with `auxiliary()`."""
 
     layout = torch.channels_last

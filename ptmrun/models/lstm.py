@@ -10,23 +10,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from ptmrun.models import files, sequence
-from ptmrun.tokens import Framing, Tokens, Vocabulary, from_mark
+from ptmrun.batch import Framing, Tokens, Vocabulary, from_mark
+from ptmrun.models import library_format, text_base
 
 SIZES = {"tiny": (128, 2), "small": (256, 2), "base": (650, 2)}  # width, layers; base: Zaremba et al.'s medium
+
+
 FRAMING = Framing(
     {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "<s> $A </s>",
     "<s> $A </s> $B:1 </s>:1",
 )
+
+
 TOKENIZER = "wordpiece"
+
+
 SCALE = 0.5  # of the first embeddings; with 1 / sqrt(width) the gates see next to nothing, and only frequencies are learned
+
+
 FRAMED = False  # a text goes on in the next block
 
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    return sequence.sized(options, SIZES)
+    return text_base.sized(options, SIZES)
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
@@ -93,9 +101,9 @@ class Encoder(nn.Module):
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or what each stack ends with."""
         if self.pool == "mean":
-            return sequence.mean(self.hidden(tokens), tokens.mask)
+            return text_base.mean(self.hidden(tokens), tokens.mask)
         right, *left = self.stacks(tokens)
-        return torch.cat([sequence.last(right, tokens.mask), *(y[:, 0] for y in left)], -1)
+        return torch.cat([text_base.last(right, tokens.mask), *(y[:, 0] for y in left)], -1)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Of the token that comes next at each of the chosen positions of one stack: [n, d] -> float32 [n, V]."""
@@ -118,7 +126,7 @@ class Encoder(nn.Module):
         new, state = tokens, None
         for column in noise.T:
             hidden, state = self.right(self.dropped(self.embedding(new)), state)
-            new = sequence.sample(self.logits(hidden[:, -1]), column, temperature, top_k, top_p)[:, None]
+            new = text_base.sample(self.logits(hidden[:, -1]), column, temperature, top_k, top_p)[:, None]
             tokens = torch.cat([tokens, new], 1)
         return tokens
 
@@ -141,11 +149,11 @@ class Encoder(nn.Module):
     def save(self, folder: Path, tokenizer: Any) -> None:
         """A folder with the weights, what they are of, and the tokenizer, which may be None; replaced as a whole."""
         about = {"library": "ptmrun", "model": self.kind, "vocabulary": self.vocabulary.size}
-        files.save(self, folder, {**about, "bidirectional": self.left is not None}, None, tokenizer=tokenizer)
+        library_format.save(self, folder, {**about, "bidirectional": self.left is not None}, None, tokenizer=tokenizer)
 
     def load(self, folder: Path) -> None:
         """Raises UserError when a tensor does not fit."""
-        files.load(self, folder, files.tensors_of(folder))
+        library_format.load(self, folder, library_format.tensors_of(folder))
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights of an encoder of other texts, as they are: there are no positions."""

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from ptmrun.models import encoder
+from ptmrun.models import map_encoder
 
 PUBLISHED = {"mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V2"}
+
+
 OLDER = {  # torchvision's names of parameters (patterns), before blocks were nested -> now
     r"features\.1\.conv\.([01])\.(.*)": r"features.1.conv.0.\1.\2",
     r"features\.1\.conv\.3\.(.*)": r"features.1.conv.1.\1",
@@ -19,18 +21,20 @@ OLDER = {  # torchvision's names of parameters (patterns), before blocks were ne
     r"features\.(\d+)\.conv\.6\.(.*)": r"features.\1.conv.2.\2",
     r"features\.(\d+)\.conv\.7\.(.*)": r"features.\1.conv.3.\2",
 }
+
+
 LEAST = 64  # the side that leaves 2x2 positions
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
-    return encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
+    return map_encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
 
 
 def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     return Encoder(options, channels, size)
 
 
-class Encoder(encoder.Encoder):
+class Encoder(map_encoder.Encoder):
     layout = torch.channels_last
     kind = "mobilenet_v2"
     last = "classifier.1"

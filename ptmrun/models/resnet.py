@@ -6,25 +6,31 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 
-from ptmrun.models import encoder
+from ptmrun.models import map_encoder
 
 LEAST = 56  # the side that leaves 2x2 positions
+
+
 SIZES = {
     10: (resnet.BasicBlock, [1, 1, 1, 1]),
     18: (resnet.BasicBlock, [2, 2, 2, 2]),
     34: (resnet.BasicBlock, [3, 4, 6, 3]),
     50: (resnet.Bottleneck, [3, 4, 6, 3]),
 }
+
+
 PUBLISHED = {
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
     "resnet34": "ResNet34_Weights.IMAGENET1K_V1",
     "resnet50": "ResNet50_Weights.IMAGENET1K_V2",
 }
+
+
 AS_PUBLISHED = {"size": 18}
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
-    changes, notes = encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
+    changes, notes = map_encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
     layers = options.size
     if layers == "auto":
         layers = 10 if size <= 40 else 18
@@ -36,7 +42,7 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     return Encoder(options, channels, size)
 
 
-class Encoder(encoder.Encoder):
+class Encoder(map_encoder.Encoder):
     layout = torch.channels_last
     last = "fc"
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import SwinConfig, SwinForImageClassification, SwinModel
 
 from ptmrun.errors import UserError
-from ptmrun.models import encoder
+from ptmrun.models import map_encoder
 
 SIZES = {  # blocks a stage, heads a stage, width of the first stage, window
     "micro": ((2, 2, 2), (3, 6, 12), 48, 4),
@@ -14,12 +14,18 @@ SIZES = {  # blocks a stage, heads a stage, width of the first stage, window
     "small": ((2, 2, 18, 2), (3, 6, 12, 24), 96, 7),
     "base": ((2, 2, 18, 2), (4, 8, 16, 32), 128, 7),
 }
+
+
 PUBLISHED = {
     "swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
     "swin-small": "microsoft/swin-small-patch4-window7-224",
     "swin-base": "microsoft/swin-base-patch4-window7-224",
 }
+
+
 SHAPE = ("depths", "num_heads", "embed_dim", "window_size")  # in a folder's config.json
+
+
 AS_PUBLISHED = {"size": "tiny", "patch": 4}
 
 
@@ -64,7 +70,7 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's, which counts
 }
 
 
-class Encoder(encoder.Encoder):
+class Encoder(map_encoder.Encoder):
     whole = SwinForImageClassification
     names: ClassVar = TIMM
     places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add

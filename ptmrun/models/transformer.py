@@ -10,13 +10,19 @@ from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
+from ptmrun.batch import Framing, Tokens, Vocabulary
 from ptmrun.errors import UserError
-from ptmrun.models import files, neighbours, sequence
-from ptmrun.tokens import Framing, Tokens, Vocabulary
+from ptmrun.models import library_format, local_attention_init, text_base
 
 SIZES = {"tiny": (128, 2), "mini": (256, 3), "small": (512, 6), "base": (768, 6)}  # width, layers of encoder and of decoder each
+
+
 TOKENIZER = "bpe"
+
+
 SHAPE = ("d_model", "encoder_layers", "encoder_attention_heads")  # in a folder's config.json
+
+
 FRAMING = Framing(
     special={
         "bos_token": "<s>",
@@ -34,12 +40,12 @@ FRAMING = Framing(
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    return neighbours.resolve(options, SIZES)
+    return local_attention_init.resolve(options, SIZES)
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options."""
-    width, depth, heads = sequence.shape(options, SIZES)
+    width, depth, heads = text_base.shape(options, SIZES)
     config = BartConfig(
         vocab_size=vocabulary.size,
         max_position_embeddings=length,
@@ -58,9 +64,9 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         forced_eos_token_id=vocabulary.end,
         attn_implementation=attention,
     )
-    encoder = Encoder(config, vocabulary, length, sequence.named("transformer", options))
+    encoder = Encoder(config, vocabulary, length, text_base.named("transformer", options))
     if options.initial == "neighbours":
-        neighbours.look_across(encoder.bart.model)
+        local_attention_init.look_across(encoder.bart.model)
     return encoder
 
 
@@ -91,15 +97,15 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token of the source looks at each."""
-        return sequence.attention(self.bart, self.bart.model.encoder, tokens.ids, sequence.attention_mask(tokens))
+        return text_base.attention(self.bart, self.bart.model.encoder, tokens.ids, text_base.attention_mask(tokens))
 
     def hidden(self, tokens: Tokens) -> Tensor:
         """The encoder's last layer: -> [B, T, D]."""
-        return self.bart.model.encoder(tokens.ids, attention_mask=sequence.attention_mask(tokens)).last_hidden_state
+        return self.bart.model.encoder(tokens.ids, attention_mask=text_base.attention_mask(tokens)).last_hidden_state
 
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens."""
-        return sequence.mean(self.hidden(tokens), tokens.mask)
+        return text_base.mean(self.hidden(tokens), tokens.mask)
 
     def decoded(self, source: Tokens, target: Tokens) -> Tensor:
         """The decoder's last layer, where each place stands before the target token that it predicts: -> [B, T, D].
@@ -109,8 +115,8 @@ class Encoder(nn.Module):
         before = shift_tokens_right(target.ids, self.vocabulary.pad, self.vocabulary.end)
         own, across = None, source.mask
         if source.documents is not None and target.documents is not None:
-            own = sequence.bias(sequence.seen(target).tril())
-            across = sequence.bias((target.documents[:, :, None] == source.documents[:, None]) & source.mask[:, None])
+            own = text_base.bias(text_base.seen(target).tril())
+            across = text_base.bias((target.documents[:, :, None] == source.documents[:, None]) & source.mask[:, None])
         return self.bart.model.decoder(
             before,
             attention_mask=own,
@@ -152,11 +158,11 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """A folder that transformers' BartForConditionalGeneration and AutoTokenizer read; replaced as a whole."""
-        files.save(self.bart, folder, {}, None, tokenizer=tokenizer)
+        library_format.save(self.bart, folder, {}, None, tokenizer=tokenizer)
 
     def load(self, folder: Path) -> None:
         """What `save` wrote, also for longer texts, see `adjusted`. Raises UserError when a tensor is missing or misshapen."""
-        files.load(self.bart, folder, self.adjusted(files.tensors_of(folder))[0])
+        library_format.load(self.bart, folder, self.adjusted(library_format.tensors_of(folder))[0])
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights for longer texts as this encoder takes them, without the positions behind its own; notes on that.

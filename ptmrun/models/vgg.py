@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from ptmrun.models import stacked
+from ptmrun.models import plain_convnet
 
 PUBLISHED = {
     "vgg11": "VGG11_Weights.IMAGENET1K_V1",
@@ -14,19 +14,23 @@ PUBLISHED = {
     "vgg16": "VGG16_Weights.IMAGENET1K_V1",
     "vgg16_bn": "VGG16_BN_Weights.IMAGENET1K_V1",
 }
-AS_PUBLISHED = {"hidden": stacked.PUBLISHED}
+
+
+AS_PUBLISHED = {"hidden": plain_convnet.PUBLISHED}
+
+
 LEAST = 32  # five poolings
 
 
 def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
-    return stacked.resolve(options, size, LEAST)
+    return plain_convnet.resolve(options, size, LEAST)
 
 
 def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     return Encoder(options, channels, size)
 
 
-class Encoder(stacked.Encoder):
+class Encoder(plain_convnet.Encoder):
     def __init__(self, options: Any, channels: int, size: int):
         self.kind = f"vgg{options.size}{'_bn' if options.batch_norm else ''}"
         with torch.device("meta"):

@@ -12,9 +12,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
 from ptmrun.errors import UserError
-from ptmrun.models import files
-from ptmrun.models.block import tail
-from ptmrun.models.initial import xavier
+from ptmrun.models import library_format
+from ptmrun.models.init_weights import xavier
+from ptmrun.models.vit_block import tail
 
 SIZES = {  # width, blocks, heads, wanted patches per side
     "micro": (96, 3, 3, 4),
@@ -24,14 +24,22 @@ SIZES = {  # width, blocks, heads, wanted patches per side
     "base": (768, 12, 12, 14),
     "large": (1024, 24, 16, 14),
 }
+
+
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in a folder's config.json
+
+
 PUBLISHED = {
     "vit-tiny": "WinKawaks/vit-tiny-patch16-224",
     "vit-small": "WinKawaks/vit-small-patch16-224",
     "vit-base": "google/vit-base-patch16-224-in21k",
     "vit-large": "google/vit-large-patch16-224-in21k",
 }
+
+
 AS_PUBLISHED = {"size": "base", "patch": 16}
+
+
 NORMALISED = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)  # means of the channels and deviations of published weights
 
 
@@ -179,11 +187,11 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
         """A folder that `transformers.ViTModel.from_pretrained` and `AutoImageProcessor` read; replaced as a whole."""
-        files.save(self.vit, folder, {}, self.preprocessing(mean, std))
+        library_format.save(self.vit, folder, {}, self.preprocessing(mean, std))
 
     def preprocessing(self, mean: list[float], std: list[float]) -> dict[str, Any]:
         """What becomes of an image before it is the network's input."""
-        return files.processor(self.vit.config.image_size, mean, std)
+        return library_format.processor(self.vit.config.image_size, mean, std)
 
     alone = "transformers' ViT classifies by its class token, model.pool=cls"
 
@@ -191,7 +199,7 @@ class Encoder(nn.Module):
         """(transformers' own classifier of these weights, {}); None where the patches' mean is what is classified."""
         if self.pool == "mean":
             return None
-        return files.with_head(self.vit, ViTForImageClassification, head, classes, self.vit.config.image_size), {}
+        return library_format.with_head(self.vit, ViTForImageClassification, head, classes, self.vit.config.image_size), {}
 
     def prepare(self, images: Tensor) -> Tensor:
         """The network's input."""
@@ -199,7 +207,7 @@ class Encoder(nn.Module):
 
     def load(self, folder: Path) -> None:
         """Also weights that were trained on images of another size or colour, see `adjusted`."""
-        files.load(self.vit, folder, self.adjusted(files.tensors_of(folder))[0], add_pooling_layer=False)
+        library_format.load(self.vit, folder, self.adjusted(library_format.tensors_of(folder))[0], add_pooling_layer=False)
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights that were trained on images of another size or colour, as this encoder takes them, and notes on what changed.

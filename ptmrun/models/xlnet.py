@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers import XLNetConfig, XLNetLMHeadModel
 
-from ptmrun.models import files, neighbours, sequence
-from ptmrun.tokens import Framing, Tokens, Vocabulary
+from ptmrun.batch import Framing, Tokens, Vocabulary
+from ptmrun.models import library_format, local_attention_init, text_base
 
 SIZES = {"tiny": (128, 2), "mini": (256, 4), "small": (512, 4), "base": (768, 12)}  # width, layers
+
+
 TOKENIZER = "unigram"
+
+
 SHAPE = ("d_model", "n_layer", "n_head")  # in a folder's config.json
+
+
 FRAMING = Framing(  # <cls> is a segment of its own, as in transformers' XLNetTokenizer
     special={
         "pad_token": "<pad>",
@@ -32,12 +38,12 @@ FRAMING = Framing(  # <cls> is a segment of its own, as in transformers' XLNetTo
 
 def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
-    return neighbours.resolve(options, SIZES)
+    return local_attention_init.resolve(options, SIZES)
 
 
 def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options. Its attention is its own, whatever `attention` says."""
-    width, depth, heads = sequence.shape(options, SIZES)
+    width, depth, heads = text_base.shape(options, SIZES)
     config = XLNetConfig(
         vocab_size=vocabulary.size,
         d_model=width,
@@ -50,9 +56,9 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
         bos_token_id=vocabulary.start,
         eos_token_id=vocabulary.end,
     )
-    encoder = Encoder(config, vocabulary, length, options.pool, sequence.named("xlnet", options))
+    encoder = Encoder(config, vocabulary, length, options.pool, text_base.named("xlnet", options))
     if options.initial == "neighbours":
-        neighbours.look_by_distance(encoder.xlnet.transformer)
+        local_attention_init.look_by_distance(encoder.xlnet.transformer)
     return encoder
 
 
@@ -89,7 +95,7 @@ class Encoder(nn.Module):
         """The last layer, every token seeing all of its text: -> [B, T, D]."""
         body = self.xlnet.transformer
         content, sines = self.embedded(tokens)
-        blocked, apart = ~sequence.seen(tokens), segments_differ(tokens)
+        blocked, apart = ~text_base.seen(tokens), segments_differ(tokens)
         for layer in body.layer:
             content = layer.ff(attend(layer.rel_attn, content, *seen(layer.rel_attn, content, sines), blocked, apart))
         return body.dropout(content)
@@ -105,7 +111,7 @@ class Encoder(nn.Module):
         places = target_mapping.argmax(-1)
         query = body.dropout(body.mask_emb.expand(*places.shape, -1))
         same = torch.eye(content.shape[1], dtype=torch.bool, device=content.device)
-        blocked, apart = perm_mask | ~sequence.seen(tokens), segments_differ(tokens)
+        blocked, apart = perm_mask | ~text_base.seen(tokens), segments_differ(tokens)
         rows = places[..., None].expand(-1, -1, content.shape[1])
         blocked_here, apart_here = blocked.gather(1, rows), apart.gather(1, rows)
         for i, layer in enumerate(body.layer, 1):
@@ -117,13 +123,13 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token looks at each."""
-        unseen = (~sequence.seen(tokens)).float()
+        unseen = (~text_base.seen(tokens)).float()
         body = self.xlnet.transformer
-        return sequence.attention(self.xlnet, body, tokens.ids, None, perm_mask=unseen, token_type_ids=tokens.types)
+        return text_base.attention(self.xlnet, body, tokens.ids, None, perm_mask=unseen, token_type_ids=tokens.types)
 
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens, or the last one, <cls>."""
-        return (sequence.mean if self.pool == "mean" else sequence.last)(self.hidden(tokens), tokens.mask)
+        return (text_base.mean if self.pool == "mean" else text_base.last)(self.hidden(tokens), tokens.mask)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """By the library's head: [n, D] -> float32 [n, V]."""
@@ -143,11 +149,11 @@ class Encoder(nn.Module):
 
     def save(self, folder: Path, tokenizer: Any) -> None:
         """A folder that transformers' XLNetLMHeadModel and AutoTokenizer read; replaced as a whole."""
-        files.save(self.xlnet, folder, {}, None, tokenizer=tokenizer)
+        library_format.save(self.xlnet, folder, {}, None, tokenizer=tokenizer)
 
     def load(self, folder: Path) -> None:
         """What `save` wrote. Raises UserError when a tensor is missing, unexpected or misshapen."""
-        files.load(self.xlnet, folder, files.tensors_of(folder))
+        library_format.load(self.xlnet, folder, library_format.tensors_of(folder))
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights from texts of another length, as they are."""

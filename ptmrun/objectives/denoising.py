@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ptmrun.batch import Tokens
 from ptmrun.loss import Loss
 from ptmrun.rng import Rows
-from ptmrun.tokens import Tokens
 
 TAIL = 1e-7  # of the lengths' probability; longer spans are not drawn
 

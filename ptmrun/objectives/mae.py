@@ -11,8 +11,8 @@ from transformers import ViTMAEConfig
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 
 from ptmrun.loss import Loss
-from ptmrun.models.block import tail
-from ptmrun.models.initial import near_zero, xavier
+from ptmrun.models.init_weights import near_zero, xavier
+from ptmrun.models.vit_block import tail
 from ptmrun.objectives.patches import hidden_count, hog, normalised, patchify, pick, unpatchify
 
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ptmrun.batch import Tokens, Vocabulary
 from ptmrun.errors import UserError
 from ptmrun.rng import Rows
-from ptmrun.tokens import Tokens, Vocabulary
 
 P, LONGEST = 0.2, 10  # of the geometric distribution of span lengths, which ends there; the mean is 3.8
 

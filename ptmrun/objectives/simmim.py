@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
-from ptmrun.models.initial import near_zero
+from ptmrun.models.init_weights import near_zero
 from ptmrun.objectives.patches import hidden_count, patchify, pick, unpatchify
 
 UNITS = 7  # hidden squares a side where the encoder has no patches (the paper: 32 pixels of 224)

@@ -14,6 +14,8 @@ from ptmrun.data.sources import Part, Source
 from ptmrun.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jfif"}
+
+
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -24,6 +26,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
+
 
 METADATA = "metadata.csv"
 

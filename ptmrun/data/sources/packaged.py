@@ -6,7 +6,7 @@ from importlib import resources
 
 import numpy as np
 
-from ptmrun.config import Dataset
+from ptmrun.config.schema import Dataset
 from ptmrun.data.sources import Part, Source
 
 

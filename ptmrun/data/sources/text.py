@@ -24,10 +24,20 @@ from ptmrun.data.sources.imagefolder import SPLITS, files_below
 from ptmrun.errors import UserError, nearest, printable
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
 SUFFIXES = (".txt", *TABLES)
+
+
 CHUNK = 2**20  # bytes read at a time
+
+
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's other one begins as UTF-16's
+
+
 NO_ABBREVIATION = r"(?<!\b[A-Z]\.)(?<!\b[DM]r\.)(?<!\bMs\.)(?<!\bMrs\.)(?<!\bSt\.)"  # initials and titles
+
+
 STOP = re.compile(
     r"[.!?]" + NO_ABBREVIATION + r"""["'”’»)\]]*(?=\s+["'“‘«(\[]?([^\W\d_]))"""
 )  # a sentence's end; the letter that follows

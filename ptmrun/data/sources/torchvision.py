@@ -8,7 +8,7 @@ from urllib.error import URLError
 import numpy as np
 from torchvision import datasets
 
-from ptmrun.config import Dataset
+from ptmrun.config.schema import Dataset
 from ptmrun.data.sources import Part, Source
 from ptmrun.errors import UserError
 

@@ -1,0 +1,1 @@
+"""One file a verb, with `command(call) -> exit code`; table.py says how each is typed."""

@@ -1,0 +1,148 @@
+"""What a run will take: memory, disk and time, from real batches, real files and real steps."""
+
+import json
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from ptmrun.stages import probe
+from ptmrun.stages.budget import scratch_lengths, seconds_per_step, trial_step
+from ptmrun.stages.context import ENCODER, Context, batches_of, chosen_stages, steps_of
+from ptmrun.stages.pretrain import judge
+from ptmrun.stages.trials import Trial, chosen_labels, classifier, label_counts, said, start_from_probe, trials, weights_file
+from ptmrun.training import optim
+
+PICTURES = 550_000  # bytes of the figures, which report.html holds once more
+
+
+METRICS_LINE = 270  # bytes
+
+
+SAMPLES = 32  # by which the size of predictions is judged
+
+
+def activations(model: nn.Module, batch: dict[str, Any], autocast: Callable[[], Any]) -> int:
+    """Bytes that autograd keeps for the backward pass of a batch, beside the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), autocast():
+        loss, _ = model(batch)  # its graph keeps what was packed alive, so no address is counted twice
+        return sum(kept.values()) if loss.total.requires_grad else 0
+
+
+def training_state(model: nn.Module, loop: Any) -> int:
+    """Bytes of weights, gradients, the optimizer's moments and the average of the weights."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    copies = 1 + bool(loop.ema)
+    return sum(p.nbytes for p in [*model.parameters(), *trained * copies]) + optim.memory(sum(p.numel() for p in trained), loop)
+
+
+def in_use(device: torch.device) -> tuple[int, int]:
+    """Bytes that this process holds, now and at its peak: on a CUDA device its memory there, else the resident set."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+    pages = Path("/proc/self/statm")
+    return int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if pages.exists() else peak, peak
+
+
+def capacity(device: torch.device) -> int:
+    """Bytes that the device has, or that the process's control group allows."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return total if text == "max" else min(total, int(text))
+
+
+def disk(context: Context) -> tuple[int, int]:
+    """(bytes of the run folder when it is done, bytes more while it trains), from the files that the check has written."""
+    run, cfg, data = context.run, context.cfg, context.data
+    stages = chosen_stages(context)
+    files = [p for p in run.folder.rglob("*") if p.is_file()]
+    state = max((p.stat().st_size for p in files if p.parent.name == "state"), default=0)
+    if cfg.on_nan == "recover":
+        state = state * 3 // 2  # the good state in the check's checkpoint is of step 0 and has no moments yet
+    total = PICTURES + sum(float(p.stat().st_size) for p in files if "checkpoints" not in p.parts)
+    steps = rest = 0.0
+    if "pretrain" in stages:
+        steps += steps_of(cfg.pretrain, len(data.corpus)) / cfg.pretrain.log_every
+        total += sum(p.stat().st_size for p in (*run.path(ENCODER).iterdir(), run.path("checkpoints/heads.safetensors")))
+    for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
+        tuned = trials(cfg, "tuned", labels)
+        lengths = (1 if "finetune" in stages else 0) + (scratch_lengths(cfg) if "evaluate" in stages else 0)
+        split = chosen_labels(context, tuned[0])
+        steps += lengths * len(tuned) * steps_of(cfg.finetune, len(split)) / cfg.finetune.log_every
+        if "finetune" in stages:
+            wrote = next(p for p in files if p.parent.name == Path(weights_file(tuned[0])).parent.name)
+            total += len(tuned) * wrote.stat().st_size
+        if "evaluate" in stages:
+            kinds = 1 + len({"scratch", "scratch_long"} & set(cfg.evaluate.baselines))
+            predicted, row, other = prediction(context, tuned[0])
+            total += len(tuned) * (predicted * (kinds * len(data.test) + len(data.val)) + row * len(data.test))
+            rest = other * len(data.test)  # of the most labels alone
+    return int(total + rest + steps * METRICS_LINE), state
+
+
+def prediction(context: Context, trial: Trial) -> tuple[float, float, float]:
+    """Bytes that are kept of what is predicted of one sample: of all predictions, in predictions.parquet before it is compressed,
+    and in the problem's own files."""
+    problem, some = context.part("downstream"), context.data.test.spaced(SAMPLES)
+    with context.autocast():
+        found = said(context, classifier(context, trial)[0], some)
+    rows = pa.table(problem.columns(found, some, context.data.classes))
+    own = problem.files(found, some, context.cfg.downstream) if hasattr(problem, "files") else {}
+    written = sum(len(json.dumps(content, indent=2)) for content in own.values())
+    return sum(x.nbytes for x in found.values()) / len(some), rows.nbytes / len(some), written / len(some)
+
+
+def duration(context: Context) -> dict[str, float]:
+    """Seconds of each stage to come, without the logistic regressions of the baselines and the figures."""
+    cfg, data, stages = context.cfg, context.data, chosen_stages(context)
+    seconds = dict.fromkeys(stages, 0.0)
+    if "pretrain" in stages:
+        objective = context.objective()
+        batches = batches_of(context, objective, data.corpus, cfg.pretrain, cfg.seed, "check")
+        each = seconds_per_step(context, objective, batches, cfg.pretrain)
+        seconds["pretrain"] = each * steps_of(cfg.pretrain, len(data.corpus))
+        if cfg.pretrain.probes:
+            look = timed(probe.probe, objective.encoder, data.train, data.val, context.inputs, context.autocast)
+            look += timed(judge, context, objective, data.held) if data.held is not None else 0.0
+            seconds["pretrain"] += (cfg.pretrain.probes + 1) * look
+    for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
+        tuned = trials(cfg, "tuned", labels)
+        split = chosen_labels(context, tuned[0])
+        model, _ = classifier(context, tuned[0])
+        probed = cfg.finetune.head == "probe" and hasattr(model, "start_from_probe")
+        start = timed(start_from_probe, context, model, split, cfg.seed) if probed else 0.0
+        steps = steps_of(cfg.finetune, len(split))
+        if "finetune" in stages:
+            seconds["finetune"] += len(tuned) * (start + steps * trial_step(context, tuned[0], split))
+        if "evaluate" in stages:
+            predict = timed(said, context, model, data.test)
+            scratch, lengths = {"scratch", "scratch_long"} & set(cfg.evaluate.baselines), scratch_lengths(cfg)
+            each = lengths * trial_step(context, trials(cfg, "scratch", labels)[0], split) if lengths else 0.0
+            seconds["evaluate"] += len(tuned) * (predict * (1 + len(scratch)) + start * len(scratch) + steps * each)
+    return seconds
+
+
+def timed(work: Callable[..., Any], *arguments: Any) -> float:
+    begun = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - begun

@@ -1,0 +1,190 @@
+"""`ptmrun verify`: run an experiment again and compare its scores with its certificate.
+
+The certificate stands beside the settings in conf/experiment/<name>.yaml and is no part of a run's config:
+
+    certificate:
+      expected:                                             # means over the seeds, on the test split
+        labels_10: {score: 0.92, tolerance: 0.01}           # fine-tuned with 10 labels a class; labels_all: with all
+        probe_linear: {score: 0.95, tolerance: 0.01}        # or probe_knn: of the pretrained features, on held-out images
+      seeds: [0, 1, 2]
+      seconds: 300                                          # of one seed, the whole command; may be left out
+      machine: {cpu: ..., cores: 2, torch: 2.10.0}          # where it was measured
+      quick: {overrides: [pretrain.steps=100], expected: ..., seeds: ..., seconds: ..., machine: ...}
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field, ValidationError
+from rich.table import Table
+
+from ptmrun.config import schema as config
+from ptmrun.errors import Interrupted, UserError, nearest
+from ptmrun.runs.folder import Run, console
+
+Entry = Annotated[str, Field(pattern=r"^(labels_([1-9][0-9]*|all)|probe_linear|probe_knn)$")]
+
+
+class Expected(config.Strict):
+    score: config.Fraction
+    tolerance: config.Positive
+
+
+class Machine(config.Strict):
+    cpu: str
+    cores: config.Count
+    torch: str
+
+
+class Certificate(config.Strict):
+    """What an experiment promises."""
+
+    expected: Annotated[dict[Entry, Expected], Field(min_length=1)]
+    seeds: Annotated[list[config.Natural], Field(min_length=1)]
+    seconds: config.Positive | None = None
+    machine: Machine
+
+
+class Quick(Certificate):
+    """What it promises with `overrides`."""
+
+    overrides: list[str]
+
+
+class Full(Certificate):
+    quick: Quick | None = None
+
+
+class Measured(NamedTuple):
+    """One run of an experiment."""
+
+    run: Run
+    scores: dict[str, float]
+    seconds: float
+
+
+def certificate(name: str) -> Full | None:
+    """Of an experiment, None where its file has none. Raises UserError with one line for every mistake in it."""
+    if name not in config.choices("experiment"):
+        raise UserError(f"{name}: no such experiment{nearest(name, config.choices('experiment'))}")
+    path = config.CONF / "experiment" / f"{name}.yaml"
+    settings = config.load_plain(path)
+    if not isinstance(settings, dict):
+        raise UserError(f"{path.name}: expected a mapping of keys to values")
+    if (raw := settings.get("certificate")) is None:
+        return None
+    try:
+        return Full.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(*(f"{path.name}: {line}" for line in mistakes(error))) from None
+
+
+def mistakes(error: ValidationError) -> list[str]:
+    """One line per wrong key."""
+    lines = []
+    for e in error.errors():
+        key = ".".join(["certificate", *(str(part) for part in e["loc"] if part != "[key]")])
+        text = {"extra_forbidden": "no such key", "missing": "missing"}.get(e["type"])
+        if "[key]" in e["loc"]:
+            text = "expected labels_<number>, labels_all, probe_linear or probe_knn"
+        lines.append(f"{key}: {text or 'expected ' + e['msg'].replace('Input should be ', '').replace('a valid ', '')}")
+    return lines
+
+
+def listing() -> None:
+    """Prints every experiment with what its certificates promise."""
+    for name in config.choices("experiment"):
+        console.print(f"{name}: {config.summary('experiment', name)}", markup=False)
+        full = certificate(name)
+        for title, found in (("full", full), ("--quick", full and full.quick)):
+            if found:
+                scores = ", ".join(f"{k} {e.score:.3f} ± {e.tolerance:.3f}" for k, e in found.expected.items())
+                each = f"{len(found.seeds)} x {found.seconds:.0f} s" if found.seconds else f"{len(found.seeds)} x ? s"
+                console.print(f"  {title:<8} {scores}; {each} on {found.machine.cpu}", markup=False)
+
+
+def verify(names: list[str], quick: bool, outputs: str) -> bool:
+    """Runs the experiments and prints how their scores compare; True when all are within tolerance."""
+    wanted: dict[str, Certificate] = {}
+    for name in names:
+        found = certificate(name)
+        chosen = found.quick if found and quick else found
+        if chosen is None:
+            raise UserError(f"{name}: its file has no certificate{' for --quick' if quick and found else ''}; nothing to verify")
+        wanted[name] = chosen
+    kept = True
+    for name, promise in wanted.items():
+        overrides = promise.overrides if isinstance(promise, Quick) else []
+        measured = [measure(name, seed, overrides, outputs) for seed in promise.seeds]
+        kept &= compare(name, promise, measured)
+    return kept
+
+
+def measure(name: str, seed: int, overrides: list[str], outputs: str) -> Measured:
+    """One run in a process of its own, as typed; what it prints is passed on."""
+    argv = [f"experiment={name}", f"seed={seed}", *overrides, f"outputs={outputs}"]
+    console.print(f"ptmrun {' '.join(argv)}", style="bold", markup=False)
+    begun, folder = time.perf_counter(), None
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen([sys.executable, "-m", "ptmrun", *argv], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                console.print(line, end="", markup=False)
+                if line.startswith("Run folder: "):
+                    folder = line.removeprefix("Run folder: ").strip()
+        except KeyboardInterrupt:  # the run got it too, and saves its state
+            process.wait()
+            raise
+    code = process.returncode
+    if code in (130, 143):
+        raise Interrupted(code - 128)
+    if code or folder is None:
+        raise UserError(f"{name}: the run with seed={seed} ended with exit code {code}, not 0")
+    run = Run.open(Path(folder))
+    results = run.results()
+    if results is None:
+        raise UserError(f"{name}: the run with seed={seed} has no results.json; a certificate needs a run that evaluates")
+    return Measured(run, scores_of(results), time.perf_counter() - begun)
+
+
+def scores_of(results: dict[str, Any]) -> dict[str, float]:
+    """What a certificate can name, out of results.json."""
+    scores = {f"labels_{s['labels_per_class'] or 'all'}": s["scores"]["tuned"]["mean"] for s in results["by_labels"]}
+    return scores | {k: v for k, v in (results["pretrain"] or {}).items() if k in ("probe_linear", "probe_knn")}
+
+
+def compare(name: str, promise: Certificate, measured: list[Measured]) -> bool:
+    """Prints the table of one experiment; True when every score is within its tolerance."""
+    table = Table("", "expected", "measured", "difference", "tolerance", f"seeds {', '.join(map(str, promise.seeds))}")
+    table.title, table.title_justify = f"{name}: means over {len(measured)} seeds", "left"
+    drifted = []
+    for key, expected in promise.expected.items():
+        if key not in measured[0].scores:
+            raise UserError(f"{name}: its certificate expects {key}, and the run has {', '.join(measured[0].scores)}")
+        values = [m.scores[key] for m in measured]
+        gap = sum(values) / len(values) - expected.score
+        inside = abs(gap) <= expected.tolerance + 1e-9
+        drifted += [] if inside else [key]
+        cells = f"{expected.score:.4f}", f"{expected.score + gap:.4f}", f"{gap:+.4f}", f"{expected.tolerance:.4f}"
+        table.add_row(key, *cells, " ".join(f"{v:.4f}" for v in values), style=None if inside else "bold red")
+    console.print(table)
+    seconds = sum(m.seconds for m in measured) / len(measured)
+    promised = f"{promise.seconds:.0f} s" if promise.seconds else "none"
+    console.print(f"time: {seconds:.0f} s a seed, {promised} in the certificate", markup=False)
+    for line in elsewhere(promise.machine, measured[0].run):
+        console.print(line, markup=False)
+    verdict = f"DRIFT in {', '.join(drifted)}" if drifted else "within tolerance"
+    console.print(f"{name}: {verdict}", style="bold red" if drifted else "green", markup=False)
+    return not drifted
+
+
+def elsewhere(machine: Machine, run: Run) -> list[str]:
+    """How the machine of a run differs from the certificate's."""
+    hardware = run.manifest["hardware"]
+    here = {"cpu": hardware["cpu"], "cores": hardware["cores"], "torch": run.manifest["packages"]["torch"]}
+    return [f"{k}: {v} here, {there} in the certificate" for k, v in here.items() if v != (there := getattr(machine, k))]

@@ -1,0 +1,1 @@
+"""Settings: typed, parsed strictly, composed by Hydra. Nothing here imports torch."""

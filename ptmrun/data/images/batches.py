@@ -1,0 +1,70 @@
+"""The batches of images that a training stage sees."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptmrun import rng
+from ptmrun.config.schema import Augment
+from ptmrun.data.epochs import Epochs
+from ptmrun.data.images import mixup, views
+from ptmrun.data.images.augment import augment
+from ptmrun.data.images.views import Views
+from ptmrun.data.splits import Split
+
+
+class Normalise:
+    """uint8 [B, C, H, W] -> float with mean 0 and standard deviation 1 over the training images."""
+
+    def __init__(self, mean: Tensor, std: Tensor, device: torch.device):
+        self.scale = (1 / (255 * std)).view(1, -1, 1, 1).to(device)
+        self.shift = (-mean / std).view(1, -1, 1, 1).to(device)
+        self.device = device
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.addcmul(self.shift, images.to(self.device, torch.float32), self.scale)
+
+    def back(self, images: Tensor) -> Tensor:
+        """The inverse, clamped to [0, 1]."""
+        return ((images - self.shift) / self.scale / 255).clamp(0, 1)
+
+
+class Batches(Epochs):
+    """Of images [b, C, S, S]. For those who ask for several `views` of an image there are also views [V, b, C, S, S], and the
+    images are not augmented; with MixUp and CutMix, the labels of the `partners` [b] and the `share` [b] of the first.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        normalise: Normalise,
+        options: Augment,
+        strength: float,
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        purpose: str,
+        wanted: Views | None = None,
+        alphas: tuple[float, float] = (0.0, 0.0),
+    ):
+        super().__init__(split, normalise, batch_size, accumulate, seed, purpose)
+        self.options, self.strength, self.views, self.alphas = options, strength, wanted, alphas
+
+    def micro(self, samples: Tensor, ids: Tensor, rows: rng.Rows) -> dict[str, Any]:
+        place = slice(rows.start, rows.stop)
+        x = self.inputs(samples[place])
+        batch: dict[str, Any] = {"ids": ids[place], "rows": rows}
+        if self.split.labels is not None:
+            batch["labels"] = self.split.labels[ids[place]].to(x.device)
+        if self.views:
+            batch["views"] = views.make(x, self.options, self.strength, self.views, rows)
+        else:
+            x = augment(x, self.options, self.strength, rows)
+        if any(self.alphas):  # with the same geometry, and mixed after it, so that CutMix's share is the area that is seen
+            assert self.split.labels is not None
+            other = rng.permutation(rows.seed, "partners", len(ids), rows.step)[place]
+            others = augment(self.inputs(samples[other]), self.options, self.strength, rows)
+            x, batch["share"] = mixup.mix(x, others, self.alphas, rows)
+            batch["partners"] = self.split.labels[ids[other]].to(x.device)
+        return {"inputs": x, **batch}

@@ -1,0 +1,136 @@
+"""Pictures of any kind -> uint8 tensors [C, S, S]: once, into a memory-mapped cache, when they fit; else while training."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ptmrun.data.sources import Pictures
+from ptmrun.errors import UserError
+
+Image.MAX_IMAGE_PIXELS = 200_000_000
+
+
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
+
+
+def picture(source: Pictures, index: int) -> Image.Image:
+    """The decoded picture, upright. Raises one of BROKEN."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL warns of odd metadata, which does not matter for the pixels
+        with source.picture(index) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+
+
+def tensor(image: Image.Image, size: int, channels: int) -> Tensor:
+    """Any mode -> uint8 [channels, size, size]: 16 bit scaled to 8, transparency on white, short side resized, centre cropped."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float32)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        image = Image.fromarray(np.clip(values * (255 / top), 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).reshape(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+def survey(source: Pictures, most: int = 512) -> tuple[int, int]:
+    """(median short side, channels) of evenly spaced pictures; channels is 1 when all of them are gray, else 3."""
+    sides, gray = [], True
+    for i in np.unique(np.linspace(0, len(source) - 1, most).astype(int)):
+        try:
+            image = picture(source, int(i))
+        except BROKEN:
+            continue
+        sides.append(min(image.size))
+        gray &= image.mode in GRAY_MODES
+    if not sides:
+        raise UserError(f"no image of the data can be decoded; the first is {source.label_of(0)}")
+    return int(np.median(sides)), 1 if gray else 3
+
+
+class Decoder(Dataset):
+    """index -> (uint8 [C, S, S], decoded); a picture that cannot be decoded is mid-gray."""
+
+    def __init__(self, source: Pictures, size: int, channels: int):
+        self.source, self.size, self.channels = source, size, channels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, bool]:
+        try:
+            return tensor(picture(self.source, int(index)), self.size, self.channels), True
+        except BROKEN:
+            return torch.full((self.channels, self.size, self.size), 128, dtype=torch.uint8), False
+
+    def batches(self, index_lists: Iterable[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Decoded batches in the order of the index lists, however many workers there are."""
+        yield from DataLoader(self, batch_sampler=index_lists, num_workers=workers)
+
+
+def cache_folder() -> Path:
+    """`$PTMRUN_CACHE`, or ptmrun in the user's cache folder."""
+    return Path(os.environ.get("PTMRUN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ptmrun").expanduser()
+
+
+def decoded(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> tuple[Tensor, np.ndarray]:
+    """All pictures decoded once: uint8 [N, C, S, S] and which could be decoded, [N] bool.
+
+    Kept as a memory-mapped file in the cache folder, keyed by the data's fingerprint, size and channels; where that folder
+    cannot be written, in memory.
+    """
+    name = hashlib.sha256(f"{fingerprint}/{decoder.size}/{decoder.channels}".encode()).hexdigest()[:32]
+    file = cache_folder() / f"{name}.npy"
+    shape = (len(decoder), decoder.channels * decoder.size**2 + 1)  # the last byte of a row says whether it was decoded
+    if file.exists():
+        rows = np.load(file, mmap_mode="c", allow_pickle=False)
+        if rows.shape == shape and rows.dtype == np.uint8:
+            return unpack(rows, decoder)
+    part: Path | None = None
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        needed = shape[0] * shape[1]
+        stats = os.statvfs(file.parent)
+        if stats.f_bavail * stats.f_frsize < needed + 2**26:  # a full disk under a memory map would be a crash
+            raise OSError("too little space")
+        part = file.with_name(f".{name}-{os.getpid()}.npy")
+        rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
+    except OSError:
+        part = None
+        rows = np.empty(shape, dtype=np.uint8)
+    try:
+        start, chunk = 0, 256
+        lists = [list(range(i, min(i + chunk, shape[0]))) for i in range(0, shape[0], chunk)]
+        for images, good in decoder.batches(lists, workers):
+            stop = start + len(images)
+            rows[start:stop, :-1] = images.flatten(1).numpy()
+            rows[start:stop, -1] = good.numpy()
+            start = stop
+            progress(stop)
+        if part:
+            rows.flush()
+            os.replace(part, file)
+    finally:
+        if part:
+            part.unlink(missing_ok=True)
+    return unpack(rows, decoder)
+
+
+def unpack(rows: np.ndarray, decoder: Decoder) -> tuple[Tensor, np.ndarray]:
+    images = torch.from_numpy(rows[:, :-1]).unflatten(1, (decoder.channels, decoder.size, decoder.size))
+    return images, rows[:, -1].astype(bool)

@@ -1,0 +1,1 @@
+"""Texts as the data of a run."""

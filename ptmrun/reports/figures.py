@@ -1,0 +1,290 @@
+"""The pictures of a run, as PNG in figures/."""
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from ptmrun import rng
+from ptmrun.data.images.augment import augment
+from ptmrun.runs.folder import Run
+
+mpl.rcParams.update(
+    {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.dpi": 130,
+        "savefig.bbox": "tight",
+        "text.parse_math": False,
+    }
+)
+
+
+BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#d9822b", "#3a8f5c", "#8a8f98"
+
+
+def save(run: Run, name: str, figure: Figure) -> None:
+    run.write(f"figures/{name}.png", png(figure))
+
+
+def png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def as_array(image: Tensor) -> np.ndarray:
+    """[C, H, W] in [0, 1] -> what imshow takes."""
+    x = image.cpu().permute(1, 2, 0).numpy()
+    return x[:, :, 0] if x.shape[2] == 1 else x
+
+
+def rows(run: Run, name: str, images: dict[str, Tensor]) -> None:
+    """One row of images for each title; images [B, C, S, S] in [0, 1]."""
+    count = max(len(x) for x in images.values())
+    figure = Figure(figsize=(1.0 * count + 1.1, 1.05 * len(images)))
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.imshow(tiled(list(images.values()), count), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    for line, title in enumerate(images):
+        axis.text(-0.01, 1 - (line + 0.5) / len(images), title, transform=axis.transAxes, ha="right", va="center")
+    save(run, name, figure)
+
+
+def tiled(batches: list[Tensor], count: int) -> np.ndarray:
+    """Batches [B, C, S, S] as rows of at most `count` images with white between them: one picture, as imshow takes it."""
+    side = batches[0].shape[-1]
+    gap = -(-side // 30)
+    whole = [F.pad(x.cpu(), (gap, gap, gap, gap, 0, 0, 0, count - len(x)), value=1.0) for x in batches]
+    return as_array(torch.stack(whole).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2))
+
+
+def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: float, seed: int) -> None:
+    """A few training images as they are and four times as training sees them."""
+    images = data.train.some(10)
+    x = normalise(images)
+    sheet = {"original": normalise.back(x)}
+    for step in range(4):
+        changed = augment(x, options, strength, rng.Rows(seed, step, 0, len(x), len(x)))
+        sheet[f"augmented {step + 1}"] = normalise.back(changed)
+    rows(run, "augmented", sheet)
+
+
+def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
+    """How many tokens texts have, a histogram for each title of `counts`; those above `most` are cut there."""
+    figure = Figure(figsize=(5.2, 2.7))
+    axis = figure.subplots()
+    edges = np.linspace(0, max(most, 1), 41)
+    for (title, values), color in zip(counts.items(), (BLUE, ORANGE, GREEN), strict=False):
+        shares = np.histogram(values.clip(max=most), edges)[0] / len(values)
+        label = f"{title}: median {np.median(values):.0f}, {(values >= most).mean():.0%} at the limit of {most}"
+        axis.stairs(shares, edges, color=color, label=label)
+    axis.set(xlabel="tokens", ylabel="share of the texts")
+    axis.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    save(run, "lengths", figure)
+
+
+def layers(run: Run, name: str) -> None:
+    """The linear probe of each layer before and after pretraining, where there are any. `name`: its key but the number."""
+    looks = [x for x in run.metrics() if f"{name}1" in x]
+    if not looks:
+        return
+    figure = Figure(figsize=(4, 2.7))
+    axis = figure.subplots()
+    for look, label, color in ((looks[0], "untrained", GRAY), (looks[-1], "pretrained", ORANGE)):
+        scores = [look[key] for key in sorted((k for k in look if k.startswith(name)), key=lambda k: int(k.removeprefix(name)))]
+        axis.plot(range(1, len(scores) + 1), scores, "o-", color=color, label=label, markersize=3)
+    axis.axvline(looks[-1]["layer"], color=GRAY, lw=0.8, ls=":")
+    axis.set(xlabel="layer", ylabel="linear probe", xticks=range(1, len(scores) + 1))
+    axis.legend(frameon=False)
+    save(run, "layers", figure)
+
+
+def overlays(run: Run, name: str, images: Tensor, maps: Tensor, title: str, tops: list[str] | None = None) -> None:
+    """Images [B, C, S, S], and below each its map [B, h, w] over it, from its lowest value to its highest; `tops` stand above."""
+    count, side = len(images), images.shape[-1]
+    figure = Figure(figsize=(1.0 * count + 1.1, 2.1))
+    axes = figure.subplots(2, count, squeeze=False)
+    for i in range(count):
+        for axis in axes[:, i]:
+            axis.set_axis_off()
+            axis.imshow(as_array(images[i]), cmap="gray", vmin=0, vmax=1)
+        axes[1, i].imshow(
+            maps[i].cpu(),
+            cmap="inferno",
+            alpha=0.65,
+            extent=(-0.5, side - 0.5, side - 0.5, -0.5),
+            interpolation="bilinear",
+        )
+        if tops:
+            lines = [line if len(line) <= 15 else f"{line[:14]}…" for line in tops[i].split("\n")]
+            axes[0, i].set_title("\n".join(lines), fontsize=7)
+    for axis, text in zip(axes[:, 0], ("image", title), strict=True):
+        axis.text(-0.15, 0.5, text, transform=axis.transAxes, ha="right", va="center")
+    figure.subplots_adjust(wspace=0.06, hspace=0.06)
+    save(run, name, figure)
+
+
+def attention_maps(run: Run, pieces: list[list[str]], weights: list[Tensor]) -> None:
+    """A panel for each text: its tokens, and how much each (rows) looks at each (columns), [T, T]."""
+    figure = Figure(figsize=(4.6 * len(pieces), 4.4))
+    axes = figure.subplots(1, len(pieces), squeeze=False)[0]
+    for axis, names, map_ in zip(axes, pieces, weights, strict=True):
+        axis.imshow(map_.cpu(), cmap="Blues", vmin=0)
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axis.set_yticks(range(len(names)), names, fontsize=6)
+        axis.tick_params(length=0)
+    figure.tight_layout()
+    save(run, "text_attention", figure)
+
+
+def marked_texts(run: Run, titles: list[str], pieces: list[list[str]], scores: list[Tensor]) -> None:
+    """Texts with each token's background by its score [T]: blue above 0, orange below; a title stands over each."""
+    boxes: list[tuple[float, float, str, Any, float, str]] = []  # x and y in hundredths of an inch, text, background, size, ink
+    y = 0.0
+    for title, names, values in zip(titles, pieces, scores, strict=True):
+        boxes.append((0.0, y, title, "white", 7.5, GRAY))
+        y, x, most = y + 20, 0.0, max(float(values.abs().max()), 1e-9)
+        for name, value in zip(names, values.tolist(), strict=True):
+            width = 6.2 * len(name) + 6
+            if x + width > 800:
+                x, y = 0.0, y + 18
+            share = abs(value) / most
+            color = mpl.colormaps["Blues" if value > 0 else "Oranges"](0.55 * share)
+            boxes.append((x, y, name, color, 8, "black"))
+            x += width
+        y += 26
+    figure = Figure(figsize=(8, y / 100 + 0.2))
+    for x, top, text, color, size, ink in boxes:
+        place = (x / 800, 1 - (top + 10) / (y + 20))
+        box = {"boxstyle": "round,pad=0.15", "facecolor": color, "edgecolor": "none"}
+        figure.text(*place, text, fontsize=size, color=ink, family="monospace", va="center", bbox=box)
+    save(run, "text_attribution", figure)
+
+
+def embedding(run: Run, maps: dict[str, tuple[np.ndarray, list[str]]], labels: np.ndarray, classes: list[str]) -> None:
+    """A panel for each title: points [N, 2] with the titles of their axes, coloured by class (labels [N])."""
+    palette = mpl.colormaps["tab10" if len(classes) <= 10 else "tab20" if len(classes) <= 20 else "turbo"]
+    colors = [palette(c if len(classes) <= 20 else c / len(classes)) for c in range(len(classes))]
+    figure = Figure(figsize=(3.4 * len(maps) + 1.2, 3.3))
+    axes = figure.subplots(1, len(maps), squeeze=False)[0]
+    for axis, (title, (points, names)) in zip(axes, maps.items(), strict=True):
+        axis.scatter(*points.T, c=[colors[c] for c in labels], s=6, alpha=0.7, linewidths=0)
+        axis.set(title=title, xlabel=names[0], ylabel=names[1], xticks=[], yticks=[])
+    if len(classes) <= 20:
+        dots = [mpl.lines.Line2D([], [], color=color, marker="o", linestyle="", markersize=4) for color in colors]
+        figure.legend(dots, classes, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.tight_layout()
+    save(run, "embedding", figure)
+
+
+def curves(run: Run) -> None:
+    """Pretraining loss and the probes over the steps."""
+    lines = [x for x in run.metrics() if x["stage"] == "pretrain"]
+    losses, probes = [x for x in lines if "loss" in x], [x for x in lines if "probe_knn" in x]
+    figure = Figure(figsize=(7.6 if probes else 4, 2.7))
+    axes = figure.subplots(1, 2 if probes else 1, squeeze=False)[0]
+    axes[0].plot([x["step"] for x in losses], [x["loss"] for x in losses], color=BLUE, label="training")
+    if held := [x for x in lines if "held_loss" in x and "split" not in x]:
+        axes[0].plot(
+            [x["step"] for x in held], [x["held_loss"] for x in held], "o-", color=ORANGE, label="held out", markersize=3
+        )
+        axes[0].legend(frameon=False)
+    axes[0].set(xlabel="step", ylabel="pretraining loss")
+    if probes:
+        for name, label, color in (("probe_linear", "linear probe", ORANGE), ("probe_knn", "k-NN", GREEN)):
+            axes[1].plot([x["step"] for x in probes], [x[name] for x in probes], "o-", color=color, label=label, markersize=3)
+        axes[1].set(xlabel="step", ylabel="accuracy of frozen features")
+        axes[1].legend(frameon=False)
+    figure.tight_layout()
+    save(run, "curves", figure)
+
+
+def overlay(runs: dict[str, list[list[dict[str, Any]]]]) -> bytes | None:
+    """Pretraining loss and linear probe of several settings, {title: metrics of each run}, as a PNG; None without curves."""
+    panels = {"pretraining loss": "loss", "linear probe": "probe_linear"}
+    figure = Figure(figsize=(8.6, 3.2))
+    axes = figure.subplots(1, 2)
+    palette = mpl.colormaps["tab20" if len(runs) > 10 else "tab10"]
+    drawn = False
+    for place, (title, lines) in enumerate(runs.items()):
+        for number, metrics in enumerate(lines):
+            for axis, (ylabel, name) in zip(axes, panels.items(), strict=True):
+                points = [(x["step"], x[name]) for x in metrics if x["stage"] == "pretrain" and name in x]
+                drawn |= bool(points)
+                axis.plot(
+                    *zip(*points, strict=True) if points else ([], []),
+                    color=palette(place % palette.N),
+                    lw=1,
+                    label=None if number else title,
+                )
+                axis.set(xlabel="step", ylabel=ylabel)
+    if not drawn:
+        return None
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False)
+    figure.tight_layout()
+    return png(figure)
+
+
+def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
+    """Rows: true classes, as shares of the row."""
+    counts = np.array(matrix, dtype=float)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = float(np.clip(0.38 * len(classes) + 1.2, 3, 12))
+    figure = Figure(figsize=(side, side))
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if len(classes) <= 30:
+        ticks = range(len(classes))
+        axis.set_xticks(ticks, classes, rotation=90 if max(map(len, classes)) > 3 else 0)
+        axis.set_yticks(ticks, classes)
+    if len(classes) <= 15:
+        for (i, j), n in np.ndenumerate(counts):
+            if n:
+                axis.text(
+                    j,
+                    i,
+                    f"{n:.0f}",
+                    ha="center",
+                    va="center",
+                    fontsize=6.5,
+                    color="white" if shares[i, j] > 0.5 else "black",
+                )
+    axis.set(xlabel="predicted", ylabel="true")
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    save(run, "confusion", figure)
+
+
+def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
+    """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations."""
+    titles = {"chance": "chance", "raw": "raw input", "random_frozen": "random + LR", "frozen": "pretrained + LR"}
+    titles |= {"scratch": "scratch", "scratch_long": "scratch, longer", "tuned": "pretrained, tuned"}
+    figure = Figure(figsize=(3.7 * len(panels) + 0.6, 2.6))
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (labels, found) in zip(axes, panels.items(), strict=True):
+        kinds = [k for k in titles if k in found][::-1]
+        means = [found[k]["mean"] for k in kinds]
+        errors = [found[k]["sd"] or 0 for k in kinds]
+        colors = [BLUE if k == "tuned" else GRAY for k in kinds]
+        axis.barh(
+            [titles[k] for k in kinds],
+            means,
+            xerr=errors,
+            color=colors,
+            height=0.7,
+            ecolor="black",
+            error_kw={"lw": 0.8},
+        )
+        for place, mean in enumerate(means):
+            axis.text(mean + errors[place] + 0.02, place, f"{mean:.3f}", va="center", fontsize=8)
+        axis.set(xlim=(0, 1.15), xlabel=f"test {metric.replace('_', ' ')}", title=labels)
+    figure.tight_layout()
+    save(run, "scores", figure)

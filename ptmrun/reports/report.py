@@ -1,0 +1,131 @@
+"""report.html: one self-contained page about a run, readable offline."""
+
+import base64
+import html
+from pathlib import Path
+from typing import Any
+
+from ptmrun.config import schema as config
+from ptmrun.errors import printable
+from ptmrun.reports import phrases
+from ptmrun.runs.folder import Run
+from ptmrun.storage.safe_read import read, text
+from ptmrun.training import recovery
+
+FIGURES = {
+    "scores": "Test score beside the baselines. The lines are one standard deviation over the repeats.",
+    "curves": "Pretraining loss, and how good the frozen features are for a simple classifier.",
+    "layers": "Linear probe of each layer's features; the dotted line is the layer that is used.",
+    "reconstructions": "What the model was shown and what it filled in (held-out images).",
+    "views": "The views that the objective compares (held-out images).",
+    "lengths": "Tokens of the labelled texts; longer ones are cut at the limit (model.length).",
+    "text_attention": "Which tokens (columns) each token (rows) looks at: mean over the last block's heads.",
+    "text_attribution": "Which tokens speak for (blue) and against (orange) the predicted class: integrated gradients.",
+    "augmented": "Training images as they are and as training sees them.",
+    "attention": "How much each patch flows into the features: attention rollout over all blocks (held-out images).",
+    "confusion": "Which classes are taken for which (first repeat, most labels).",
+    "grad_cam": "Which places speak for the predicted class: Grad-CAM of the fine-tuned model (first repeat, most labels).",
+    "embedding": "Features of test samples in two dimensions, before and after pretraining; the colour is the class.",
+}
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d2430 }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } .verdict { font-size: 1.05rem }
+table { border-collapse: collapse } td, th { padding: .25rem .8rem; text-align: right; border-bottom: 1px solid #dde1e7 }
+td:first-child, th:first-child { text-align: left } tr.tuned { font-weight: 600; background: #eef4fb }
+table.texts td { text-align: left; vertical-align: top; font-size: 13px }
+img { max-width: 100% } figure { margin: 1.2rem 0 } figcaption { color: #5a6270 }
+pre { background: #f5f6f8; padding: .8rem; overflow: auto; font-size: 12px }
+"""
+
+
+def write(run: Run) -> Path:
+    """Makes the report of what the run holds."""
+    parts = [
+        f"<h1>{esc(run.folder.resolve().name)}</h1>",
+        f"<p>Status: {esc(run.manifest['status'])}. <code>{esc(run.manifest.get('command', ''))}</code></p>",
+    ]
+    parts += recoveries(run.manifest.get("recoveries", []))
+    parts += [
+        f"<p><strong>Step {esc(x['step'])}: the features may be collapsing.</strong> {esc(x['what'])}</p>"
+        for x in run.manifest.get("alarms", [])
+    ]
+    if results := run.results():
+        parts += scores(results, config.load(run.path("config.yaml")))
+    for name, caption in FIGURES.items():
+        path = run.path("figures", f"{name}.png")
+        if path.exists():
+            data = base64.b64encode(read(path)).decode()
+            parts.append(
+                f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{esc(caption)}</figcaption></figure>'
+            )
+    parts += samples(run.samples())
+    parts += ["<h2>Config</h2>", f"<pre>{esc(text(run.path('config.yaml')))}</pre>"]
+    manifest = {k: v for k, v in run.manifest.items() if k not in ("status", "command")}
+    lines = "\n".join(f"{k}: {v}" for k, v in manifest.items())
+    parts += ["<h2>Provenance</h2>", f"<pre>{esc(lines)}</pre>"]
+    head = f'<meta charset="utf-8"><title>{esc(run.folder.resolve().name)}</title><style>{STYLE}</style>'
+    page = f'<!doctype html><html lang="en">{head}{"".join(parts)}</html>\n'
+    return run.write("report.html", page)
+
+
+def esc(value: Any) -> str:
+    return html.escape("\n".join(map(printable, str(value).split("\n"))))
+
+
+def html_table(titles: list[str], body: list[tuple[list[str], bool]]) -> str:
+    """A table; rows are texts and whether the row stands out."""
+    head = "".join(f"<th>{esc(t)}</th>" for t in titles)
+    lines = "".join(f'<tr class="{"tuned" * best}">{"".join(f"<td>{esc(t)}</td>" for t in texts)}</tr>' for texts, best in body)
+    return f"<table><tr>{head}</tr>{lines}</table>"
+
+
+def recoveries(events: list[dict[str, Any]]) -> list[str]:
+    """That training diverged and how it went on, where it did."""
+    if not events:
+        return []
+    times = "once" if len(events) == 1 else f"{len(events)} times"
+    how = ". ".join(map(recovery.describe, events))
+    return [
+        f"<p><strong>Training diverged {times} and went on more gently.</strong> {esc(how)}. "
+        "Settings that do not diverge may give better features than these.</p>"
+    ]
+
+
+def samples(found: list[dict[str, Any]]) -> list[str]:
+    """What a model of text said before and after pretraining."""
+    if not found:
+        return []
+    first, last = found[0], found[-1]
+    body = [
+        ([given, before, after], False) for given, before, after in zip(last["given"], first["said"], last["said"], strict=False)
+    ]
+    titles = ["given", f"said at step {first['step']}", f"at step {last['step']}"]
+    return ["<h2>Samples (held-out texts)</h2>", html_table(titles, body).replace("<table>", '<table class="texts">')]
+
+
+def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
+    """The verdict and the table of scores."""
+    sets = results["by_labels"]
+    methods, counted = phrases.methods(cfg.evaluate.longer, results.get("words", {})), results.get("counted", "labels a class")
+    parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in phrases.conclusions(entry, methods, counted)]
+    titles = ["", *(phrases.labels(entry["labels_per_class"], counted) for entry in sets)]
+    body = []
+    for kind in [k for k in methods if k in sets[0]["scores"]]:
+        found = [entry["scores"][kind] for entry in sets]
+        cells = [phrases.score(score) for score in found]
+        body.append(([methods[kind], *cells], kind == "tuned"))
+    seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
+    heading = f"{phrases.title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"
+    parts.append(f"<h2>{esc(heading)}</h2>{html_table(titles, body)}")
+    if groups := results.get("metrics", {}).get("groups"):
+        body = [(line, False) for line in phrases.group_lines(groups)]
+        parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(phrases.GROUP_TITLES, body))
+    if ranks := results.get("ranks"):
+        body = [([name, str(rank)], False) for name, rank in ranks.items()]
+        heading = f"Ranks that AdaLoRA left ({sum(ranks.values())} in all; first repeat, most labels)"
+        parts.append(f"<h2>{heading}</h2>" + html_table(["layer", "rank"], body))
+    if pretrained := results.get("pretrain"):
+        parts.append("<h2>Pretraining</h2>" + html_table(["", ""], [([k, f"{v:.4g}"], False) for k, v in pretrained.items()]))
+    return parts

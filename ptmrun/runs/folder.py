@@ -1,0 +1,231 @@
+"""The run folder: made exclusively, every file replaced atomically, nothing read from outside of it, no pickle in it."""
+
+import contextlib
+import datetime
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from ptmrun.config import schema as config
+from ptmrun.config import secrets
+from ptmrun.errors import UserError, printable
+from ptmrun.runs import records
+from ptmrun.storage.safe_read import from_json, plain_json, read
+
+console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
+
+
+STATUS = ("running", "done", "failed", "interrupted")
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replaces `path` as a whole: after a crash at any moment it holds the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    remove(part)  # a left-over, or a link that leads elsewhere
+    try:
+        with open(part, "xb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Whatever stands there: a file, a link (not what it leads to), a folder, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+class Run:
+    """A run folder that is there. `create` makes one, `open` reads one."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]):
+        self.folder = folder
+        self.manifest = manifest
+        self.tracker: Any = None  # tracking.Tracker, when the config asks for one
+
+    @classmethod
+    def create(cls, cfg: config.Config, overrides: list[str], manifest: dict[str, Any]) -> "Run":
+        """A new folder `outputs/<time>_<name>`; a name that is taken gets a number, so no two runs share a folder."""
+        root = Path(cfg.outputs)
+        words = [cfg.model.name, cfg.task.name, cfg.dataset.name, *([] if cfg.stage == "all" else [cfg.stage.replace("+", "-")])]
+        stem = f"{stamp()}_{cfg.name or '-'.join(words)}"
+        try:
+            folder = new_folder(root, stem)
+            run = cls(folder, manifest)
+            try:
+                run.write("config.yaml", config.dump(cfg))
+                run.write("overrides.yaml", yaml.safe_dump(overrides))
+                run.update(status="running", started=now())
+            except OSError:
+                shutil.rmtree(folder)
+                raise
+        except OSError as error:
+            raise UserError(f"outputs={cfg.outputs}: no run folder can be made there: {error.strerror}") from None
+        link = root / f".latest-{os.getpid()}"
+        with contextlib.suppress(OSError):  # a file system without links has no `latest`
+            remove(link)
+            link.symlink_to(folder.name)
+            os.replace(link, root / "latest")
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Raises UserError when `folder` is no run folder."""
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such run folder")
+        folder = folder.resolve()
+        with contextlib.suppress(ValueError):  # short names in messages, wherever `latest` points
+            folder = folder.relative_to(Path.cwd())
+        run = cls(folder, {})
+        for name in ("manifest.json", "config.yaml"):
+            if not run.path(name).is_file():
+                raise UserError(f"{folder}: not a run folder, or not a whole one: {name} is missing")
+        manifest = plain_json(run.path("manifest.json"))
+        if not isinstance(manifest, dict) or manifest.get("status") not in STATUS:
+            raise UserError(f"{folder}/manifest.json: expected a status, one of {', '.join(STATUS)}")
+        run.manifest = records.check(records.Manifest, manifest, f"{folder}/manifest.json")
+        return run
+
+    def path(self, *parts: str) -> Path:
+        """A path in the folder. Raises UserError when it leads outside, by `..` or by a link, or is no file or folder."""
+        path = self.folder.joinpath(*parts)
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder)):
+            raise UserError(f"{path}: leads outside of the run folder; refused")
+        if os.path.lexists(path) and (path.is_symlink() or not (path.is_file() or path.is_dir())):
+            raise UserError(f"{path}: a link, a FIFO or a device; refused")
+        return path
+
+    def write(self, name: str, data: bytes | str) -> Path:
+        """Text is written without the environment's secrets (see secrets.py)."""
+        path = self.path(name)
+        write_atomic(path, secrets.masked(data))
+        return path
+
+    def write_json(self, name: str, data: Any) -> None:
+        self.write(name, (json.dumps(secrets.masked(data), indent=2, allow_nan=False) + "\n").encode())
+
+    def update(self, **entries: Any) -> None:
+        """Sets entries of manifest.json."""
+        self.manifest = {**self.manifest, **entries}
+        self.write_json("manifest.json", self.manifest)
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Held by the process that works on the run; a second one is refused."""
+        return held(self.path(".lock"), f"{self.folder}: another process is working on this run")
+
+    def say(self, text: str) -> None:
+        """A line for the terminal and for log.txt."""
+        console.print(printable(text), markup=False)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """A line, or several, for log.txt alone."""
+        plain = "\n".join(map(printable, secrets.masked(text).split("\n")))
+        with open(self.path("log.txt"), "a", encoding="utf-8") as file:
+            file.write(f"{now()} {plain}\n")
+
+    def metric(self, line: dict[str, Any]) -> None:
+        """Appends to metrics.jsonl, one write a line, which a full disk leaves out as a whole; and tells the tracker."""
+        path = self.path("metrics.jsonl")
+        line = secrets.masked({**line, "time": round(time.time(), 3)})
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        with open(path, "ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(data) < len(data):
+                file.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        if self.tracker:
+            self.tracker.metric(line)
+
+    def cut_metrics(self, tags: dict[str, Any], step: int) -> None:
+        """Drops the lines with these tags after a step: those that a killed process wrote after its last checkpoint."""
+        lines = self.metrics()
+        kept = [x for x in lines if tags.items() - x.items() or x["step"] <= step]
+        if len(kept) < len(lines) or self.path("metrics.jsonl").exists():
+            self.write("metrics.jsonl", "".join(json.dumps(x) + "\n" for x in kept))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
+        path = self.path("metrics.jsonl")
+        if not path.exists():
+            return []
+        found = []
+        for number, line in enumerate(read(path).split(b"\n")[:-1], start=1):
+            try:
+                found.append(records.check(records.Line, from_json(line), f"{path} line {number}"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: not JSON lines: line {number}: {error}") from None
+        return found
+
+    def results(self) -> dict[str, Any] | None:
+        """results.json, where there is one. Raises UserError when it is not what ptmrun writes."""
+        path = self.path("results.json")
+        return records.check(records.Results, plain_json(path), str(path)) if path.exists() else None
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What samples.json holds, oldest first; empty where there is none. Raises UserError for what ptmrun does not write."""
+        path = self.path("samples.json")
+        return records.check(records.Samples, plain_json(path), str(path))["samples"] if path.exists() else []
+
+    def score(self) -> tuple[float | None, float | None, str]:
+        """(score on the test split, on held-out training images, its name); of a pretraining alone, the last linear probe."""
+        if results := self.results():
+            return results["score"], results["val_score"], results["metric"]
+        probes = [x["probe_linear"] for x in self.metrics() if "probe_linear" in x]
+        return (probes[-1], probes[-1], "linear probe") if probes else (None, None, "")
+
+
+@contextlib.contextmanager
+def held(path: Path, refusal: str) -> Iterator[None]:
+    """A lock file that one process can hold; for others it is UserError(refusal). The system frees it when the process dies."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(refusal) from None
+        yield
+
+
+def new_folder(root: Path, stem: str) -> Path:
+    """Makes root/stem, or root/stem-2 ... when that is taken: a folder that was not there before."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder, number = root / stem, 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = root / f"{stem}-{number}"
+
+
+def stamp() -> str:
+    """The local time, as folder names begin."""
+    return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_budget(text: str) -> float:
+    """`20m` -> seconds"""
+    return int(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]

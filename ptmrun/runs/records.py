@@ -1,0 +1,195 @@
+"""What ptmrun writes in manifest.json, results.json, metrics.jsonl and the header of a checkpoint, to be checked when it is read.
+
+Only what the code reads is typed; other entries pass and are shown at most.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ptmrun.errors import UserError
+
+Natural = Annotated[int, Field(ge=0, le=2**53)]
+
+
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def without_controls(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("control characters")
+    return text
+
+
+Printable = Annotated[str, AfterValidator(without_controls)]
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Fingerprint(Record):
+    fingerprint: str
+
+
+class Parent(Record):
+    run: str
+    weights_sha256: Hash | None
+    data: str | None = None
+
+
+class Recovery(Record):
+    purpose: str
+    why: str
+    to: Natural
+    lr_scale: float = 1
+
+
+class Alarm(Record):
+    """That features may be collapsing."""
+
+    step: Natural
+    what: Printable
+
+
+class Manifest(Record):
+    status: Literal["running", "done", "failed", "interrupted"]
+    command: str = ""
+    packages: dict[str, str] = {}
+    code_sha256: str = ""
+    hardware: dict[str, Any] = {}
+    data: Fingerprint = Fingerprint(fingerprint="")
+    parents: list[Parent] = []
+    wall_s: dict[str, float] = {}
+    weights_sha256: Hash = ""
+    finetuned_sha256: dict[str, Hash] = {}
+    recoveries: list[Recovery] = []
+    alarms: list[Alarm] = []
+    inputs: dict[str, str] = {}
+    reused: dict[str, str] = {}
+    read: list[str] = []
+    changed: list[str] = []
+    resumed: list[str] = []
+    tracking_id: str = ""
+    error: str = ""
+    started: str = ""
+    ended: str = ""
+
+
+class Score(Record):
+    mean: float
+    sd: float | None
+    values: list[float] = []
+
+
+class Verdict(Record):
+    gain_over_scratch: float
+    noise: float
+    helped: bool
+
+
+class Scores(Record):
+    """By method, for one number of labels."""
+
+    labels_per_class: Natural | None
+    scores: dict[str, Score]
+    verdict: Verdict = Verdict(gain_over_scratch=0, noise=0, helped=False)  # absent without a comparison
+
+
+class Group(Record):
+    n: Natural
+    accuracy: float
+    f1_macro: float
+
+
+class Parameters(Record):
+    trained: Natural
+    all: Annotated[int, Field(ge=1)]
+
+
+class Metrics(Record):
+    groups: dict[str, Group] = {}  # absent where the data has none
+
+
+class Results(Record):
+    metric: Printable
+    score: float
+    val_score: float | None
+    seeds: Natural
+    n_test: Natural
+    counted: Printable = "labels a class"
+    words: dict[str, Printable] = {}
+    metrics: Metrics = Metrics()
+    by_labels: Annotated[list[Scores], Field(min_length=1)]
+    pretrain: dict[str, float] | None = None
+    parameters: Parameters | None = None
+    ranks: dict[str, Natural] = {}
+
+    @model_validator(mode="after")
+    def same_methods(self) -> "Results":
+        kinds = self.by_labels[0].scores.keys()
+        if "tuned" not in kinds or any(s.scores.keys() != kinds for s in self.by_labels):
+            raise ValueError("by_labels")
+        return self
+
+
+class Line(Record):
+    """Of metrics.jsonl."""
+
+    stage: str
+    step: Natural
+    loss: float = 0
+    samples_per_s: float = 0
+    probe_knn: float = 0
+    probe_linear: float = 0
+
+    @model_validator(mode="after")
+    def together(self) -> "Line":
+        for a, b in (("loss", "samples_per_s"), ("probe_knn", "probe_linear")):
+            if a in self.model_fields_set and b not in self.model_fields_set:
+                raise ValueError(b)
+        return self
+
+
+class Sample(Record):
+    step: Natural
+    given: list[str]
+    said: list[str]
+
+    @model_validator(mode="after")
+    def as_many(self) -> "Sample":
+        if len(self.given) != len(self.said):
+            raise ValueError("said")
+        return self
+
+
+class Samples(Record):
+    """What a model of text said at some steps."""
+
+    samples: list[Sample]
+
+
+class State(Record):
+    """Of a checkpoint that training goes on from (state.py)."""
+
+    precision: Literal["fp32", "bf16"]
+    step: Natural
+    steps: Natural
+    skipped: Natural
+    in_a_row: Natural
+    first: Annotated[list[float], Field(max_length=1)]
+    window: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
+    last: dict[str, float]
+    lr_scale: Annotated[float, Field(gt=0, le=1)]
+    recoveries: list[dict[str, Any]]
+    good_step: Natural
+
+
+def check(kind: type[Record], raw: Any, where: str) -> dict[str, Any]:
+    """`raw` as it is. Raises UserError that names the entry which is not of this kind."""
+    try:
+        kind.model_validate(raw)
+    except ValidationError as error:
+        entry = ".".join(map(str, error.errors()[0]["loc"])) or "the content"
+        raise UserError(f"{where}: {entry} is not what ptmrun writes there") from None
+    return raw

@@ -1,0 +1,1 @@
+"""Pretraining, fine-tuning and evaluation, in the order of a run."""

@@ -1,0 +1,178 @@
+"""How good frozen features are: k nearest neighbours and a linear classifier."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from ptmrun.models.modes import drops, evaluating
+
+MOST = 4000  # training images that a probe uses, evenly spaced
+
+
+LAYER = "probe_linear_layer_"  # and its number, in metrics
+
+
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of an L2 penalty, as scikit-learn's C: the smaller, the stronger
+
+
+USUAL = 0.1  # where too few samples tell
+
+
+ENOUGH, FOLDS = 1000, 3  # samples that choose among them, and parts that these are cut into
+
+
+MOST_VALUE = 1e6  # of a feature: what a training that diverges gives can be probed too, and scores what it is worth
+
+
+@torch.no_grad()
+def features(
+    encoder: Any,
+    split: Any,
+    inputs: Callable[[Any], Any],
+    autocast: Callable[[], Any],
+    of: str = "features",
+    dropout: bool = False,
+) -> np.ndarray:
+    """Frozen features of a split, float32 [N, D], by the encoder's method `of`; with `dropout` some units are left out."""
+    split, place = split.by_length()
+    with evaluating(encoder), autocast():
+        for module in encoder.modules() if dropout else ():
+            if drops(module):
+                module.training = True
+        found = [getattr(encoder, of)(inputs(samples)).float().cpu() for samples in split.all()]
+    return torch.cat(found)[place].numpy()
+
+
+def logistic(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, c: float | None = None, standardise: bool = True
+) -> np.ndarray:
+    """Log-probabilities [N, classes seen] of scikit-learn's logistic regression, on standardised columns or as they are; without
+    `c` of the best strength."""
+    from sklearn.linear_model import LogisticRegression
+
+    mean, std = (train.mean(0), train.std(0) + 1e-6) if standardise else (0.0, 1.0)
+    train = (train - mean) / std
+    model = fitted(LogisticRegression(C=c or strength(train, labels), max_iter=300), train, labels)
+    return log_probabilities(model, (test - mean) / std)
+
+
+def fitted(model: Any, x: np.ndarray, labels: np.ndarray) -> Any:
+    """scikit-learn's model after its `max_iter` iterations: to compare features these are enough, converged or not."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(x, labels)
+
+
+def log_probabilities(model: Any, x: np.ndarray) -> np.ndarray:
+    """Of the classes that a fitted model has seen, finite: [N, classes]."""
+    return np.log(np.maximum(model.predict_proba(x), np.finfo(np.float64).tiny))
+
+
+def strength(x: np.ndarray, labels: np.ndarray) -> float:
+    """Of STRENGTHS, the one with which logistic regression has the lowest loss in cross-validation: standardised features
+    [times * N, D] of samples that were seen once or several times over, and their labels [N]. USUAL where no two classes have
+    FOLDS samples. Features of small models want a hundredth of the decay that those of large ones do."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+
+    chosen = np.linspace(0, len(labels) - 1, min(len(labels), ENOUGH)).astype(int)
+    classes, counts = np.unique(labels[chosen], return_counts=True)
+    classes = classes[counts >= FOLDS]
+    if len(classes) < 2:
+        return USUAL
+    chosen = chosen[np.isin(labels[chosen], classes)]
+    x, labels = x.reshape(-1, len(labels), x.shape[1])[:, chosen], labels[chosen]
+    places = np.searchsorted(classes, labels)
+    x = np.nan_to_num(x, posinf=0.0, neginf=0.0)  # of a model that diverged, whose training will say so
+    losses = np.zeros(len(STRENGTHS))
+    for train, held in StratifiedKFold(FOLDS).split(chosen, labels):
+        seen, answers = x[:, train].reshape(-1, x.shape[2]), np.tile(labels[train], len(x))
+        model = LogisticRegression(max_iter=100, warm_start=True, tol=1e-3)
+        for i, c in enumerate(STRENGTHS):
+            fitted(model.set_params(C=c), seen, answers)
+            losses[i] -= log_probabilities(model, x[0, held])[np.arange(len(held)), places[held]].sum()
+    return STRENGTHS[int(losses.argmin())]
+
+
+def neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int = 10) -> np.ndarray:
+    """Classes [N] by a vote of the k nearest (Euclidean, standardised columns)."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    mean, std = train.mean(0), train.std(0) + 1e-6
+    model = KNeighborsClassifier(min(k, len(train))).fit((train - mean) / std, labels)
+    return model.predict((test - mean) / std)
+
+
+def probe(encoder: Any, train: Any, held: Any, inputs: Callable[[Any], Any], autocast: Callable[[], Any]) -> dict[str, float]:
+    """How spread the features of a held-out part of the training split are, from at most MOST images; where each has one label
+    also the accuracy of both classifiers on it, trained on at most MOST images.
+
+    An encoder whose features may come from any layer takes them, from here on, from the one with the best linear probe.
+    """
+    held = held.spaced(MOST)
+    layered = hasattr(encoder, "layer_features")
+
+    def look(split: Any) -> np.ndarray:
+        """[N, layers, D]"""
+        x = features(encoder, split, inputs, autocast, "layer_features" if layered else "features")
+        return np.nan_to_num(x if layered else x[:, None]).clip(-MOST_VALUE, MOST_VALUE)
+
+    def spread(z: np.ndarray) -> dict[str, float]:
+        return {"effective_rank": effective_rank(z), "feature_std": feature_std(z)}
+
+    z = look(held)
+    if train.labels is None or held.labels is None or train.labels.ndim > 1 or len(train.labels.unique()) < 2:
+        return spread(z[:, encoder.layer - 1 if layered else 0])
+    train = train.spaced(MOST)
+    x, y, truth = look(train), train.labels.numpy(), held.labels.numpy()
+    linear = [float((np.unique(y)[logistic(x[:, i], y, z[:, i], USUAL).argmax(1)] == truth).mean()) for i in range(x.shape[1])]
+    layers: dict[str, float] = {}
+    if layered:
+        encoder.choose(linear)
+        layers = {f"{LAYER}{i}": score for i, score in enumerate(linear, 1)} | {"layer": encoder.layer}
+    used = encoder.layer - 1 if layered else 0
+    knn = float((neighbours(x[:, used], y, z[:, used]) == truth).mean())
+    return spread(z[:, used]) | {"probe_knn": knn, "probe_linear": linear[used]} | layers
+
+
+def effective_rank(x: np.ndarray) -> float:
+    """exp(entropy of the singular values' shares) of centred features [N, D] (RankMe: Garrido et al. 2023, arXiv:2210.02885;
+    Roy and Vetterli 2007): from 1, all on a line, to min(N, D)."""
+    values = np.linalg.svd(x - x.mean(0), compute_uv=False).astype(np.float64)
+    if values.sum() == 0:
+        return 1.0
+    shares = values[values > 0] / values.sum()
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def feature_std(x: np.ndarray) -> float:
+    """Standard deviation of features scaled to length 1, times sqrt(D), mean over columns (Chen and He 2021, arXiv:2011.10566,
+    figure 2): 0 when all are the same, 1 when they spread over all directions."""
+    unit = x / (np.linalg.norm(x, axis=1, keepdims=True) + 1e-12)
+    return float(unit.std(0).mean() * np.sqrt(x.shape[1]))
+
+
+def collapse(found: dict[str, float], before: dict[str, float], count: int) -> str | None:
+    """What speaks for features that collapse, beside those of the untrained encoder; None when nothing does. `count` images."""
+    signs = []
+    if found["effective_rank"] < max(2.0, 0.25 * before["effective_rank"]):
+        signs.append(f"effective rank {found['effective_rank']:.1f} (untrained {before['effective_rank']:.1f})")
+    if found["feature_std"] < 0.25 * before["feature_std"]:
+        signs.append(f"standard deviation of the features {found['feature_std']:.3f} (untrained {before['feature_std']:.3f})")
+    if (now := found.get("probe_knn")) is not None and now < before["probe_knn"] - 2 * (0.5 / count) ** 0.5:
+        signs.append(f"k-NN {now:.3f}, below the untrained encoder's {before['probe_knn']:.3f}")
+    return ", ".join(signs) or None
+
+
+def describe(found: dict[str, float]) -> str:
+    parts = [f"effective rank {found['effective_rank']:.1f}"]
+    if "probe_knn" in found:
+        parts = [f"k-NN {found['probe_knn']:.3f}", f"linear probe {found['probe_linear']:.3f}", *parts]
+    if "layer" in found:
+        parts.append(f"layer {found['layer']:.0f}")
+    return ", ".join(parts)

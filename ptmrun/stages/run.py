@@ -1,0 +1,183 @@
+"""The stages of a run: pretrain, finetune, evaluate, and what happens around them."""
+
+import contextlib
+import errno
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ptmrun.config import schema as config
+from ptmrun.config.init_source import OUTSIDE, origin
+from ptmrun.config.schema import Config
+from ptmrun.errors import Interrupted, UserError, printable
+from ptmrun.finetuning import methods
+from ptmrun.loggers import tracker
+from ptmrun.models import batchnorm
+from ptmrun.reports import projection, report
+from ptmrun.runs import changes, provenance
+from ptmrun.runs.folder import Run, console, now
+from ptmrun.stages import reuse
+from ptmrun.stages.context import LEAST, PASSES, Context, chosen_stages, labelled, layer_decay_of, steps_of, weights_hash
+from ptmrun.stages.evaluate import evaluate
+from ptmrun.stages.prepare import prepare
+from ptmrun.stages.pretrain import pretrain
+from ptmrun.stages.trials import chosen_labels, classifier, label_counts, trials, tune, weights_file
+from ptmrun.storage import tensor_files
+from ptmrun.training import optim
+from ptmrun.training.signals import Stop
+
+
+def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any] | None = None) -> Run:
+    """A new run from the beginning; `verb` is what was typed before the overrides, `known` what its manifest must come to hold:
+    the data, the weights that it starts from."""
+    if origin(cfg.init) == "run":
+        Run.open(Path(cfg.init))
+    tracker.library(cfg.logger.name)  # what is not installed is said before there is a folder
+    projection.library(cfg.evaluate.map)
+    run = Run.create(
+        cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | {k: v for k, v in (known or {}).items() if v}
+    )
+    with run.lock():
+        execute(run, cfg)
+    return run
+
+
+def resume(run: Run, cfg: Config) -> None:
+    """Goes on with a run, with what may change of its config. Raises UserError when it is done or a process works on it."""
+    with run.lock():
+        run.manifest = Run.open(run.folder).manifest
+        if run.manifest["status"] == "done":
+            raise UserError(f"{run.folder}: done already; nothing to resume (--fork starts a new run from its weights)")
+        changed = changes.allowed(run, config.load(run.path("config.yaml")), cfg)
+        run.say(f"Resuming {run.folder} ({run.manifest['status']})")
+        for line in changed:
+            run.say(f"  changed: {line}")
+        run.update(status="running", resumed=[*run.manifest.get("resumed", []), now()])
+        if changed:
+            run.update(changed=[*run.manifest.get("changed", []), *changed])
+            run.write("config.yaml", config.dump(cfg))
+        execute(run, cfg)
+
+
+@contextlib.contextmanager
+def watched(run: Run) -> Iterator[None]:
+    """Marks the run failed or interrupted when it ends early."""
+
+    def end(status: str, why: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk must not hide the error
+            run.update(status=status, error=why, ended=now())
+            run.note(f"{status}: {why}")
+
+    try:
+        yield
+    except Interrupted as stop:
+        end("interrupted", str(stop))
+        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {printable(str(run.folder))}", markup=False)
+        raise
+    except UserError as error:
+        end("failed", str(error))
+        raise UserError(*error.args, f"the run so far is in {run.folder}") from None
+    except OSError as error:
+        end("failed", str(error))
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        hint = f"what was written before is intact; afterwards go on with: ptmrun resume {run.folder}"
+        raise UserError(f"{error.filename or run.folder}: {error.strerror}; {hint}") from None
+    except BaseException as error:
+        end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        if run.tracker:
+            run.tracker.close()
+
+
+def execute(run: Run, cfg: Config) -> None:
+    """Runs the stages that the config asks for; each skips what it finds done."""
+    stop = Stop()
+    config.READ.clear()
+    with watched(run), stop.handled():
+        console.print(f"Run folder: {printable(str(run.folder))}", markup=False)
+        context = prepare(run, cfg, stop)
+        cfg = context.cfg
+        tracker.start(run, cfg)
+        wall: dict[str, float] = dict(run.manifest.get("wall_s", {}))
+        read = set(run.manifest.get("read", []))
+        stages = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
+        chosen = chosen_stages(context)
+        if not labelled(context) and cfg.stage == "all":
+            run.say("The data has no classes to tell apart: only the pretraining stage runs.")
+        for name in chosen:
+            start = time.perf_counter()
+            inputs = reuse.inputs(context, name)
+            if cfg.skip_done:
+                reuse.take(context, name, inputs)
+            try:
+                stages[name](context)
+            finally:  # the time of an attempt that was interrupted counts; `watched` writes it
+                wall[name] = round(wall.get(name, 0.0) + time.perf_counter() - start, 1)
+                run.manifest = {**run.manifest, "wall_s": wall}
+            read |= config.READ
+            run.update(inputs={**run.manifest.get("inputs", {}), name: inputs}, read=sorted(read))
+        report_dead_keys(run, cfg, read)
+        shutil.rmtree(run.path("checkpoints", "state"), ignore_errors=True)  # what only resuming needs
+        run.manifest = {k: v for k, v in run.manifest.items() if k != "error"} | {"status": "done", "ended": now()}
+        path = report.write(run)  # before the manifest says done: a run that is done is whole
+        run.update()
+        run.say(f"Report: {path}")
+
+
+def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
+    """Names the keys that were given and that nothing read: a warning, or with strict=true a UserError."""
+    overrides = config.load_plain(run.path("overrides.yaml"))
+    given = [o.lstrip("+").split("=", 1)[0] for o in overrides]
+    known = config.flat(config.plain(cfg))
+    dead = [key for key in dict.fromkeys(given) if "." in key and key in known and key not in read]
+    lines = [f"{key}: given, but nothing in this run reads it" for key in dead]
+    for line in lines:
+        run.say(f"Warning: {line}")
+    if lines and cfg.strict:
+        raise UserError(*lines)
+
+
+def recipe(context: Context, model: Any) -> list[str]:
+    """How long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
+    cfg, loop, lines = context.cfg, context.cfg.finetune, []
+    counts = [len(chosen_labels(context, trials(cfg, "tuned", n)[0])) for n in label_counts(cfg)]
+    many = [f"{n:,}" for n in counts if loop.layer_decay == "auto" and layer_decay_of(loop, n) == 1]
+    if many:
+        told = f"{', '.join(many)} {context.data.noun}"
+        lines.append(f"finetune.layer_decay=1 with {told}: enough for all blocks (with fewer {config.LAYER_DECAY})")
+    if loop.steps == "auto":
+        told = ", ".join(f"{steps_of(loop, n):,} with {n:,} {context.data.noun}" for n in counts)
+        lines.append(f"finetune.steps=auto: {told}: {PASSES} passes, at least {LEAST} steps")
+    if origin(cfg.init) in OUTSIDE and loop.lr == loop.published_lr and loop.name != "linear":
+        lines.append(f"finetune.lr={loop.lr:g}: for weights that were trained for long (finetune.published_lr)")
+    if origin(cfg.init) in OUTSIDE and any(map(batchnorm.kept, model.modules())):
+        lines.append("finetune.statistics=kept: batch normalisation's, of weights from outside: they saw more images")
+    return lines
+
+
+def finetune(context: Context) -> None:
+    """Fine-tunes for every number of labels and every repeat; writes checkpoints/finetuned/."""
+    cfg, run = context.cfg, context.run
+    wanted = [t for labels in label_counts(cfg) for t in trials(cfg, "tuned", labels)]
+    model, (trainable, every) = classifier(context, wanted[0])
+    share, moments = (
+        f"{trainable:,} of {every:,} parameters ({100 * trainable / every:.3g}%)",
+        optim.memory(trainable, cfg.finetune) / 1e6,
+    )
+    repeats = f"{cfg.finetune.seeds} repeat{'s' if cfg.finetune.seeds > 1 else ''}"
+    run.say(f"Fine-tuning ({cfg.finetune.name}): {share}, {moments:,.1f} MB of optimizer state, {repeats}")
+    for line in recipe(context, model):
+        run.say(f"  {line}")
+    del model  # its memory is for the trials
+    hashes = dict(run.manifest.get("finetuned_sha256", {}))
+    for trial in wanted:
+        file = run.path(weights_file(trial))
+        if not file.exists():
+            tensors = methods.trained(tune(context, trial))
+            tensor_files.save(file, tensors, {"relative_to": weights_hash(run)} if trainable < every else {})
+        hashes[trial.name] = tensor_files.sha256(tensor_files.load(file)[0])
+    run.update(finetuned_sha256=hashes)

@@ -1,0 +1,1 @@
+"""Bytes on disk: written as a whole, read as plain data."""

@@ -1,0 +1,1 @@
+"""The loop, its plan, its state on disk, recovery, optimizers, devices."""

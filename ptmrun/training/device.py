@@ -1,0 +1,122 @@
+"""Where a run computes and how precisely. Choices made by measuring are stored in the saved config, so they are made once."""
+
+import ctypes
+import fcntl
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from ptmrun.config import schema as config
+from ptmrun.data.images.decode import cache_folder
+from ptmrun.errors import UserError
+from ptmrun.runs.folder import write_atomic
+from ptmrun.storage.safe_read import plain_json
+
+EMULATED = 0.2  # below this bfloat16 is not a matter of how busy the machine is
+
+
+def find(name: str) -> torch.device:
+    """Raises UserError when the device is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(k for k, ok in there.items() if ok)
+    if not there[name]:
+        raise UserError(f"device={name}: not available here; there is: {', '.join(k for k, ok in there.items() if ok)}")
+    return torch.device(name)
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bf16_speed(device: torch.device, size: int = 768) -> float:
+    """How many times as fast as float32 a bfloat16 matrix product runs: the median of pairs, after two that warm up. Where
+    bfloat16 is emulated, and each product takes a second, the first pair after those is enough."""
+    operands = [torch.ones(size, size, dtype=kind, device=device) for kind in (torch.float32, torch.bfloat16)]
+    ratios = []
+    for _ in range(13):
+        times = [time.perf_counter()]
+        for a in operands:
+            torch.sum(a @ a).item()
+            times.append(time.perf_counter())
+        ratios.append((times[1] - times[0]) / (times[2] - times[1]))
+        if len(ratios) == 3 and ratios[2] < EMULATED:
+            break
+    return statistics.median(ratios[2:])
+
+
+def known_bf16_speed(device: torch.device, threads: int) -> float:
+    """The same, measured once for this machine: a busy moment must not make runs differ that are to be compared."""
+    machine = hardware()
+    key = f"{machine['gpu'] if device.type == 'cuda' else machine['cpu']}, {threads} threads, torch {torch.__version__}"
+    file = cache_folder() / "bf16_speed.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file.with_suffix(".lock"), "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = plain_json(file) if file.exists() else {}
+            if key not in known:
+                known[key] = round(bf16_speed(device), 2)
+                write_atomic(file, json.dumps(known, indent=2) + "\n")
+    except OSError:  # a cache that cannot be written to
+        return bf16_speed(device)
+    return known[key]
+
+
+def resolve(cfg: config.Config) -> tuple[config.Config, torch.device, list[str]]:
+    """Replaces every `auto` of the device section and sets up PyTorch. Returns notes for the user on what was chosen."""
+    device = find(cfg.device.name)
+    threads = cores() if cfg.device.threads == "auto" else cfg.device.threads
+    workers = cores() if cfg.device.workers == "auto" else cfg.device.workers
+    setup(threads)
+    notes, precision = [], cfg.device.precision
+    if precision != "fp32":
+        ratio = known_bf16_speed(device, threads)
+        measured = f"bf16 matrix products measured {ratio:.2f} times as fast as fp32 here"
+        if precision == "auto":
+            precision = "bf16" if ratio > 1.4 else "fp32"
+            notes.append(f"device.precision={precision}: {measured}")
+        elif ratio < 1:
+            notes.append(f"Warning: device.precision=bf16: {measured}; auto takes fp32")
+    changes = {"name": device.type, "precision": precision, "threads": threads, "workers": workers}
+    return config.replace(cfg, **{f"device__{k}": v for k, v in changes.items()}), device, notes
+
+
+def setup(threads: int) -> None:
+    """Threads, deterministic kernels, and an allocator that keeps its memory."""
+    torch.set_num_threads(threads)
+    threadpool_limits(threads)  # NumPy's and SciPy's products too: on more threads their sums come in another order
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # for catching bugs, and slow
+    if platform.libc_ver()[0] == "glibc":  # big tensors stay mapped between steps instead of being faulted in anew
+        libc = ctypes.CDLL(None)
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            libc.mallopt(parameter, 1 << 30)
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def attention(device: torch.device, precision: str) -> str:
+    """transformers' attention: on the CPU, bfloat16's fused attention is slower than the plain one."""
+    return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and accelerator, for the manifest."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": cores(), "memory_gb": round(memory, 1), "gpu": gpu, "system": platform.system()}

@@ -1,0 +1,238 @@
+"""The loop. It knows tensors, steps and files; it knows no model, objective, data set or stage."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ptmrun import rng
+from ptmrun.config.schema import Loop
+from ptmrun.errors import Interrupted
+from ptmrun.training import optim, recovery
+from ptmrun.training.checkpoint import State, copied, restore, save, tensors_of
+
+
+class StepSource(Protocol):
+    """Gives the micro-batches of steps start ... stop-1."""
+
+    def iterate(self, start: int, stop: int) -> Iterator[list[dict[str, Any]]]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a fit needs to know beside the model and the data."""
+
+    loop: Loop
+    steps: int
+    seed: int
+    purpose: str  # of the random numbers: "pretrain", "finetune/..."
+    samples: int  # in the training split, for the epoch in the metrics
+    batch_size: int
+    depth_of: Callable[[str], int]  # parameter name -> depth, for layer-wise learning-rate decay
+    depth: int  # of the head
+    autocast: Callable[[], contextlib.AbstractContextManager]
+    file: Path  # the resumable state
+    metric: Callable[[dict[str, Any]], None]
+    cut: Callable[[int], None]  # drops metrics after a step: those of a killed process, or of a path that diverged
+    stop: Callable[[], int | None]  # a pending signal
+    show: Callable[[int, dict[str, float]], None]  # progress
+    probe: Callable[[int], None] | None = None
+    probe_at: frozenset[int] = frozenset()
+    forward: Callable | None = None  # a compiled forward of the model, where there is one
+    precision: str = "fp32"  # of autocast
+    recover: bool = False  # go back and on more gently when training diverges, instead of stopping
+    recovered: Callable[[list[dict[str, Any]]], None] = lambda events: None  # all recoveries so far
+    bad: Path | None = None  # where weights and batch go when training stops because it diverges
+    replay: str = ""  # what to type then
+
+
+def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
+    """Trains `model` in place for plan.steps steps, going on from plan.file when it is there; returns the last averages.
+
+    `model(batch) -> (Loss, {name: Loss})`; what the second holds is averaged and logged. It may have `after_step(done, steps)`,
+    called after each optimizer step; `count(micro-batches)`, called before the first of several, for a loss that is normalised by
+    more than one number of the whole batch; and `embed` with `compare`, see `backward_together`. A step whose loss or gradient is
+    not finite, or whose loss has exploded, is skipped. When `max_skipped` in a row were, the fit goes back and on more gently
+    (see recovery.py). Raises UserError when it may not or no longer do that, Interrupted after saving when a signal is pending.
+    """
+    loop = plan.loop
+    model.train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    kept_on_disk = model.state_dict().keys()
+    buffers = {name: b for name, b in model.named_buffers() if name in kept_on_disk}  # statistics that a forward pass changes
+    optimizer = optim.build(optim.groups(model, loop, plan.depth_of, plan.depth), loop)
+    average = [p.detach().clone() for p in parameters] if loop.ema else []
+    state = begin(model, optimizer, average, plan)
+    start, saved, mark = state.step, time.perf_counter(), time.perf_counter()
+    logged, wait, seen = start, 0.0, 0
+    steps = batches.iterate(start, plan.steps)
+    while (step := state.step) < plan.steps:
+        begun = time.perf_counter()
+        micros = next(steps)
+        wait += time.perf_counter() - begun
+        rate = state.lr_scale * optim.lr_at(step, plan.steps, loop)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+
+        kept = {name: b.clone() for name, b in buffers.items()}
+        autocast = plan.autocast if state.precision == plan.precision else contextlib.nullcontext
+        inside = partial(settings, autocast, plan.seed, plan.purpose, step * loop.accumulate)
+        sums = gradients(model, plan.forward or model, micros, inside)
+        norm = float(nn.utils.clip_grad_norm_(parameters, loop.clip or math.inf))
+        value = average_of(*sums["loss"])
+        seen += sum(len(m["ids"]) for m in micros)
+
+        if fine := math.isfinite(value + norm) and value <= recovery.limit(state):
+            state.in_a_row = 0
+            state.first = state.first or [value]
+            if plan.recover and step % math.ceil(plan.steps / recovery.ANCHORS) == 0 and value <= state.first[0]:
+                unchanged = {f"model.{name}": b for name, b in kept.items()}
+                state.good, state.good_step = copied(tensors_of(model, optimizer, average) | unchanged), step
+            optimizer.step()
+            if loop.ema:
+                with torch.no_grad():
+                    torch._foreach_lerp_(average, list[Tensor](parameters), 1 - min(loop.ema, (1 + step) / (10 + step)))
+            if hasattr(model, "after_step"):
+                model.after_step(step + 1, plan.steps)
+            for name, (total, n) in sums.items():
+                before = state.window.get(name, [0.0, 0.0])
+                state.window[name] = [before[0] + total, before[1] + n]
+        else:
+            state.in_a_row += 1
+            state.skipped += 1
+            for name, buffer in buffers.items():
+                buffer.copy_(kept[name])
+        optimizer.zero_grad(set_to_none=True)
+        state.step = done = step + 1
+        if trouble := recovery.trouble(state, parameters, plan):
+            recovery.go_back(trouble, state, model, micros, plan)
+            state = begin(model, optimizer, average, plan)
+            steps = batches.iterate(state.step, plan.steps)
+            continue
+
+        if fine and (done % loop.log_every == 0 or done == plan.steps):
+            elapsed = time.perf_counter() - mark
+            state.last = {name: average_of(total, n) for name, (total, n) in state.window.items()}
+            line = {"step": done, "epoch": round(done * plan.batch_size / plan.samples, 4), **state.last}
+            line |= {"lr": rate, "grad_norm": norm, "skipped": state.skipped}
+            line |= {"samples_per_s": round(seen / elapsed, 1), "data_wait": round(wait / elapsed, 4)}
+            if state.recoveries:
+                line |= {"recoveries": len(state.recoveries), "lr_scale": state.lr_scale}
+            plan.metric(line)
+            state.window = {}
+            mark, logged, wait, seen = time.perf_counter(), done, 0.0, 0
+            plan.show(done, {**state.last, **{k: line[k] for k in ("lr", "grad_norm", "samples_per_s", "data_wait")}})
+        elif done - logged == 1 or done == start + 1:
+            plan.show(done, {})
+        if plan.probe and done in plan.probe_at:
+            with averaged(parameters, average):
+                plan.probe(done)
+            mark, wait, seen = time.perf_counter(), 0.0, 0
+        signum = plan.stop()
+        if done < plan.steps and (signum or time.perf_counter() - saved >= loop.checkpoint_every):
+            save(plan.file, tensors_of(model, optimizer, average), state, plan.steps)
+            saved = time.perf_counter()
+        if signum and done < plan.steps:
+            raise Interrupted(signum)
+    with torch.no_grad():
+        for parameter, mean in zip(parameters, average, strict=False):
+            parameter.copy_(mean)
+    return state.last
+
+
+def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], plan: Plan) -> State:
+    """The state to go on from, with metrics and manifest as they were then; a fresh one where there is no checkpoint."""
+    state = State(plan.precision)
+    if plan.file.exists():
+        state = restore(plan.file, plan.steps, plan.loop, model, optimizer, average)
+    if plan.recover and not state.good:  # at the beginning and after a recovery
+        state.good, state.good_step = copied(tensors_of(model, optimizer, average)), state.step
+    plan.cut(state.step)
+    plan.recovered(state.recoveries)
+    return state
+
+
+@contextlib.contextmanager
+def settings(
+    autocast: Callable[[], contextlib.AbstractContextManager], seed: int, purpose: str, first: int, index: int
+) -> Iterator[None]:
+    """What a forward pass of the index-th micro-batch of a step runs in: its own dropout, and autocast."""
+    rng.seed_everything(seed, f"{purpose}/dropout", first + index)
+    with autocast():
+        yield
+
+
+Inside = Callable[[int], contextlib.AbstractContextManager]
+
+
+def gradients(model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
+    """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of what is logged."""
+    if len(micros) > 1 and hasattr(model, "count"):
+        model.count(micros)
+    together = len(micros) > 1 and hasattr(model, "embed")
+    return backward_together(model, micros, inside) if together else backward(model, forward, micros, inside)
+
+
+def backward(model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
+    """`gradients` of a loss that is a sum over samples."""
+    sums: dict[str, list[float]] = {}
+    count: Tensor | int = 0
+    for i, micro in enumerate(micros):
+        with inside(i):
+            loss, shown = forward(micro)
+        # a single micro-batch is divided before backward; several are summed first and divided once all counts are known
+        (loss.total / loss.n if len(micros) == 1 else loss.total).backward()
+        count = count + loss.n
+        for name, (total, n) in {"loss": loss, **shown}.items():
+            before = sums.get(name, [0.0, 0.0])
+            sums[name] = [before[0] + float(total.detach()), before[1] + float(n)]
+    if len(micros) > 1:
+        torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], float(count))
+    return sums
+
+
+def backward_together(model: Any, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
+    """`gradients` of a loss that compares all samples of a batch, `compare(embed(batch))`: the micro-batches are embedded without
+    gradients, the whole batch is compared, and each micro-batch is embedded again to pass its part of the gradient on
+    (GradCache: Gao et al. 2021, arXiv:2101.06983)."""
+
+    def embed(i: int) -> Tensor:
+        with inside(i):
+            return model.embed(micros[i])
+
+    buffers = list(model.buffers())
+    before = [b.clone() for b in buffers]
+    with torch.no_grad():
+        parts = [embed(i) for i in range(len(micros))]
+        for buffer, value in zip(buffers, before, strict=True):  # statistics count once
+            buffer.copy_(value)
+    whole = torch.cat(parts).requires_grad_()
+    loss, shown = model.compare(whole)
+    (loss.total / loss.n).backward()
+    assert whole.grad is not None
+    for i, gradient in enumerate(whole.grad.split([len(part) for part in parts])):
+        embed(i).backward(gradient)
+    return {name: [float(total.detach()), float(n)] for name, (total, n) in {"loss": loss, **shown}.items()}
+
+
+def average_of(total: float, n: float) -> float:
+    return total / n if n else 0.0
+
+
+@contextlib.contextmanager
+def averaged(parameters: list[nn.Parameter], average: list[Tensor]) -> Iterator[None]:
+    """The averaged weights in place of the trained ones, where an average is kept."""
+    now = [p.detach().clone() for p in parameters] if average else []
+    with torch.no_grad():
+        for parameter, mean in zip(parameters, average, strict=False):
+            parameter.copy_(mean)
+        yield
+        for parameter, value in zip(parameters, now, strict=False):
+            parameter.copy_(value)

@@ -1,0 +1,112 @@
+"""What happens when training diverges: back to the last good state and on more gently, or a stop with the batch saved."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ptmrun.batch import Tokens
+from ptmrun.errors import UserError
+from ptmrun.rng import Rows
+from ptmrun.storage import tensor_files
+from ptmrun.training.checkpoint import State, save
+
+if TYPE_CHECKING:
+    from ptmrun.training.loop import Plan
+
+ANCHORS = 10  # how often in a fit a state may become the good one; each is a copy in memory
+
+
+MOST = 5  # recoveries; the learning rate is then 1/32 of the one asked for: no longer the same recipe
+
+
+EXPLODED = 100  # times the first loss (or times 1, where that was less): training that gets there has lost what it learned
+
+
+def limit(state: State) -> float:
+    """The loss above which training has exploded."""
+    return EXPLODED * max(1.0, *state.first) if state.first else math.inf
+
+
+def trouble(state: State, parameters: list[nn.Parameter], plan: "Plan") -> str:
+    """Why training cannot go on as it is, or nothing."""
+    if state.in_a_row >= plan.loop.max_skipped:
+        what = f"loss or gradient not finite, or loss above {EXPLODED} times the first,"
+        return f"{what} for {state.in_a_row} steps in a row, up to step {state.step}"
+    if state.step == plan.steps and not all(bool(p.isfinite().all()) for p in parameters):
+        return f"weights not finite after the last step {state.step}"
+    return ""
+
+
+def go_back(why: str, state: State, model: nn.Module, micros: list[dict[str, Any]], plan: "Plan") -> None:
+    """Writes plan.file as the last good state, to go on from in fp32 instead of bf16 or else at half the learning rate.
+
+    That file is all there is to a recovery: a killed process that resumes from it takes the same path. Raises UserError, with
+    the batch saved for `replay`, where the plan does not recover or has done so MOST times.
+    """
+    if not plan.recover or len(state.recoveries) == MOST:
+        if plan.bad:
+            save_batch(plan.bad, model, micros, state, plan)
+        raise stopped(why, state, micros, plan)
+    change: dict[str, Any] = {"lr_scale": state.lr_scale / 2} if state.precision == "fp32" else {"precision": "fp32"}
+    event = {"why": why, "to": state.good_step, **change}
+    again = dataclasses.replace(
+        state, step=state.good_step, in_a_row=0, window={}, recoveries=[*state.recoveries, event], good={}, **change
+    )
+    save(plan.file, state.good, again, plan.steps)
+
+
+def describe(event: dict[str, Any]) -> str:
+    """One entry of the manifest's `recoveries` as a sentence."""
+    how = f"with the learning rate times {event['lr_scale']:g}" if "lr_scale" in event else "in fp32 instead of bf16"
+    return f"{event['purpose']}: {event['why']}; went back to step {event['to']} and on {how}"
+
+
+def stopped(why: str, state: State, micros: list[dict[str, Any]], plan: "Plan") -> UserError:
+    ids = torch.cat([m["ids"] for m in micros]).tolist()
+    shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+    tried = f" after {MOST} recoveries" if state.recoveries else ""
+    good = tensor_files.load(plan.file)[1].get("step") if plan.file.exists() else None
+    last = f"the last checkpoint is of step {good}" if good is not None else "there is no checkpoint yet"
+    look = f"; to see where it begins: {plan.replay}" if plan.bad else ""
+    return UserError(
+        f"{plan.purpose}: {why} (samples {shown}){tried}; {last}; try a lower lr, more warmup or device.precision=fp32{look}"
+    )
+
+
+def save_batch(file: Path, model: nn.Module, micros: list[dict[str, Any]], state: State, plan: "Plan") -> None:
+    """Writes weights and batch of the last step, which was skipped: all that `replay` needs to run it again."""
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    for i, micro in enumerate(micros):
+        for name, value in micro.items():
+            parts = value._asdict() if isinstance(value, Tokens) else {"": value}
+            tensors |= {f"batch.{i}.{name}.{k}".rstrip("."): v.clone() for k, v in parts.items() if isinstance(v, Tensor)}
+    rows = [dataclasses.asdict(m["rows"]) if "rows" in m else None for m in micros]
+    step = {"purpose": plan.purpose, "seed": plan.seed, "step": state.step - 1, "first": (state.step - 1) * plan.loop.accumulate}
+    tensor_files.save(file, tensors, {**step, "precision": state.precision, "limit": limit(state), "rows": rows})
+
+
+def load_batch(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
+    """(weights, micro-batches, {purpose, seed, step, first, precision, limit}) that `save_batch` wrote."""
+    tensors, found = tensor_files.load(file)
+    kinds = {"purpose": str, "seed": int, "step": int, "first": int, "precision": str, "limit": float, "rows": list}
+    try:
+        if any(type(found[k]) is not kind for k, kind in kinds.items()):
+            raise TypeError
+        micros: list[dict[str, Any]] = [together(tensor_files.part(tensors, f"batch.{i}.")) for i in range(len(found["rows"]))]
+        total = sum(len(micro["ids"]) for micro in micros)
+        for micro, rows in zip(micros, found["rows"], strict=True):
+            if rows:
+                micro["rows"] = Rows(**{**rows, "total": total})
+    except (KeyError, TypeError):
+        raise UserError(f"{file}: not a batch that ptmrun saved; refused") from None
+    return tensor_files.part(tensors, "model."), micros, found
+
+
+def together(named: dict[str, Tensor]) -> dict[str, Any]:
+    """What `save_batch` took apart, by name: tensors, and Tokens of those whose names have a dot."""
+    found: dict[str, Any] = {name: value for name, value in named.items() if "." not in name}
+    return found | {name: Tokens(**tensor_files.part(named, f"{name}.")) for name in {n.split(".")[0] for n in named if "." in n}}
