@@ -1,11 +1,36 @@
-"""Text as models see it: batches of token numbers, and what a model must know of the vocabulary that they are from."""
+"""What a batch's inputs are, and what a model must know of the data that they are from.
+
+Images are a tensor [B, C, S, S], texts are Tokens.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+
+@runtime_checkable
+class Samples(Protocol):
+    """A batch of samples that are more than one tensor: a NamedTuple of tensors."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Samples":
+        """With each of its tensors changed."""
+        ...
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+
+def packed(samples: "Tensor | Samples") -> dict[str, Tensor]:
+    """By name, {"": samples} where it is one tensor."""
+    named = {"": samples} if isinstance(samples, Tensor) else samples._asdict()
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def unpacked(named: dict[str, Tensor], kind: type | None) -> Any:
+    """What `packed` took apart. Raises KeyError or TypeError for what is not of this kind (None: one tensor)."""
+    return named[""] if kind is None else kind(**named)
 
 
 class Tokens(NamedTuple):
@@ -56,3 +81,17 @@ class Vocabulary:
     special: Tensor  # [size] bool: stands for no text
     continues: Tensor  # [size] bool: goes on with the word of the token before it
     stops: Tensor  # [size] bool: ends a sentence (. ! ?)
+
+
+class ImageSpec(NamedTuple):
+    """Square images of `size` pixels a side."""
+
+    size: int
+    channels: int
+
+
+class TextSpec(NamedTuple):
+    """Texts of at most `length` tokens."""
+
+    vocabulary: Vocabulary
+    length: int

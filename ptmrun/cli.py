@@ -1,14 +1,19 @@
 """argv -> a run, a sweep or a verb. It never imports torch itself."""
 
+import importlib
 import os
 import signal
 import sys
+import textwrap
+from pathlib import Path
 
 import ptmrun
-from ptmrun.commands import table as verbs
-from ptmrun.compose import compose, hydra_main
-from ptmrun.config import schema as config
+from ptmrun.commands import table
+from ptmrun.compose import compose
+from ptmrun.config import choices, parsing
+from ptmrun.config.grammar import hydra_main
 from ptmrun.errors import Interrupted, UserError, nearest, printable
+from ptmrun.runs.folder import Run
 
 SPINS = "1000"  # turns of a waiting thread of PyTorch's (libgomp) before it sleeps: what libgomp takes when it has too few cores
 
@@ -44,6 +49,9 @@ def run(argv: list[str]) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
+    if argv and argv[0] in table.VERBS and {"-h", "--help"} & set(argv):
+        print(verb_help(argv[0]))
+        return 0
     if not argv or argv[0] in ("-h", "--help", "help") or "--help" in argv or "-h" in argv:
         print(help_text())
         return 0
@@ -55,7 +63,7 @@ def dispatch(argv: list[str]) -> int:
             raise UserError('-sc: expected install=SHELL, as in: eval "$(ptmrun -sc install=bash)" (bash, fish or zsh)')
         hydra_main(lambda _: None, argv)
         return 0
-    if argv[0] in verbs.VERBS:
+    if argv[0] in table.VERBS:
         return verb(argv[0], argv[1:])
     flags = [a for a in argv if a.startswith("-") and not a.startswith("--on-nan=")]
     overrides = [a.replace("--on-nan=", "on_nan=", 1) for a in argv if a not in flags]
@@ -65,12 +73,12 @@ def dispatch(argv: list[str]) -> int:
         return sweep.run(overrides)
     if flags in (["-c"], ["--cfg"]) and "job" in overrides:
         overrides.remove("job")
-        print(config.dump(compose(overrides)), end="")
+        print(parsing.dump(compose(overrides)), end="")
         return 0
     if flags:
         raise UserError(f"{flags[0]}: no such option; there is: --help, --version, -m (sweep), --cfg job, -sc (completion)")
     if "=" not in overrides[0]:
-        raise UserError(f"{overrides[0]}: no such verb{nearest(overrides[0], verbs.VERBS)}; settings have the form key=value")
+        raise UserError(f"{overrides[0]}: no such verb{nearest(overrides[0], table.VERBS)}; settings have the form key=value")
     cfg = compose(overrides)
     from ptmrun.stages import run as stages
 
@@ -80,17 +88,29 @@ def dispatch(argv: list[str]) -> int:
 
 def verb(name: str, argv: list[str]) -> int:
     """Sorts the words after a verb into folders or names, settings and flags, and runs it."""
-    known = verbs.VERBS[name]
+    known = table.VERBS[name]
     flags = [a for a in argv if a.startswith("-")]
     settings = [a for a in argv if "=" in a and not a.startswith("-")]
     names = [a for a in argv if a not in flags and a not in settings]
     if wrong := [f for f in flags if f not in known.flags]:
         raise UserError(f"{name} {wrong[0]}: no such option{nearest(wrong[0], known.flags)}")
-    if known.settings is not None and (bad := [s for s in settings if s.split("=")[0] not in known.settings]):
-        raise UserError(f"{name} {bad[0]}: no such setting of this verb{nearest(bad[0].split('=')[0], known.settings)}")
+    own = known.settings.model_fields if known.settings else None
+    if own is not None and (bad := [s for s in settings if s.split("=")[0] not in own]):
+        raise UserError(f"{name} {bad[0]}: no such setting of this verb{nearest(bad[0].split('=')[0], own)}")
     if not known.least <= len(names) <= known.most:
         raise UserError(f"{name}: expected {known.usage}, as in: ptmrun {known.example}")
-    return known.run(names, settings, flags)
+    options = parsing.parse_words(known.settings, settings) if known.settings else None
+    runs = [Run.open(Path(folder)) for place, folder in enumerate(names) if place < known.runs]
+    module = importlib.import_module(f"ptmrun.commands.{known.module}")
+    return module.command(table.Call(names, runs, settings, options, flags))
+
+
+def verb_help(name: str) -> str:
+    known = table.VERBS[name]
+    lines = [f"ptmrun {name} {known.usage}", "", *textwrap.wrap(known.what, 100), "", f"As in: ptmrun {known.example}"]
+    own = known.settings.model_fields.items() if known.settings else ()
+    lines += [f"  {key}={parsing.shown(field.default)}" for key, field in own]
+    return "\n".join([*lines, *(f"  {flag}" for flag in known.flags)])
 
 
 def help_text() -> str:
@@ -104,13 +124,13 @@ def help_text() -> str:
         "      hydra/launcher=joblib|submitit_local|submitit_slurm|ray runs jobs side by side, sweep.search=optuna searches",
         "",
         "Verbs",
-        *(f"  ptmrun {name + ' ' + verb.usage:<28} {verb.what}" for name, verb in verbs.VERBS.items()),
+        *(f"  ptmrun {name + ' ' + verb.usage:<28} {verb.what}" for name, verb in table.VERBS.items()),
         "",
         "Groups (group=choice)",
     ]
-    for group in config.GROUPS:
+    for group in choices.GROUPS:
         lines.append(f"  {group}")
-        lines += [f"    {name:<15} {config.summary(group, name)}" for name in config.choices(group)]
+        lines += [f"    {name:<15} {choices.summary(group, name)}" for name in choices.names(group)]
     lines += [
         "",
         "Keys (key=value; all of them with their defaults: ptmrun --cfg job)",

@@ -1,9 +1,10 @@
-"""How objectives and the loop speak of a loss."""
+"""How objectives, fine-tuned models and the loop speak of a loss."""
 
+import abc
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Loss(NamedTuple):
@@ -11,6 +12,43 @@ class Loss(NamedTuple):
 
     total: Tensor
     n: Tensor | int
+
+
+class Learner(nn.Module, abc.ABC):
+    """What the loop trains: an encoder with a head or heads."""
+
+    encoder: Any
+    views: Any = None  # of each image, that its batches hold (data/images/views.py)
+    alphas: tuple[float, float] = (0.0, 0.0)  # of MixUp and CutMix, by which its batches are mixed
+    pairs = False  # its batches hold pairs of texts
+    compares = False  # its loss compares all samples of a batch: `compare(embed(batch))`
+    initial_within = 1.25  # times `initial_loss`, that its first loss may be
+
+    @abc.abstractmethod
+    def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
+        """The loss, and by name what else is averaged and logged."""
+
+    def embed(self, batch: dict[str, Any]) -> Tensor:
+        """Of a micro-batch, what `compare` compares, [b, ...]."""
+        raise TypeError(f"{type(self).__name__} compares no samples")
+
+    def compare(self, embedded: Tensor) -> tuple[Loss, dict[str, Loss]]:
+        """As `forward`, of the whole batch."""
+        raise TypeError(f"{type(self).__name__} compares no samples")
+
+    def count(self, micros: list[dict[str, Any]]) -> None:
+        """Called before the first of several micro-batches, for a loss that is normalised by several numbers of the batch."""
+
+    def after_step(self, done: int, steps: int) -> None:
+        """Called after each optimizer step, `done` of `steps`."""
+
+    def initial_loss(self, batch: dict[str, Any]) -> float | None:
+        """The loss of a uniform prediction (the mean, equal probabilities), where it is known."""
+        return None
+
+    def lowest_loss(self, batch: dict[str, Any]) -> float | None:
+        """The lowest loss there is, where it is known and not 0."""
+        return None
 
 
 def smoothed_entropy(smoothing: float, classes: int) -> float:

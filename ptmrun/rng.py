@@ -35,7 +35,7 @@ def seed_everything(seed: int, purpose: str, index: int = 0) -> None:
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchRandom:
     """The random numbers of rows [start, stop) of a batch of `total` samples at one step."""
 
     seed: int

@@ -9,9 +9,11 @@ from bench_loops import CPU, by_hand, compare, compare_steps, end_to_end
 from torch import nn
 
 from ptmrun import rng
+from ptmrun.batch import ImageSpec
 from ptmrun.compose import compose
 from ptmrun.data.images import load as images
-from ptmrun.data.images.batches import Batches, Normalise
+from ptmrun.data.images.batches import Batches
+from ptmrun.data.images.processor import ImageProcessor
 from ptmrun.data.sources import packaged
 from ptmrun.models import vit
 from ptmrun.objectives import mae, simmim
@@ -28,12 +30,12 @@ def setting(task: str, overrides: list[str], precision: str, seed: int = 0) -> t
     """(objective, batches, config) of `ptmrun task=...` on the built-in digits."""
     cfg = compose([f"task={task}", f"pretrain.steps={STEPS}", *overrides])
     data = load(cfg)
-    changes, _ = vit.resolve(cfg.model, data.size, data.channels)
+    changes, _ = vit.resolve(cfg.model, ImageSpec(data.size, data.channels))
     options = cfg.model.model_copy(update=changes)
     rng.seed_everything(seed, "bench")
-    encoder = vit.build(options, data.size, data.channels, device.attention(CPU, precision))
+    encoder = vit.build(options, ImageSpec(data.size, data.channels), device.attention(CPU, precision))
     objective = {"mim": mae, "mae": mae, "simmim": simmim}[task].Objective(encoder, cfg.task)
-    normalise = Normalise(data.mean, data.std, CPU)
+    normalise = ImageProcessor(data.mean, data.std, CPU)
     loop = cfg.pretrain
     batches = Batches(data.train, normalise, cfg.dataset.augment, loop.augment, loop.batch_size, 1, seed, "bench")
     return objective, batches, cfg
@@ -43,8 +45,8 @@ def against_trainer(task: str, size: int, batch: int, steps: int, folder: Path) 
     overrides = [f"dataset.image_size={size}", f"pretrain.batch_size={batch}", f"pretrain.steps={steps}"]
     data = load(compose(overrides))
     pictures = bench_trainer.images_of(data.train)
-    held = Normalise(data.mean, data.std, CPU)(data.val.some(len(data.val)))
-    held_out = {"inputs": held, "rows": rng.Rows(0, 0, 0, len(held), len(held))}
+    held = ImageProcessor(data.mean, data.std, CPU)(data.val.some(len(data.val)))
+    held_out = {"inputs": held, "rows": rng.BatchRandom(0, 0, 0, len(held), len(held))}
 
     def peer(objective: Any, cfg: Any, seed: int) -> tuple[float, nn.Module]:
         return bench_trainer.on_images(objective, data, pictures, cfg.pretrain, folder, seed)

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from ptmrun.training import device, optim
-from ptmrun.training import loop as train
+from ptmrun.training.loop import fit
+from ptmrun.training.plan import Plan
+from ptmrun.training.schedule import lr_at
 
 CPU, PAIRS = torch.device("cpu"), 7
 
@@ -23,7 +25,7 @@ def default_precision() -> str:
 
 def ours(objective: Any, batches: Any, cfg: Any, precision: str, folder: Path) -> float:
     """CPU seconds of train.fit."""
-    plan = train.Plan(
+    plan = Plan(
         loop=cfg.pretrain,
         steps=cfg.pretrain.steps,
         seed=0,
@@ -41,7 +43,7 @@ def ours(objective: Any, batches: Any, cfg: Any, precision: str, folder: Path) -
     )
     plan.file.unlink(missing_ok=True)  # of an earlier run that was slow enough to be saved
     start = time.process_time()
-    train.fit(objective, batches, plan)
+    fit(objective, batches, plan)
     return time.process_time() - start
 
 
@@ -54,7 +56,7 @@ def by_hand(objective: Any, batches: Any, cfg: Any, precision: str) -> float:
     context = device.autocast(CPU, precision) if precision == "bf16" else contextlib.nullcontext()
     for step, [batch] in enumerate(batches.iterate(0, loop.steps)):
         for group in optimizer.param_groups:
-            group["lr"] = optim.lr_at(step, loop.steps, loop)
+            group["lr"] = lr_at(step, loop.steps, loop)
         with context:
             loss, _ = objective(batch)
         (loss.total / loss.n).backward()

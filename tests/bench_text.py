@@ -13,7 +13,7 @@ from torch import nn
 from ptmrun import rng
 from ptmrun.compose import compose
 from ptmrun.data.text import load as texts
-from ptmrun.stages.context import part_of
+from ptmrun.stages.networks import family_of, module_of, problem_of
 from ptmrun.training import device
 
 STEPS, DRAWS = 20, 4  # draws of the hidden tokens of held-out sequences
@@ -21,25 +21,25 @@ TASKS = {"mlm": "bert", "clm": "gpt"}
 
 
 def load(cfg: Any) -> texts.Texts:
-    downstream = part_of(cfg, "downstream")
-    return texts.load(part_of(cfg, "dataset").read, cfg, part_of(cfg, "model"), downstream, None, lambda *_: None)
+    downstream = problem_of(cfg)
+    return texts.load(module_of(cfg, "dataset").read, cfg, family_of(cfg), downstream, None, lambda *_: None)
 
 
 def setting(task: str, steps: int, precision: str, seed: int = 0) -> tuple:
     """(objective, batches, config) of `ptmrun model=... stage=pretrain`."""
     cfg = compose([f"model={TASKS[task]}", "stage=pretrain", f"pretrain.steps={steps}"])
-    data, family, loop = load(cfg), part_of(cfg, "model"), cfg.pretrain
-    changes, _ = family.resolve(cfg.model, *data.shape)
+    data, family, loop = load(cfg), family_of(cfg), cfg.pretrain
+    changes, _ = family.resolve(cfg.model, data.processor(CPU).spec)
     rng.seed_everything(seed, "bench")
-    encoder = family.build(cfg.model.model_copy(update=changes), *data.shape, device.attention(CPU, precision))
-    objective = part_of(cfg, "task").Objective(encoder, cfg.task)
+    encoder = family.build(cfg.model.model_copy(update=changes), data.processor(CPU).spec, device.attention(CPU, precision))
+    objective = module_of(cfg, "task").Objective(encoder, cfg.task)
     batches = data.batches(objective, data.train, cfg, loop, loop.batch_size, seed, "bench", data.inputs(CPU))
     return objective, batches, cfg
 
 
 def documents(cfg: Any, corpus: Any) -> list[str]:
     """The texts of the documents of a corpus."""
-    whole = part_of(cfg, "dataset").read(cfg.dataset).parts["train"].documents()
+    whole = module_of(cfg, "dataset").read(cfg.dataset).parts["train"].documents()
     theirs = np.isin(corpus.documents[:-1], corpus.spans[:, 0])
     return list(compress(whole, theirs))
 
@@ -49,9 +49,11 @@ def against_trainer(task: str, steps: int, folder: Path) -> None:
     blocks = batches.split.blocks
     tokenizer = blocks.corpus.tokenizer.fast
     sequences = bench_trainer.sequences_of(documents(cfg, blocks.corpus), tokenizer, blocks.length, masked=task == "mlm")
-    [held] = load(cfg).held.all(1000)
+    [held] = load(cfg).val_corpus.all(1000)
     count = len(held.ids)
-    held_out = [{"inputs": held, "rows": rng.Rows(0, step, 0, count, count)} for step in range(DRAWS if task == "mlm" else 1)]
+    held_out = [
+        {"inputs": held, "rows": rng.BatchRandom(0, step, 0, count, count)} for step in range(DRAWS if task == "mlm" else 1)
+    ]
 
     def peer(objective: Any, cfg: Any, seed: int) -> tuple[float, nn.Module]:
         return bench_trainer.on_texts(objective, sequences, tokenizer, cfg.pretrain, folder, seed)

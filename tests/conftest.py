@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from ptmrun import cli
+from ptmrun.models.base import Encoder
+from ptmrun.runs import provenance
 from ptmrun.training import device
 
 torch.set_num_threads(1)
@@ -39,13 +41,31 @@ TINY = [
 ]
 
 
+class HandMade(Encoder):
+    """An encoder of a test, which is not saved; of its methods it has what the test needs."""
+
+    depth = 0
+
+    def features(self, inputs):
+        raise AssertionError("the test gives no features")
+
+    def depth_of(self, name):
+        return 0
+
+    def save(self, folder, *preprocessing):
+        raise AssertionError("not saved")
+
+    def load(self, folder):
+        raise AssertionError("not saved")
+
+
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     """Every test works in a folder of its own, cache included, and on one core; bf16, which takes a second a product where it is
     emulated, is measured once for all."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(device, "cores", lambda: 1)
+    monkeypatch.setattr(provenance, "cores", lambda: 1)
     monkeypatch.setattr(device, "bf16_speed", measured)
 
 

@@ -9,12 +9,13 @@ from conftest import TINY, latest
 from torch import nn
 from transformers import ViTModel
 
+from ptmrun.batch import ImageSpec
 from ptmrun.compose import compose
-from ptmrun.config import schema as config
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
 from ptmrun.finetuning import bit_hyperrule, methods
 from ptmrun.models import resnet
+from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.stages import trials
 from ptmrun.stages.context import depth_of
@@ -22,12 +23,13 @@ from ptmrun.stages.prepare import prepare
 from ptmrun.stages.trials import Trial
 from ptmrun.storage import tensor_files
 from ptmrun.training import optim
+from ptmrun.training.schedule import lr_at
 from ptmrun.training.signals import Stop
 
 
 def classifier() -> Classifier:
     torch.manual_seed(0)
-    return Classifier(resnet.build(SimpleNamespace(size=10, resize=32), 32, 3, "eager"), 3, 0.0)
+    return Classifier(resnet.build(SimpleNamespace(size=10, resize=32), ImageSpec(32, 3), "eager"), 3, 0.0)
 
 
 def method(name="full", **keys):
@@ -99,7 +101,7 @@ def test_the_rule_of_the_paper(images, side, expected):
 
 def test_staircase():
     loop = compose(["finetune.schedule=staircase", "finetune.lr=0.003", "finetune.warmup=0.05"]).finetune
-    at = {step: optim.lr_at(step, 10_000, loop) for step in (0, 499, 500, 2999, 3000, 5999, 6000, 8999, 9000, 9999)}
+    at = {step: lr_at(step, 10_000, loop) for step in (0, 499, 500, 2999, 3000, 5999, 6000, 8999, 9000, 9999)}
     falls = [0.003 / 500, 0.003, 0.003, 0.003, 3e-4, 3e-4, 3e-5, 3e-5, 3e-6, 3e-6]
     assert list(at.values()) == pytest.approx(falls, rel=1e-9)
 
@@ -128,7 +130,7 @@ def test_a_run_by_the_rule(ptmrun):
     )
     assert code == 0, err
     assert "finetune.warmup=0.2: 500 steps, at most a fifth" in out
-    options = config.load(latest() / "config.yaml").finetune
+    options = config_file.load(latest() / "config.yaml").finetune
     assert (options.steps, options.warmup, options.resolution, options.mixup) == (3, 0.2, 40, 0.2)
     tensors = tensor_files.load(latest() / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
     assert "encoder.net.layer1.0.bn2.weight" in tensors
@@ -143,9 +145,9 @@ def test_a_run_by_the_rule(ptmrun):
 @pytest.mark.parametrize("method", ["full", "layer_decay", "lora", "linear"])
 def test_from_scratch_trains_every_weight_at_one_rate(method):
     cfg = compose([f"finetune={method}", "finetune.freeze=[encoder.*]", "finetune.scratch_lr=2e-3"])
-    scratch = trials.settings(cfg, Trial(10, "scratch", 0), 100)
+    scratch = trials.finetune_settings(cfg, Trial(10, "scratch", 0), 100)
     if method != "full":
-        assert trials.settings(cfg, Trial(10, "tuned", 0), 100) == cfg.finetune
+        assert trials.finetune_settings(cfg, Trial(10, "tuned", 0), 100) == cfg.finetune
     assert (scratch.lr, scratch.layer_decay, scratch.freeze) == (2e-3, 1.0, None)
     model = classifier()
     trained, every = methods.adapt(model, scratch, 10)
@@ -159,7 +161,7 @@ def test_lower_blocks_learn_more_slowly_from_few_labels(tmp_path):
     cfg = compose([])
 
     def decay(cfg, labels):
-        return trials.settings(cfg, Trial(None, "tuned", 0), labels).layer_decay
+        return trials.finetune_settings(cfg, Trial(None, "tuned", 0), labels).layer_decay
 
     assert [decay(cfg, n) for n in (10, 5000, 5001, 60_000)] == [0.75, 0.75, 1.0, 1.0]
     assert decay(compose(["finetune.layer_decay=0.9"]), 60_000) == 0.9
@@ -175,7 +177,7 @@ def test_the_head_keeps_its_digits_under_autocast():
     encoder.width, encoder.features = 8, lambda x: x
     model = Classifier(encoder, 2, 0.0)
     x = 100 + 0.1 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-    model.start_from_probe(x, (x[:, 0] > 100).long())
+    model.init_head_from_probe(x, (x[:, 0] > 100).long())
     with torch.autocast("cpu", torch.bfloat16):
         found = model.logits(x)
     assert found.dtype == torch.float32
@@ -228,7 +230,7 @@ def test_a_classifier_is_in_the_mode_that_it_trains_in():
     """So that what looks at a step (check, replay, budget) sees the step of the loop."""
     cfg = compose([*TINY, "model=resnet", "task=simclr", "finetune=linear"])
     context = prepare(Run.create(cfg, [], {"parents": []}), cfg, Stop())
-    model, _ = trials.classifier(context, trials.trials(cfg, "tuned", 5)[0])
+    model, _ = trials.build_model(context, trials.trials(cfg, "tuned", 5)[0])
     assert model.training
     assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 

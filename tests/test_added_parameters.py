@@ -11,14 +11,14 @@ from peft import PeftModel
 from torch import nn
 from transformers import ViTModel
 
-from ptmrun.batch import Tokens, Vocabulary
+from ptmrun.batch import ImageSpec, TextSpec, Tokens, Vocabulary
 from ptmrun.compose import compose
-from ptmrun.config import schema as config
+from ptmrun.config import choices, compatibility
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import Misfit, UserError
 from ptmrun.finetuning import adapters, lora, methods, prefix
 from ptmrun.runs.folder import Run
-from ptmrun.stages.context import part_of
+from ptmrun.stages.networks import family_of
 from ptmrun.storage import tensor_files
 
 STEPS = 100
@@ -31,19 +31,18 @@ def options(method, *changes):
 def made(model):
     """(a classifier of three classes on a small encoder with dropout off, a batch)"""
     cfg = compose([f"model={model}"])
-    family = part_of(cfg, "model")
+    family = family_of(cfg)
     torch.manual_seed(0)
-    if "text" in config.spec("model", model).needs:
+    if "text" in choices.spec("model", model).needs:
         none = torch.zeros(100, dtype=torch.bool)
-        shape: tuple = (Vocabulary(100, 0, 3, 3, 1, 2, torch.arange(100) < 4, none, none), 32)
+        spec: tuple = TextSpec(Vocabulary(100, 0, 3, 3, 1, 2, torch.arange(100) < 4, none, none), 32)
         ids = torch.randint(4, 100, (6, 20))
         inputs = Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
     else:
-        shape, inputs = (32, 3), torch.randn(6, 3, 32, 32)
-    settings = SimpleNamespace(**cfg.model.model_dump() | family.resolve(cfg.model, *shape)[0])
-    encoder = family.build(settings, *shape, "eager")
-    if hasattr(encoder, "trim"):
-        encoder.trim()
+        spec, inputs = ImageSpec(32, 3), torch.randn(6, 3, 32, 32)
+    settings = SimpleNamespace(**cfg.model.model_dump() | family.resolve(cfg.model, spec)[0])
+    encoder = family.build(settings, spec, "eager")
+    encoder.trim()
     for module in encoder.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -65,7 +64,10 @@ def trained(classifier, batch, steps, lr=0.05, each=lambda done: None):
 
 
 FITTING = [
-    (m, f) for f in methods.ADDED for m in config.choices("model") if config.fine_tunes(f, m) and m not in ("vgg", "inception")
+    (m, f)
+    for f in methods.ADDED
+    for m in choices.names("model")
+    if compatibility.fine_tunes(f, m) and m not in ("vgg", "inception")
 ]
 
 
@@ -269,4 +271,4 @@ def test_an_interrupted_allocation_goes_on_exactly(ptmrun, monkeypatch):
 def test_methods_of_the_table_have_modules():
     for name, module in methods.ADDED.items():
         assert callable(getattr(importlib.import_module(f"ptmrun.finetuning.{module}"), name))
-    assert set(methods.ADDED) | set(methods.METHODS) == set(config.choices("finetune"))
+    assert set(methods.ADDED) | set(methods.METHODS) == set(choices.names("finetune"))

@@ -27,10 +27,10 @@ def test_a_sound_config_passes_and_nothing_is_left(ptmrun, monkeypatch, tmp_path
     code, out, err = ptmrun("check", *TINY)
     assert code == 0, err
     assert "failed" not in out
-    assert "an answer that says nothing has 2.303; expected 1.84 to 2.88" in line(out, "finetune: first loss")
+    assert "an uniform prediction has 2.303; expected 1.84 to 2.88" in line(out, "finetune: first loss")
     assert "10 classes of 26 to 28 training images" in line(out, "data")
     assert "337,920 in the encoder, 970 in the classifier; 338,890 trained" in line(out, "finetune: parameters")
-    assert "accuracy 1.00" in line(out, "finetune: one batch by heart")
+    assert "accuracy 1.00" in line(out, "finetune: overfit one batch")
     assert "bit-equal" in line(out, "pretrain: checkpoint")
     assert re.search(r"time +\d+ s: prepare \d+ s, pretrain \d+ s, finetune \d+ s, evaluate \d+ s", out)
     assert not Path("outputs").exists()
@@ -101,16 +101,16 @@ def test_labels_that_say_nothing_are_not_learned(ptmrun, broken):
     broken("forward", shuffled)
     code, out, _ = ptmrun("check", *TINY, "stage=finetune")
     assert code == 1
-    assert line(out, "finetune: one batch by heart").startswith("failed")
-    assert "accuracy 1.00" not in line(out, "finetune: one batch by heart")
+    assert line(out, "finetune: overfit one batch").startswith("failed")
+    assert "accuracy 1.00" not in line(out, "finetune: overfit one batch")
 
 
 @pytest.mark.parametrize("lr", ["1e-9", "1e3"])
 def test_an_absurd_learning_rate_fails(ptmrun, lr):
     code, out, _ = ptmrun("check", *TINY, "stage=pretrain", f"pretrain.lr={lr}")
     assert code == 1
-    assert line(out, "pretrain: one batch by heart").startswith("failed")
-    assert f"it does not learn (lr={float(lr):g})" in line(out, "pretrain: one batch by heart")
+    assert line(out, "pretrain: overfit one batch").startswith("failed")
+    assert f"it does not learn (lr={float(lr):g})" in line(out, "pretrain: overfit one batch")
 
 
 def test_a_first_loss_far_off_is_a_warning(ptmrun, broken):
@@ -118,7 +118,7 @@ def test_a_first_loss_far_off_is_a_warning(ptmrun, broken):
     code, out, _ = ptmrun("check", *TINY, "stage=finetune")
     assert code == 0
     assert line(out, "finetune: first loss").startswith("warning")
-    assert "an answer that says nothing has 20.000; expected 16.00 to 25.00" in line(out, "finetune: first loss")
+    assert "an uniform prediction has 20.000; expected 16.00 to 25.00" in line(out, "finetune: first loss")
 
 
 def test_gradients_that_are_not_finite_fail(ptmrun, broken):

@@ -17,8 +17,9 @@ from conftest import TINY, draw, latest
 
 from ptmrun.commands import reproduce
 from ptmrun.compose import compose
-from ptmrun.config import schema as config
+from ptmrun.config import parsing, schema
 from ptmrun.finetuning import methods
+from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.stages import budget
 from ptmrun.stages.prepare import prepare
@@ -55,8 +56,8 @@ def test_a_run_leaves_everything(done_run):
     assert manifest["status"] == "done"
     assert manifest["packages"]["torch"] == torch.__version__.split("+")[0]
     assert set(manifest["wall_s"]) == {"pretrain", "finetune", "evaluate"}
-    cfg = config.load(done_run / "config.yaml")
-    left = [key for key, value in config.flat(config.plain(cfg)).items() if value == "auto"]
+    cfg = config_file.load(done_run / "config.yaml")
+    left = [key for key, value in schema.flat(parsing.plain(cfg)).items() if value == "auto"]
     assert left == ["finetune.layer_decay"], "all is settled but what each number of labels decides"
 
 
@@ -201,7 +202,7 @@ def test_stages_one_by_one(done_run, ptmrun):
     assert latest().name.endswith("-finetune-evaluate")
     assert json.loads((latest() / "results.json").read_text())["by_labels"] == whole["by_labels"]
     assert ptmrun("stage=finetune", f"init={first}", "finetune=linear", "finetune.seeds=1")[0] == 0
-    assert config.load(latest() / "config.yaml").finetune.name == "linear"
+    assert config_file.load(latest() / "config.yaml").finetune.name == "linear"
 
 
 def test_from_scratch_can_be_fine_tuned_and_evaluated(ptmrun):
@@ -209,7 +210,7 @@ def test_from_scratch_can_be_fine_tuned_and_evaluated(ptmrun):
     assert ptmrun(*TINY, "stage=finetune", "finetune.seeds=1")[0] == 0
     tuned = latest()
     assert ptmrun("stage=evaluate", "init=outputs/latest")[0] == 0  # the newest run before this one
-    assert config.load(latest() / "config.yaml").init == f"outputs/{tuned.name}"
+    assert config_file.load(latest() / "config.yaml").init == f"outputs/{tuned.name}"
     results = json.loads((latest() / "results.json").read_text())
     assert results["verdict"] is None
     assert set(results["baselines"]) == {"chance", "raw", "random_frozen"}
@@ -238,7 +239,7 @@ def test_a_budget_ends_on_time(ptmrun):
     code, out, err = ptmrun(*[x for x in TINY if "steps" not in x], "budget=20s", *LONG)
     assert code == 0, err
     assert 5 < time.thread_time() - begun < 40
-    cfg = config.load(latest() / "config.yaml")
+    cfg = config_file.load(latest() / "config.yaml")
     assert cfg.pretrain.steps > 10
     assert cfg.budget is None
     assert f"pretrain.steps={cfg.pretrain.steps}: for budget=20s" in out
@@ -249,7 +250,7 @@ def test_a_budget_knows_what_a_step_from_scratch_costs(monkeypatch):
     monkeypatch.setattr(budget, "seconds_per_step", lambda context, model, *_: methods.parameters(model, trainable=True))
     cfg = compose([*TINY, "finetune=linear", "finetune.seeds=1", "evaluate.baselines=[scratch]"])
     context = prepare(Run.create(cfg, [], {"parents": []}), cfg, Stop())
-    context.cfg = config.replace(context.cfg, budget="1000000000s")
+    context.cfg = parsing.replace(context.cfg, budget="1000000000s")
     found, _ = budget.size_steps(context)
     left = budget.USABLE * 1e9 - cfg.finetune.steps * (970 + 338_890)
     assert found.pretrain.steps == pytest.approx(left / methods.parameters(context.objective(), trainable=True), abs=1)

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from ptmrun import cli
 from ptmrun.commands.table import VERBS
 from ptmrun.compose import compose
-from ptmrun.config import schema as config
+from ptmrun.config import choices, compatibility, parsing, schema
 from ptmrun.errors import UserError
-from ptmrun.stages.context import steps_of
+from ptmrun.runs import config_file
+from ptmrun.training.schedule import steps_of
 
 MISTAKES = {
     "model=vitt": "model=vitt: no such model (did you mean vit?)",
@@ -80,11 +81,11 @@ def test_all_mistakes_at_once(ptmrun):
 def test_misfit_lists_what_fits(monkeypatch):
     def spec(group, name):
         none = frozenset()
-        return config.Spec(None, none, frozenset({"images"}), frozenset({"tokens"} if name == "mlm" else none), {})
+        return choices.Spec(None, none, frozenset({"images"}), frozenset({"tokens"} if name == "mlm" else none), {}, {})
 
-    monkeypatch.setattr(config, "spec", spec)
-    monkeypatch.setattr(config, "choices", lambda group: ["mlm", "mae"])
-    [line] = config.misfits({"model": "resnet", "task": "mlm"})
+    monkeypatch.setattr(choices, "spec", spec)
+    monkeypatch.setattr(choices, "names", lambda group: ["mlm", "mae"])
+    [line] = compatibility.incompatible({"model": "resnet", "task": "mlm"})
     assert (
         line
         == "model=resnet task=mlm: the task needs tokens, which the model does not have; with model=resnet there is: task=mae"
@@ -114,43 +115,43 @@ def test_waiting_threads_sleep_early_unless_told_otherwise(monkeypatch, given, s
 def test_help_lists_every_choice(ptmrun):
     code, out, _ = ptmrun("--help")
     assert code == 0
-    for group in config.GROUPS:
-        for name in config.choices(group):
-            assert f"    {name:<15} {config.summary(group, name)}" in out
+    for group in choices.GROUPS:
+        for name in choices.names(group):
+            assert f"    {name:<15} {choices.summary(group, name)}" in out
     for verb in VERBS:
         assert f"ptmrun {verb} " in out
 
 
-@pytest.mark.parametrize("group", [g for g in config.GROUPS if g != "experiment"])
+@pytest.mark.parametrize("group", [g for g in choices.GROUPS if g != "experiment"])
 def test_every_choice_composes(group):
-    for name in config.choices(group):
+    for name in choices.names(group):
         fits = []
         if group in ("task", "finetune", "downstream"):
-            needs = config.spec(group, name).requires | (config.spec(group, name).needs - {"labels"})
+            needs = choices.spec(group, name).requires | (choices.spec(group, name).needs - {"labels"})
             fits = [
                 f"model={m}"
-                for m in config.choices("model")
-                if needs <= config.spec("model", m).provides | config.spec("model", m).needs
+                for m in choices.names("model")
+                if needs <= choices.spec("model", m).provides | choices.spec("model", m).needs
             ]
-        elif group == "dataset" and "text" in config.spec(group, name).provides:
+        elif group == "dataset" and "text" in choices.spec(group, name).provides:
             fits = ["model=bert"]
         parsed = compose([*fits[-1:], f"{group}={name}"])
         assert getattr(parsed, group).name == name
-        for key in config.spec(group, name).types:
+        for key in choices.spec(group, name).types:
             assert hasattr(getattr(parsed, group), key)
 
 
 def test_every_experiment_composes():
-    for name in config.choices("experiment"):
-        assert isinstance(compose([f"experiment={name}"]), config.Config)
+    for name in choices.names("experiment"):
+        assert isinstance(compose([f"experiment={name}"]), schema.Config)
 
 
 def test_cfg_job_reads_back(ptmrun, tmp_path):
     _, out, _ = ptmrun("--cfg", "job", "task=mae", "pretrain.lr=1e-4")
     (tmp_path / "config.yaml").write_text(out)
-    read = config.load(tmp_path / "config.yaml")
+    read = config_file.load(tmp_path / "config.yaml")
     assert (read.task.name, read.pretrain.lr, read.task.mask_ratio) == ("mae", 1e-4, 0.75)
-    assert config.plain(read) == yaml.safe_load(out)
+    assert parsing.plain(read) == yaml.safe_load(out)
 
 
 def test_weights_from_outside_are_trained_more_gently_unless_a_rate_is_given():
@@ -190,7 +191,7 @@ def test_frozen():
 
 
 def test_saved_config_runs_no_code(tmp_path):
-    good = config.dump(compose([]))
+    good = parsing.dump(compose([]))
     bad = {
         "stage: all\n_target_: os.system\n": "_target_: no such key",
         "stage: ${oc.env:HOME}\n": "interpolation ${oc.env:HOME}",
@@ -203,36 +204,36 @@ def test_saved_config_runs_no_code(tmp_path):
         text = good.replace("stage: all\n", text) if text.startswith("stage: all") else text
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(UserError) as caught:
-            config.load(tmp_path / "config.yaml")
+            config_file.load(tmp_path / "config.yaml")
         assert expected in str(caught.value)
     (tmp_path / "config.yaml").write_text(good.replace("name: mim", "name: ../../mim"))
     with pytest.raises(UserError, match="no such task"):
-        config.load(tmp_path / "config.yaml")
+        config_file.load(tmp_path / "config.yaml")
 
 
 def test_keys_that_are_newer_than_a_saved_config_take_their_defaults_and_it_says_so(tmp_path, capsys):
     """As composed with what else is saved: statistics follow from `init`."""
-    whole = config.plain(compose(["init=pretrained", "model=mobilenet", "finetune=lora", "seed=7"]))
+    whole = parsing.plain(compose(["init=pretrained", "model=mobilenet", "finetune=lora", "seed=7"]))
     older = {k: dict(v) if isinstance(v, dict) else v for k, v in whole.items() if k != "on_nan"}
     older["finetune"] = {k: v for k, v in whole["finetune"].items() if k not in ("statistics", "rank")}
     older["dataset"]["augment"] = {k: v for k, v in whole["dataset"]["augment"].items() if k != "flip"}
     (file := tmp_path / "config.yaml").write_text(yaml.safe_dump(older))
-    assert config.plain(config.load(file)) == whole
+    assert parsing.plain(config_file.load(file)) == whole
     said = capsys.readouterr().err
     assert said.startswith(f"ptmrun: {file}: of an older version")
     added = ["finetune.statistics=kept", "finetune.rank=8", "dataset.augment.flip=false", "on_nan=recover"]
     assert all(setting in said for setting in added)
-    config.load(file)
+    config_file.load(file)
     assert not capsys.readouterr().err  # once
     file.write_text(yaml.safe_dump(older | {"seed": -1}))
     with pytest.raises(UserError, match="seed=-1: expected"):
-        config.load(file)
+        config_file.load(file)
     file.write_text(yaml.safe_dump({k: v for k, v in older.items() if k != "pretrain"}))
     with pytest.raises(UserError, match="pretrain: missing"):
-        config.load(file)
+        config_file.load(file)
 
 
-KEYS = [f"{a}.{b}" for a, part in config.plain(compose([])).items() if isinstance(part, dict) for b in part] + [
+KEYS = [f"{a}.{b}" for a, part in parsing.plain(compose([])).items() if isinstance(part, dict) for b in part] + [
     "seed",
     "stage",
 ]
@@ -242,7 +243,7 @@ KEYS = [f"{a}.{b}" for a, part in config.plain(compose([])).items() if isinstanc
 @given(key=st.sampled_from(KEYS), value=st.sampled_from(["-1", "0", "1e9", "abc", "null", "[1]", "true", "nan", "{a: 1}", "''"]))
 def test_any_value_is_taken_or_refused_in_lines(key, value):
     try:
-        assert isinstance(compose([f"{key}={value}"]), config.Config)
+        assert isinstance(compose([f"{key}={value}"]), schema.Config)
     except UserError as error:
         mistakes = error.args
     else:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from texts import FRAMINGS, part, story
 
-from ptmrun.data.text import corpus, tokenizer
+from ptmrun.data.text import corpus, sentences, tokenizer_training
 from ptmrun.errors import UserError
 
 DOCUMENTS = [*story(12, 6), "One sentence alone.", "Prose is cut. At every stop! Is it? yes."]
@@ -22,7 +22,7 @@ DOCUMENTS = [*story(12, 6), "One sentence alone.", "Prose is cut. At every stop!
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    return {kind: tokenizer.train(kind, 400, FRAMINGS[kind], part(story(30, 20))) for kind in FRAMINGS}
+    return {kind: tokenizer_training.train(kind, 400, FRAMINGS[kind], part(story(30, 20))) for kind in FRAMINGS}
 
 
 def made(tokenizers, documents=DOCUMENTS, kind="wordpiece"):
@@ -43,7 +43,7 @@ def test_documents_and_sentences(tokenizers, kind, monkeypatch):
     encode = tokenizers[kind].encode
     for i, document in enumerate(DOCUMENTS):
         first, last = found.spans[i]
-        cut = [piece.strip() for piece in tokenizer.pieces(document)]
+        cut = [piece.strip() for piece in sentences.pieces(document)]
         assert last - first == len(cut)
         own = [found.ids[found.starts[s] : found.starts[s + 1]].tolist() for s in range(first, last)]
         if kind == "bpe":
@@ -143,7 +143,7 @@ def test_killed_in_between(tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").glob("[!.]*.corpus"))
     assert (left / "ids").exists()
     texts = part(story(20, 10))
-    known = tokenizer.train("bpe", 300, FRAMINGS["bpe"], texts)
+    known = tokenizer_training.train("bpe", 300, FRAMINGS["bpe"], texts)
     found = corpus.tokenised(texts, known)
     assert [known.decode(found.document(i)) for i in range(20)] == story(20, 10)
 

@@ -80,7 +80,7 @@ def test_folder_with_classes(tmp_path):
     assert (data.channels, data.size) == (3, 32)
     assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 4)
     assert data.test.labels.bincount().tolist() == [2, 2]
-    assert sorted(name for names in data.made.values() for name in names) == sorted(
+    assert sorted(name for names in data.created_splits.values() for name in names) == sorted(
         f"{c}/{i:02}.png" for c in ("cat", "dog") for i in range(12)
     )
     assert "no test split" in " ".join(data.notes)
@@ -173,7 +173,7 @@ def test_folds_share_out_the_training_split(tmp_path):
         assert len(data.test) + len(data.train) + len(data.val) == 26
         counts = data.test.labels.bincount(minlength=2)
         assert abs(counts[0] - counts[1]) <= 1
-        assert sorted(data.made) == ["test", "train", "val"]
+        assert sorted(data.created_splits) == ["test", "train", "val"]
     assert len({f.fingerprint for f in folds}) == 4
     other = load(imagefolder, *own(root), "dataset.folds=4", "dataset.split_seed=1")
     assert other.test.rows.tolist() != tests[0]
@@ -346,7 +346,7 @@ def test_augmentation_moves_pixels_by_what_it_says():
     options = compose(
         ["dataset.augment.rotate=0", "dataset.augment.scale=0", "dataset.augment.shear=0", "dataset.augment.shift=0.25"]
     )
-    rows = rng.Rows(0, 0, 0, 64, 64)
+    rows = rng.BatchRandom(0, 0, 0, 64, 64)
     moved = augment(images, options.dataset.augment, 1.0, rows)
     y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
     centre = torch.stack([(moved[:, 0] * k).sum((1, 2)) / moved[:, 0].sum((1, 2)) for k in (x, y)], 1)
@@ -358,7 +358,7 @@ def test_augmentation_moves_pixels_by_what_it_says():
 def test_flip_flips_about_half():
     options = compose([f"dataset.augment.{k}=0" for k in ("shift", "rotate", "scale", "shear")] + ["dataset.augment.flip=true"])
     images = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = augment(images, options.dataset.augment, 1.0, rng.Rows(0, 0, 0, 200, 200))
+    found = augment(images, options.dataset.augment, 1.0, rng.BatchRandom(0, 0, 0, 200, 200))
     flipped = [torch.allclose(a, b.flip(-1), atol=1e-5) for a, b in zip(found, images, strict=True)]
     kept = [torch.allclose(a, b, atol=1e-5) for a, b in zip(found, images, strict=True)]
     assert sum(flipped) + sum(kept) == 200

@@ -10,8 +10,8 @@ from texts import FRAMINGS, part, story
 
 from ptmrun import rng
 from ptmrun.batch import Tokens
-from ptmrun.data.text import corpus, tokenizer
-from ptmrun.models import text_base
+from ptmrun.data.text import corpus, tokenizer_training
+from ptmrun.models import attention_mask
 from ptmrun.objectives import clm, denoising, mlm, plm
 
 LENGTH, SPLIT = 48, 21  # the first document and its mark
@@ -53,7 +53,7 @@ def packed(made, first, second, apart=True):
 def loss(made, kind, tokens):
     module, options = OBJECTIVES[kind]
     objective = module.Objective(made, SimpleNamespace(**options)).eval()
-    return objective({"inputs": tokens, "rows": rng.Rows(3, 0, 0, 2, 2)})[0].total
+    return objective({"inputs": tokens, "rows": rng.BatchRandom(3, 0, 0, 2, 2)})[0].total
 
 
 @pytest.mark.parametrize("kind", list(FRAMINGS))
@@ -63,7 +63,7 @@ def test_blocks_number_their_documents(kind, framed, length):
     """Each mark ends one, also where the last block goes on at the beginning, or all of a short corpus is repeated; what frames
     a block is of its first and last one. Unknown tokens, which some tokenizers call by the mark's name, end none."""
     texts = [*story(3, 2), "The harbour 日本 opened."]
-    known = tokenizer.train(kind, 300, FRAMINGS[kind], part(story(30, 20)))
+    known = tokenizer_training.train(kind, 300, FRAMINGS[kind], part(story(30, 20)))
     blocks = corpus.tokenised(part(texts), known).blocks(length, framed, apart=True)
     tokens = blocks.batch(torch.arange(len(blocks)))
     size = [len(x) + 1 for x in known.encode(texts)]
@@ -150,7 +150,7 @@ def test_gradients_are_finite_in_bfloat16_and_with_padding(kind, attention):
 
 def test_a_query_always_sees_itself():
     mask = torch.tensor([[True, True, False]])
-    seen = text_base.seen(Tokens(mask.long(), mask, mask.long(), torch.tensor([[0, 1, 1]])))
+    seen = attention_mask.visible(Tokens(mask.long(), mask, mask.long(), torch.tensor([[0, 1, 1]])))
     assert seen.tolist() == [[[True, False, False], [False, True, False], [False, True, True]]]
 
 
@@ -165,7 +165,7 @@ def test_a_document_that_lacks_tokens_has_a_mask_for_them():
     for apart in (True, False):
         documents = (torch.arange(LENGTH) // 6).expand_as(ids) if apart else None
         tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids), documents)
-        found = objective.corrupted(tokens, rng.Rows(3, 0, 0, 400, 400))
+        found = objective.corrupted(tokens, rng.BatchRandom(3, 0, 0, 400, 400))
         lost[apart] = 0
         for row in range(400):
             source = found.ids[row][found.mask[row]].tolist()

@@ -9,6 +9,7 @@ import torch
 from conftest import TINY
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTModel
 
+from ptmrun.batch import ImageSpec
 from ptmrun.commands import export
 from ptmrun.downstream.classification import Classifier
 from ptmrun.models import alexnet, bit, convnext, inception, mobilenet, resnet, swin, vit
@@ -32,7 +33,7 @@ CLASSES = ["a", "b", "c"]
 @pytest.mark.parametrize("name", MODELS)
 def test_loads_in_the_library_with_the_same_logits(name):
     module, side, options = MODELS[name]
-    encoder = module.build(SimpleNamespace(**options), side, 3, "eager")
+    encoder = module.build(SimpleNamespace(**options), ImageSpec(side, 3), "eager")
     model = Classifier(encoder, 3, 0.0)
     images = torch.randn(4, 3, side, side)
     for module in model.modules():

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, latest
+from conftest import TINY, HandMade, latest
 from torch import nn
 
 from ptmrun.downstream.classification import Classifier
@@ -15,7 +15,7 @@ from ptmrun.models import vit
 from ptmrun.reports import attribution, figures, projection
 
 
-class Convolutions(nn.Module):
+class Convolutions(HandMade):
     """A small encoder with a layer that Grad-CAM can look at."""
 
     width = 6

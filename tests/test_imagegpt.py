@@ -14,11 +14,13 @@ from conftest import TINY, latest
 from transformers import AutoImageProcessor, ImageGPTForCausalImageModeling
 
 from ptmrun import compose, rng
-from ptmrun.config import schema as config
+from ptmrun.batch import ImageSpec
+from ptmrun.config import compatibility
 from ptmrun.errors import UserError
 from ptmrun.models import imagegpt, library_format
 from ptmrun.objectives import clm
 from ptmrun.storage import tensor_files
+from ptmrun.training import loop
 
 SIZE, SIDE, BATCH, COLOURS = 8, 4, 3, 5
 TOKENS = SIDE * SIDE
@@ -35,8 +37,8 @@ def images(channels=1, count=BATCH, dtype=torch.float32):
 
 def encoder(channels=1, seed=0, **changes):
     torch.manual_seed(seed)
-    made = imagegpt.build(options(**changes), SIZE, channels, "sdpa")
-    made.load_state_dict(made.fit(images(channels, 20)), strict=False)
+    made = imagegpt.build(options(**changes), ImageSpec(SIZE, channels), "sdpa")
+    made.load_state_dict(made.learn_buffers(images(channels, 20)), strict=False)
     for name, parameter in made.named_parameters():  # larger than at the start, so that mistakes show
         if name.endswith("weight") and parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -122,9 +124,9 @@ def test_colours_are_a_minimum_of_k_means_and_deterministic():
     for i, colour in enumerate(model.clusters):
         torch.testing.assert_close(pixels[nearest == i].mean(0), colour, rtol=1e-3, atol=1e-3)
     assert (model.clusters.sum(1).diff() > 0).all()
-    assert torch.equal(model.fit(images(3, 20))["clusters"], model.clusters)
+    assert torch.equal(model.learn_buffers(images(3, 20))["clusters"], model.clusters)
     with pytest.raises(UserError, match=r"model.clusters=5: the training images have 2 colours; choose at most that"):
-        model.fit(images(3, 20).sign()[:, :1].expand(-1, 3, -1, -1))
+        model.learn_buffers(images(3, 20).sign()[:, :1].expand(-1, 3, -1, -1))
 
 
 def test_no_pixel_is_seen_before_it_is_predicted():
@@ -155,7 +157,7 @@ def test_samples_follow_the_model():
 
 def test_pictures():
     objective = clm.Objective(encoder(), None)
-    shown = objective.pictures({"inputs": images(), "rows": rng.Rows(0, 0, 0, BATCH, BATCH)})
+    shown = objective.pictures({"inputs": images(), "rows": rng.BatchRandom(0, 0, 0, BATCH, BATCH)})
     assert list(shown) == ["original", "given", "completed 1", "completed 2"]
     for title in ("given", "completed 1", "completed 2"):
         assert torch.equal(shown[title][:, :, : SIDE // 2], shown["original"][:, :, : SIDE // 2])
@@ -166,7 +168,7 @@ def test_pictures():
 def test_published_parameter_count():
     """iGPT-S has 76 M parameters (Chen et al. 2020, section 3.1: 512 wide, 24 layers), at 32x32 and 512 colours."""
     with torch.device("meta"):
-        model = imagegpt.build(options(size="small", side=32, clusters=512), 32, 3, "sdpa")
+        model = imagegpt.build(options(size="small", side=32, clusters=512), ImageSpec(32, 3), "sdpa")
     blocks = 24 * ((4 + 8) * 512**2 + (3 + 1 + 4 + 1) * 512 + 2 * 512)  # weights, biases, norms without bias
     count = sum(p.numel() for p in model.parameters())
     assert count == blocks + (513 + 1024 + 512) * 512 + 512 == 76_682_240
@@ -175,7 +177,7 @@ def test_published_parameter_count():
 
 def test_initial_weights_say_nothing():
     torch.manual_seed(0)
-    objective = clm.Objective(imagegpt.build(options(), SIZE, 1, "sdpa"), None)
+    objective = clm.Objective(imagegpt.build(options(), ImageSpec(SIZE, 1), "sdpa"), None)
     with torch.no_grad():
         loss, _ = objective({"inputs": images()})
     assert objective.initial_loss({}) == math.log(COLOURS)
@@ -253,15 +255,15 @@ def test_depths():
 
 def test_sized_for_the_data():
     auto = options(size="auto", side="auto", clusters="auto")
-    assert imagegpt.resolve(auto, 28, 1)[0] == {"size": "micro", "side": 10, "clusters": 8}
-    assert imagegpt.resolve(auto, 8, 1)[0] == {"size": "micro", "side": 8, "clusters": 8}
-    assert imagegpt.resolve(auto, 64, 3)[0] == {"size": "mini", "side": 16, "clusters": 64}
+    assert imagegpt.resolve(auto, ImageSpec(28, 1))[0] == {"size": "micro", "side": 10, "clusters": 8}
+    assert imagegpt.resolve(auto, ImageSpec(8, 1))[0] == {"size": "micro", "side": 8, "clusters": 8}
+    assert imagegpt.resolve(auto, ImageSpec(64, 3))[0] == {"size": "mini", "side": 16, "clusters": 64}
     published = options(size="small", side="auto", clusters="auto")
-    assert imagegpt.resolve(published, 32, 3)[0] == {"size": "small", "side": 32, "clusters": 512}
-    assert "model.side=10: images are read as 100 tokens" in " ".join(imagegpt.resolve(auto, 28, 1)[1])
+    assert imagegpt.resolve(published, ImageSpec(32, 3))[0] == {"size": "small", "side": 32, "clusters": 512}
+    assert "model.side=10: images are read as 100 tokens" in " ".join(imagegpt.resolve(auto, ImageSpec(28, 1))[1])
     for wrong, text in ({"side": 9}, "side=9: expected 2 to 8"), ({"clusters": 1}, "clusters=1"), ({"layer": 4}, "3 blocks"):
         with pytest.raises(UserError, match=text):
-            imagegpt.resolve(options(**wrong), 8, 1)
+            imagegpt.resolve(options(**wrong), ImageSpec(8, 1))
 
 
 def test_the_model_brings_its_task():
@@ -270,7 +272,7 @@ def test_the_model_brings_its_task():
     for wrong in (["model=imagegpt", "task=mim"], ["task=mim", "model=imagegpt"]):
         with pytest.raises(UserError, match=r"the task needs .* with model=imagegpt there is: task=clm$"):
             compose.compose(wrong)
-    [line] = config.misfits({"model": "vit", "task": "clm"})
+    [line] = compatibility.incompatible({"model": "vit", "task": "clm"})
     assert line.startswith("model=vit task=clm: the task needs causal_tokens")
 
 
@@ -319,9 +321,7 @@ def test_fine_tuning_another_run_uses_its_colours_and_layer(run, ptmrun):
 
 
 def test_resume_and_reproduce_are_bit_exact(run, ptmrun, monkeypatch):
-    from ptmrun.training import loop as train
-
-    real, calls = train.backward, []
+    real, calls = loop.backward, []
 
     def stopping(*args):
         calls.append(1)
@@ -330,7 +330,7 @@ def test_resume_and_reproduce_are_bit_exact(run, ptmrun, monkeypatch):
         return real(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "backward", stopping)
+        patch.setattr(loop, "backward", stopping)
         assert ptmrun(*IMAGEGPT, "stage=pretrain")[0] == 130
     folder = latest()
     assert ptmrun("resume", folder)[0] == 0

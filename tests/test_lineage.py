@@ -12,14 +12,15 @@ from test_cli_runs import same, weights
 
 from ptmrun.commands import compare, listing
 from ptmrun.compose import compose
-from ptmrun.config import schema as config
+from ptmrun.config import parsing
 from ptmrun.errors import UserError
-from ptmrun.runs import changes
+from ptmrun.reports import scores_table
+from ptmrun.runs import changes, config_file
 from ptmrun.runs.folder import Run
+from ptmrun.runs.lineage import reads
 from ptmrun.stages import pretrain
-from ptmrun.stages.context import reads
 from ptmrun.storage import tensor_files
-from ptmrun.training import loop as train
+from ptmrun.training import loop
 
 FAST = [*TINY, "finetune.seeds=1", "evaluate.baselines=[chance]"]
 
@@ -35,14 +36,14 @@ def set_manifest(folder: Path, **entries) -> None:
 @pytest.fixture
 def interrupted(ptmrun, monkeypatch):
     """A run that was stopped after 5 of 12 steps of pretraining."""
-    real = train.fit
+    real = loop.fit
 
     def fit(model, batches, plan):
         steps = iter(range(100))
         return real(model, batches, dataclasses.replace(plan, stop=lambda: 15 if next(steps) == 4 else None))
 
     with monkeypatch.context() as patched:
-        patched.setattr(train, "fit", fit)
+        patched.setattr(loop, "fit", fit)
         assert ptmrun(*FAST)[0] == 128 + 15
     return latest()
 
@@ -63,7 +64,7 @@ def test_longer_is_taken_and_said(interrupted, ptmrun):
     assert "pretrain.steps: 12 -> 16 (the schedule is stretched" in out
     lines = [x for x in Run.open(interrupted).metrics() if x["stage"] == "pretrain" and "lr" in x]
     assert lines[-1]["step"] == 16
-    assert config.load(interrupted / "config.yaml").pretrain.steps == 16
+    assert config_file.load(interrupted / "config.yaml").pretrain.steps == 16
     code, out, _ = ptmrun("reproduce", interrupted)
     assert "config changed when it was resumed: pretrain.steps: 12 -> 16" in out
 
@@ -111,7 +112,7 @@ def test_a_fork_starts_from_the_last_checkpoint(interrupted, ptmrun):
     parent = manifest(fork)["parents"][0]
     assert parent["run"] == interrupted.name
     assert parent["weights_sha256"] == tensor_files.sha256(expected)
-    assert config.load(fork / "config.yaml").pretrain.lr == 1e-5
+    assert config_file.load(fork / "config.yaml").pretrain.lr == 1e-5
     assert manifest(interrupted)["status"] == "interrupted"
 
 
@@ -183,7 +184,7 @@ def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):
 def test_a_number_instead_of_the_rule_is_refused():
     old = compose([])
     with pytest.raises(UserError, match=r"finetune.steps: auto -> 500: changes what is computed; --fork"):
-        changes.allowed(SimpleNamespace(), old, config.replace(old, finetune__steps=500))
+        changes.allowed(SimpleNamespace(), old, parsing.replace(old, finetune__steps=500))
 
 
 def test_evaluating_other_fine_tuned_weights_is_not_skipped(done_run, tmp_path, ptmrun):
@@ -262,10 +263,10 @@ def test_compare_shows_differences_only(done_run, tmp_path, ptmrun):
     keys = set(compare.differences(runs))
     assert {"finetune.name", "finetune.lr", "stage"} <= keys
     assert not keys & {"pretrain.lr", "model.size", "seed", "outputs", "init"}
-    [column] = compare.scores(runs[0])
-    assert [len(c) for c in compare.correctness(runs[0], column)] == [359, 359]
+    [column] = scores_table.scores(runs[0])
+    assert [len(c) for c in scores_table.correctness(runs[0], column)] == [359, 359]
     rows = compare.grouped(runs)
-    gap, noise = compare.difference(*rows, column)
+    gap, noise = scores_table.difference(*rows, column)
     a, b = (r.values(column) for r in rows)
     assert gap == pytest.approx(sum(a) / len(a) - sum(b) / len(b))
     assert noise > 0
@@ -289,7 +290,7 @@ def test_runs_from_other_weights_are_other_settings(tmp_path):
 
     def made(name: str, *overrides: str) -> Run:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.yaml").write_text(config.dump(compose(list(overrides))))
+        (tmp_path / name / "config.yaml").write_text(parsing.dump(compose(list(overrides))))
         (tmp_path / name / "manifest.json").write_text('{"status": "done"}')
         return Run.open(tmp_path / name)
 
@@ -312,7 +313,7 @@ def test_runs_from_other_weights_are_other_settings(tmp_path):
 
 def test_an_experiment_chooses_its_groups_also_where_a_run_gives_the_others(done_run):
     """A group that is typed wins over the experiment's, which wins over the parent's."""
-    parent = config.load(done_run / "config.yaml")
+    parent = config_file.load(done_run / "config.yaml")
     few = compose([f"init={done_run}", "experiment=fashion_few_labels"])
     assert (few.dataset.name, few.dataset.root, few.dataset.augment.flip) == ("fashion_mnist", "data", True)
     assert (few.task, few.pretrain.steps, few.pretrain.lr) == (parent.task, 8000, parent.pretrain.lr)
@@ -330,6 +331,6 @@ def test_a_run_that_goes_on_takes_no_other_weights(done_run, ptmrun, flags):
 def test_inherited_and_saved_configs_compose_alike():
     saved = compose(["task=mae", "pretrain.lr=1e-5", "pretrain.epochs=3", "device.threads=1"])
     assert compose([], saved) == saved
-    assert compose(["pretrain.log_every=2"], saved) == config.replace(saved, pretrain__log_every=2)
+    assert compose(["pretrain.log_every=2"], saved) == parsing.replace(saved, pretrain__log_every=2)
     with pytest.raises(UserError, match="no such key"):
         compose(["pretrain.log_evry=2"], saved)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, ViTModel
 
+from ptmrun.batch import ImageSpec
 from ptmrun.errors import UserError
 from ptmrun.models import vit
 from ptmrun.storage import tensor_files
@@ -18,7 +19,7 @@ def options(**changes):
 
 def test_published_parameter_count():
     """ViT-B/16 has 86.57 M parameters with its 1000-class head (Dosovitskiy et al. 2021), 85.80 M without."""
-    encoder = vit.build(options(size="base", patch=16), 224, 3, "sdpa")
+    encoder = vit.build(options(size="base", patch=16), ImageSpec(224, 3), "sdpa")
     count = sum(p.numel() for p in encoder.parameters())
     assert count == 85_798_656
     assert round((count + 768 * 1000 + 1000) / 1e6, 2) == 86.57
@@ -29,20 +30,20 @@ def test_published_parameter_count():
     [(8, "micro", 2), (28, "micro", 7), (64, "micro", 16), (96, "micro", 24), (128, "mini", 16), (224, "tiny", 16)],
 )
 def test_sized_for_the_data(side, size, patch):
-    changes, notes = vit.resolve(options(), side, 1)
+    changes, notes = vit.resolve(options(), ImageSpec(side, 1))
     assert changes == {"size": size, "patch": patch}
     assert len(notes) == 2
 
 
 def test_patch_must_divide():
     with pytest.raises(UserError, match=r"model.patch=5: expected a divisor of the image's side 28: 2, 4, 7, 14"):
-        vit.resolve(options(patch=5), 28, 1)
+        vit.resolve(options(patch=5), ImageSpec(28, 1))
     with pytest.raises(UserError, match="image_size=7"):
-        vit.resolve(options(), 7, 1)
+        vit.resolve(options(), ImageSpec(7, 1))
 
 
 def test_loads_in_transformers(tmp_path):
-    encoder = vit.build(options(size="micro", patch=7), 28, 1, "eager").eval()
+    encoder = vit.build(options(size="micro", patch=7), ImageSpec(28, 1), "eager").eval()
     encoder.save(tmp_path / "encoder", [0.5], [0.25])
     theirs, info = ViTModel.from_pretrained(tmp_path / "encoder", add_pooling_layer=False, output_loading_info=True)
     assert not info["missing_keys"]
@@ -56,24 +57,24 @@ def test_loads_in_transformers(tmp_path):
 
 
 def test_save_and_load_are_exact(tmp_path):
-    first, second = (vit.build(options(size="micro", patch=7), 28, 1, "eager") for _ in range(2))
+    first, second = (vit.build(options(size="micro", patch=7), ImageSpec(28, 1), "eager") for _ in range(2))
     first.save(tmp_path / "encoder", [0.5], [0.25])
     second.load(tmp_path / "encoder")
     assert tensor_files.sha256(first.state_dict()) == tensor_files.sha256(second.state_dict())
 
 
 def test_load_names_what_does_not_fit(tmp_path):
-    vit.build(options(size="micro", patch=7), 28, 1, "eager").save(tmp_path / "encoder", [0.5], [0.25])
+    vit.build(options(size="micro", patch=7), ImageSpec(28, 1), "eager").save(tmp_path / "encoder", [0.5], [0.25])
     with pytest.raises(UserError, match="does not fit the model"):
-        vit.build(options(size="mini", patch=7), 28, 1, "eager").load(tmp_path / "encoder")
-    vit.build(options(size="micro", patch=4), 28, 1, "eager").load(tmp_path / "encoder")  # other patches are adapted
+        vit.build(options(size="mini", patch=7), ImageSpec(28, 1), "eager").load(tmp_path / "encoder")
+    vit.build(options(size="micro", patch=4), ImageSpec(28, 1), "eager").load(tmp_path / "encoder")  # other patches are adapted
     (tmp_path / "encoder" / "model.safetensors").write_bytes(b"\x80\x04cposix\nsystem\n")
     with pytest.raises(UserError, match="not a whole safetensors file"):
-        vit.build(options(size="micro", patch=7), 28, 1, "eager").load(tmp_path / "encoder")
+        vit.build(options(size="micro", patch=7), ImageSpec(28, 1), "eager").load(tmp_path / "encoder")
 
 
 def test_depth_orders_every_parameter():
-    encoder = vit.build(options(size="micro", patch=7), 28, 1, "eager")
+    encoder = vit.build(options(size="micro", patch=7), ImageSpec(28, 1), "eager")
     depths = {name: encoder.depth_of(name) for name, _ in encoder.named_parameters()}
     assert {d for n, d in depths.items() if "embeddings" in n} == {0}
     assert {d for n, d in depths.items() if ".layers.2." in n} == {3}
@@ -83,7 +84,7 @@ def test_depth_orders_every_parameter():
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_attention_rollout(pool):
     """Against a loop over tokens in double precision (Abnar & Zuidema 2020, equations 1 and 2)."""
-    encoder = vit.build(options(size="micro", patch=7, pool=pool), 28, 1, "sdpa").eval()
+    encoder = vit.build(options(size="micro", patch=7, pool=pool), ImageSpec(28, 1), "sdpa").eval()
     images = 3 * torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     found = encoder.attention(images)
     assert found.shape == (2, 4, 4)
@@ -111,6 +112,6 @@ def test_attention_rollout(pool):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_only_the_last_tokens(attention):
     """The last tokens alone are what they are among all."""
-    encoder = vit.build(options(size="micro", patch=2), 8, 1, attention).double()
+    encoder = vit.build(options(size="micro", patch=2), ImageSpec(8, 1), attention).double()
     tokens = torch.randn(3, 7, 96, dtype=torch.float64)
     torch.testing.assert_close(encoder.encode(tokens, last=4), encoder.encode(tokens)[:, -4:], atol=1e-12, rtol=0)

@@ -80,7 +80,7 @@ def test_loss_by_hand():
 def test_weights_of_several_classes():
     model = made(MultiLabel)
     x, labels = drawn(40)
-    model.balance(labels)
+    model.balance_classes(labels)
     ratio = (~labels).sum(0) / labels.sum(0)
     theirs = F.binary_cross_entropy_with_logits(model.logits(x), labels.float(), pos_weight=ratio, reduction="sum")
     loss = model({"inputs": x, "labels": labels})[0]
@@ -97,7 +97,7 @@ def test_weights_of_one_class():
     x, labels = drawn(40)[0], torch.tensor([0] * 30 + [1] * 8 + [2] * 2)
     plain = model({"inputs": x, "labels": labels})[0]
     assert plain.n == 40
-    model.balance(labels)
+    model.balance_classes(labels)
     theirs = compute_class_weight("balanced", classes=np.arange(3), y=labels.numpy())
     assert model.weights.tolist() == pytest.approx(theirs.tolist())
     loss = model({"inputs": x, "labels": labels})[0]
@@ -114,7 +114,7 @@ def test_accumulation_changes_nothing(kind):
     model = made(kind, smoothing=0.1)
     x, labels = drawn(8, seed=1)
     labels = labels if kind is MultiLabel else torch.tensor([0, 0, 0, 0, 0, 1, 1, 2])
-    model.balance(labels)
+    model.balance_classes(labels)
     gradients = []
     for size in (8, 2):
         model.zero_grad()
@@ -131,9 +131,9 @@ def test_the_probe_that_training_starts_from_is_weighted(kind):
     labels = torch.tensor([0] * 30 + [1] * 6 + [2] * 4)
     labels = labels if kind is Classifier else F.one_hot(labels)
     frequent, balanced = made(kind), made(kind)
-    balanced.balance(labels)
+    balanced.balance_classes(labels)
     for model in (frequent, balanced):
-        model.start_from_probe(torch.zeros(40, 4), labels)
+        model.init_head_from_probe(torch.zeros(40, 4), labels)
     shares = torch.tensor([30, 6, 4]) / 40
     found = frequent.head.bias.softmax(0) if kind is Classifier else frequent.head.bias.sigmoid()
     assert found.tolist() == pytest.approx(shares.tolist(), abs=1e-3)
@@ -145,7 +145,7 @@ def test_scores_by_hand():
     truth = torch.tensor([[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1]]).bool()
     guess = torch.tensor([[1, 0, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0]]).bool()
     found, split = {"logits": torch.where(guess, 2.0, -2.0)}, Split(truth, np.array(["x", "x", "y", "y"]))
-    assert multilabel.each(found, split).tolist() == pytest.approx([1, 0.5, 1, 0])
+    assert multilabel.per_sample_scores(found, split).tolist() == pytest.approx([1, 0.5, 1, 0])
     assert multilabel.score(found, split) == pytest.approx(2 * 2 / (2 * 2 + 1 + 2))
     result = multilabel.metrics(found, split, NAMES, 15)
     assert result["f1_micro"] == pytest.approx(multilabel.score(found, split))
@@ -159,31 +159,31 @@ def test_scores_by_hand():
         "x": {"n": 2, "accuracy": 0.5, "f1_macro": pytest.approx(1 / 3)},
         "y": {"n": 2, "accuracy": 0.5, "f1_macro": 0},
     }
-    table = multilabel.columns(found, split, NAMES)
+    table = multilabel.columns_of_predictions(found, split, NAMES)
     assert table["label"].to_pylist() == ["a", "a; b", "", "c"]
     assert table["prediction"].to_pylist() == ["a", "a; c", "", ""]
     assert table["confidence"].to_pylist() == pytest.approx([1 / (1 + math.exp(-2))] * 4)
-    assert classification.fits(found, split, NAMES)
-    assert not classification.fits({"logits": found["logits"][:, :2]}, split, NAMES)
+    assert classification.valid(found, split, NAMES)
+    assert not classification.valid({"logits": found["logits"][:, :2]}, split, NAMES)
 
 
 def test_few_of_each_class():
     labels = drawn(60)[1]
-    five, two = (multilabel.few(Split(labels), NAMES, n, 3) for n in (5, 2))
+    five, two = (multilabel.subset(Split(labels), NAMES, n, 3) for n in (5, 2))
     assert set(two.tolist()) < set(five.tolist())
     assert len(five) == len(set(five.tolist())) < 15  # some have several classes
     assert int(labels[five].sum(0).min()) >= 5
-    assert len(multilabel.few(Split(labels), NAMES, None, 3)) == 60
+    assert len(multilabel.subset(Split(labels), NAMES, None, 3)) == 60
     rare = int(labels[:, 2].sum())
     with pytest.raises(UserError, match=f"class c has {rare} training samples"):
-        multilabel.few(Split(labels), NAMES, rare + 1, 3)
+        multilabel.subset(Split(labels), NAMES, rare + 1, 3)
 
 
 def test_the_other_problem_is_named():
     with pytest.raises(UserError, match="choose downstream=text_multilabel"):
-        classification.few(Split(drawn(5)[1]), NAMES, None, 0)
+        classification.subset(Split(drawn(5)[1]), NAMES, None, 0)
     with pytest.raises(UserError, match="choose downstream=text_classification"):
-        multilabel.few(Split(torch.tensor([0, 1, 2])), NAMES, None, 0)
+        multilabel.subset(Split(torch.tensor([0, 1, 2])), NAMES, None, 0)
 
 
 def test_floors():
@@ -192,13 +192,15 @@ def test_floors():
     labels[:, 2] = True
     train, test = Split(labels[:150]), Split(labels[150:])
     data = SimpleNamespace(train=train, test=test, classes=NAMES, raw=lambda _: (x[:150].numpy(), x[150:].numpy(), 10.0))
-    chance = multilabel.floor("chance", data, train, None)
+    chance = multilabel.baseline_predictions("chance", data, train, None)
     assert (chance["logits"] > 0).tolist() == [[False, False, True]] * 50
     for kind in ("raw", "frozen"):
-        found = multilabel.floor(kind, data, train, lambda kind, split: (x[:150] if split is train else x[150:]).numpy())
+        found = multilabel.baseline_predictions(
+            kind, data, train, lambda kind, split: (x[:150] if split is train else x[150:]).numpy()
+        )
         assert ((found["logits"] > 0)[:, 1] == labels[150:, 1]).all()
         assert (found["logits"][:, 2] == multilabel.CERTAIN).all()
-        assert classification.fits(found, test, NAMES)
+        assert classification.valid(found, test, NAMES)
 
 
 def test_a_share_is_held_out_whatever_the_classes():

@@ -10,14 +10,14 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 
 from ptmrun.compose import compose
-from ptmrun.config import schema as config
+from ptmrun.config import choices, parsing, schema
 from ptmrun.errors import UserError
 
 EXAMPLES = int(os.environ.get("PTMRUN_MUTATIONS", "40"))
-CHOICES = [f"{group}={name}" for group in config.GROUPS for name in config.choices(group)]
+CHOICES = [f"{group}={name}" for group in choices.GROUPS for name in choices.names(group)]
 LEAVES = {
     f"{a}.{b}" if b else a: value
-    for a, part in config.plain(compose(["dataset=digits"])).items()
+    for a, part in parsing.plain(compose(["dataset=digits"])).items()
     for b, value in (part.items() if isinstance(part, dict) else {"": part}.items())
     if b != "name" and a != "outputs"
 }
@@ -165,12 +165,12 @@ def refused(argv: list[str], code: int, out: str, err: str) -> None:
     assert not Path("outputs").exists(), argv
 
 
-def limited(argv: list[str], parsed: config.Config) -> list[str]:
+def limited(argv: list[str], parsed: schema.Config) -> list[str]:
     """The overrides, and after them what keeps the run small."""
     more = ["stage=pretrain", "init=random", "outputs=outputs", "dataset=digits", "device=cpu"]
     more += [f"{key}={value}" for key, (much, value) in LIMITS.items() if much(parsed)]
-    usual = config.flat(config.plain(compose([f"model={parsed.model.name}", f"task={parsed.task.name}"])))
-    for key, value in config.flat(config.plain(parsed)).items():
+    usual = schema.flat(parsing.plain(compose([f"model={parsed.model.name}", f"task={parsed.task.name}"])))
+    for key, value in schema.flat(parsing.plain(parsed)).items():
         if key.startswith(("model.", "task.")) and value != usual.get(key, value):
             large = isinstance(value, int | float) and not isinstance(value, bool) and value > MOST
             more += [f"{key}={typed(usual[key])}"] if large or key == "model.size" else []

@@ -14,13 +14,14 @@ from test_train import AUGMENT, data, loop, objective, plan
 from torch import nn
 
 from ptmrun import cli, rng
-from ptmrun.data.images.batches import Batches, Normalise
+from ptmrun.data.images.batches import Batches
+from ptmrun.data.images.processor import ImageProcessor
 from ptmrun.errors import UserError
-from ptmrun.loss import Loss
+from ptmrun.loss import Learner, Loss
 from ptmrun.runs.folder import Run
 from ptmrun.storage import tensor_files
-from ptmrun.training import loop as train
 from ptmrun.training import recovery
+from ptmrun.training.loop import fit
 
 TIMED = {"samples_per_s", "data_wait"}
 
@@ -35,7 +36,7 @@ class Killed(BaseException):
     """kill -9: nothing is saved."""
 
 
-class Bowl(nn.Module):
+class Bowl(Learner):
     """curvature / 2 * |w - x|^2: gradient descent is stable where lr * curvature < 2; from step `steep` on it is 5."""
 
     def __init__(self, steep: int):
@@ -48,7 +49,7 @@ class Bowl(nn.Module):
         return Loss(curvature / 2 * (self.w - x).square().sum() * len(batch["ids"]), len(batch["ids"])), {}
 
 
-class Fragile(nn.Module):
+class Fragile(Learner):
     """A loss that is not finite at some steps."""
 
     def __init__(self, bad, value=math.nan):
@@ -61,7 +62,7 @@ class Fragile(nn.Module):
         return Loss((self.w * factor).sum() * len(batch["ids"]), len(batch["ids"])), {}
 
 
-class ShakyInBf16(nn.Module):
+class ShakyInBf16(Learner):
     """An objective whose loss is not finite at some steps of bf16."""
 
     def __init__(self, inner, bad):
@@ -104,7 +105,7 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, value):
     settings = loop(**GD, lr=1e-3, log_every=1)
     made, lines, _ = events_of(tmp_path, settings, steps=8)
     model = Fragile({2, 3}, value)
-    train.fit(model, STEPS, made)
+    fit(model, STEPS, made)
     torch.testing.assert_close(model.w.detach(), torch.full((3,), 1 - 6e-3))
     assert lines[-1]["skipped"] == 2
     assert [x["step"] for x in lines] == [1, 2, 5, 6, 7, 8]
@@ -112,7 +113,7 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, value):
 
 def test_a_loss_below_the_limit_is_no_explosion(tmp_path):
     made, lines, _ = events_of(tmp_path, loop(**GD, lr=1e-3, log_every=1), steps=8)
-    train.fit(Fragile({2, 3}, 99.0), STEPS, made)
+    fit(Fragile({2, 3}, 99.0), STEPS, made)
     assert lines[-1]["skipped"] == 0
 
 
@@ -121,7 +122,7 @@ def test_recovery_halves_the_learning_rate(tmp_path):
     settings = loop(**GD, lr=1.2, max_skipped=2, log_every=5, checkpoint_every=1000)
     made, lines, events = events_of(tmp_path, settings, steps=24)
     model = Bowl(steep=8)
-    train.fit(model, STEPS, made)
+    fit(model, STEPS, made)
     assert [e["lr_scale"] for e in events] == [0.5, 0.25]
     assert [e["to"] for e in events] == [6, 6]
     assert "100 times the first, for 2 steps in a row" in events[0]["why"]
@@ -147,7 +148,7 @@ def test_a_kill_anywhere_and_resume_change_nothing(tmp_path, every):
     settings = loop(**GD, lr=1.2, max_skipped=2, log_every=4, checkpoint_every=every)
     made, whole, expected = events_of(tmp_path / "whole", settings, steps=24)
     model = Bowl(steep=8)
-    train.fit(model, STEPS, made)
+    fit(model, STEPS, made)
     assert len(expected) == 2
 
     def killed_at(kind, number):
@@ -161,12 +162,12 @@ def test_a_kill_anywhere_and_resume_change_nothing(tmp_path, every):
             return plain(*args)
 
         try:
-            train.fit(Bowl(steep=8), STEPS, dataclasses.replace(made, **{kind: kill}))
+            fit(Bowl(steep=8), STEPS, dataclasses.replace(made, **{kind: kill}))
             return False
         except Killed:
             pass
         again = Bowl(steep=8)
-        train.fit(again, STEPS, made)
+        fit(again, STEPS, made)
         assert torch.equal(again.w, model.w), (kind, number)
         assert timeless(lines) == timeless(whole), (kind, number)
         assert events == expected, (kind, number)
@@ -179,9 +180,9 @@ def test_a_kill_anywhere_and_resume_change_nothing(tmp_path, every):
 
 def fit_shaky(made, settings):
     model = ShakyInBf16(objective(dropout=0.1), {4, 11, 12, 13, 17})
-    normalise = Normalise(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu"))
+    normalise = ImageProcessor(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu"))
     batches = Batches(data(), normalise, AUGMENT, 1.0, 16, 2, 0, "test")
-    train.fit(model, batches, made)
+    fit(model, batches, made)
     return tensor_files.sha256(model.state_dict())
 
 
@@ -218,7 +219,7 @@ def test_recoveries_come_to_an_end(tmp_path, bad, to):
         tmp_path, loop(**GD, lr=1e-3, max_skipped=3), bad=tmp_path / "bad.safetensors", replay="ptmrun replay X"
     )
     with pytest.raises(UserError) as caught:
-        train.fit(Fragile(set(range(bad, 30))), STEPS, made)
+        fit(Fragile(set(range(bad, 30))), STEPS, made)
     assert [e["lr_scale"] for e in events] == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32]
     assert str(caught.value) == (
         "test: loss or gradient not finite, or loss above 100 times the first, for 3 steps in a row, up to step "
@@ -234,7 +235,7 @@ def test_stop_saves_the_batch(tmp_path):
     )
     model = Fragile({5, 6})
     with pytest.raises(UserError, match=r"for 2 steps in a row, up to step 7 .*; the last checkpoint is of step 6"):
-        train.fit(model, STEPS, made)
+        fit(model, STEPS, made)
     assert events == []
     assert not [k for k in tensor_files.load(made.file)[0] if k.startswith("good.")], "what does not recover keeps no copies"
     weights, micros, step = recovery.load_batch(tmp_path / "bad.safetensors")
@@ -254,14 +255,14 @@ def test_weights_that_the_last_step_broke_are_not_the_result(tmp_path):
     made, _, events = events_of(tmp_path, loop(**GD, lr=1e30), steps=10)
     model = Cliff(set())
     with pytest.raises(UserError, match=r"weights not finite after the last step 10 .* after 5 recoveries"):
-        train.fit(model, STEPS, made)
+        fit(model, STEPS, made)
     assert [e["to"] for e in events] == [9] * 5
 
 
 def test_a_good_state_is_one_whose_loss_has_not_grown(tmp_path):
     """The loss grows slowly, by no more than 100 times: what comes after step 8 is not gone back to."""
     made, _, events = events_of(tmp_path, loop(**GD, lr=0.6, max_skipped=2), steps=24)
-    train.fit(Bowl(steep=8), STEPS, made)
+    fit(Bowl(steep=8), STEPS, made)
     assert [e["to"] for e in events] == [6]
     assert int(events[0]["why"].split()[-1]) > 13
 

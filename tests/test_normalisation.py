@@ -4,15 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, latest
+from conftest import TINY, HandMade, latest
 from torch import nn
 
+from ptmrun.batch import ImageSpec
 from ptmrun.downstream.classification import Classifier
 from ptmrun.models import batchnorm, resnet
 from ptmrun.storage import tensor_files
 
 
-class Encoder(nn.Module):
+class Encoder(HandMade):
     def __init__(self):
         super().__init__()
         self.norm, self.drop, self.unused, self.still = nn.BatchNorm1d(3), nn.Dropout(0.9), nn.BatchNorm1d(3), nn.BatchNorm1d(3)
@@ -29,7 +30,7 @@ def test_statistics_are_those_of_the_inputs():
     encoder.norm(100 + torch.randn(20, 3))  # what it saw before does not count
     unused = {k: v.clone() for k, v in encoder.unused.state_dict().items()}
     x = 5 + 2 * torch.randn(64, 3)
-    batchnorm.refresh(encoder, iter([x[:32], x[32:], x[:1]]))  # a single one has no variance
+    batchnorm.recompute_statistics(encoder, iter([x[:32], x[32:], x[:1]]))  # a single one has no variance
     torch.testing.assert_close(encoder.norm.running_mean, x.mean(0))
     torch.testing.assert_close(encoder.norm.running_var, (x[:32].var(0) + x[32:].var(0)) / 2)
     assert encoder.training
@@ -47,18 +48,18 @@ def test_nothing_is_computed_without_such_layers():
         pytest.fail("was asked for inputs")
         yield
 
-    batchnorm.refresh(nn.Linear(2, 2), never())
+    batchnorm.recompute_statistics(nn.Linear(2, 2), never())
 
 
 def test_kept_statistics_stay_in_training():
-    model = Classifier(resnet.build(SimpleNamespace(size=10, resize=32), 32, 3, "eager"), 3, 0.0)
+    model = Classifier(resnet.build(SimpleNamespace(size=10, resize=32), ImageSpec(32, 3), "eager"), 3, 0.0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    batchnorm.keep(model.encoder)
+    batchnorm.freeze_statistics(model.encoder)
     model.train()
     images = torch.randn(4, 3, 32, 32)
     loss, _ = model({"inputs": images, "labels": torch.tensor([0, 1, 2, 0])})
     loss.total.backward()
-    batchnorm.refresh(model.encoder, iter([images]))
+    batchnorm.recompute_statistics(model.encoder, iter([images]))
     assert model.encoder.net.bn1.weight.grad.abs().sum() > 0  # scale and shift are trained all the same
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if "running" in k)
 
@@ -66,7 +67,7 @@ def test_kept_statistics_stay_in_training():
 @pytest.mark.parametrize(("given", "still"), [([], True), (["finetune.statistics=batch"], False)])
 def test_weights_from_outside_keep_theirs(ptmrun, given, still):
     torch.manual_seed(0)
-    theirs = resnet.build(SimpleNamespace(size=10, resize=32), 32, 3, "eager").net
+    theirs = resnet.build(SimpleNamespace(size=10, resize=32), ImageSpec(32, 3), "eager").net
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()

@@ -9,6 +9,7 @@ import torch
 from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
 
 from ptmrun import rng
+from ptmrun.batch import ImageSpec
 from ptmrun.models import vit
 from ptmrun.objectives import mae, patches, simmim
 
@@ -18,12 +19,12 @@ SIZE, PATCH, CHANNELS, BATCH = 12, 3, 2, 5
 def encoder(dtype=torch.float64):
     torch.manual_seed(0)
     options = SimpleNamespace(size="micro", patch=PATCH, pool="mean", dropout=0.0)
-    return vit.build(options, SIZE, CHANNELS, "eager").to(dtype)
+    return vit.build(options, ImageSpec(SIZE, CHANNELS), "eager").to(dtype)
 
 
 def batch(dtype=torch.float64):
     images = torch.randn(BATCH, CHANNELS, SIZE, SIZE, generator=torch.Generator().manual_seed(1), dtype=dtype)
-    return {"inputs": images, "rows": rng.Rows(0, 3, 0, BATCH, BATCH)}
+    return {"inputs": images, "rows": rng.BatchRandom(0, 3, 0, BATCH, BATCH)}
 
 
 def mae_options(**changes):
@@ -179,7 +180,7 @@ def test_mask_statistics(module):
     objective = module.Objective(encoder(), mae_options(mask_ratio=0.75))
     hidden = []
     for step in range(40):
-        noise = rng.Rows(0, step, 0, 64, 64).uniform("mask", 16)
+        noise = rng.BatchRandom(0, step, 0, 64, 64).uniform("mask", 16)
         hidden.append(noise.argsort(1).argsort(1) >= 4)
     stacked = torch.stack(hidden).float()
     assert (stacked.sum(-1) == 12).all()

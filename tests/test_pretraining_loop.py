@@ -14,17 +14,19 @@ from test_vision_models import FAMILIES, build
 from torch import nn
 
 from ptmrun.compose import compose
-from ptmrun.data.images.batches import Batches, Normalise
+from ptmrun.data.images.batches import Batches
+from ptmrun.data.images.processor import ImageProcessor
 from ptmrun.errors import Interrupted
-from ptmrun.loss import Loss
+from ptmrun.loss import Learner, Loss
 from ptmrun.objectives import byol, dino, simclr, simmim, supervised
 from ptmrun.stages import context
 from ptmrun.storage import tensor_files
-from ptmrun.training import loop as train
 from ptmrun.training import optim, recovery
+from ptmrun.training.loop import backward_together, fit, gradients
+from ptmrun.training.schedule import lr_at
 
 OBJECTIVES = {"supervised": supervised, "simclr": simclr, "byol": byol, "dino": dino, "simmim": simmim}
-NORMALISE = Normalise(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu"))
+NORMALISE = ImageProcessor(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu"))
 SMALL = {"resnet": {"resize": "none"}, "bit": {"resize": "none"}, "vgg": {"hidden": 32}, "cnn": {"width": 8, "hidden": 32}}
 
 
@@ -50,10 +52,10 @@ def batches_for(model, accumulate=1, size=16, split=None):
     return Batches(split or data(), NORMALISE, AUGMENT, 1.0, size, accumulate, 0, "test", getattr(model, "views", None), alphas)
 
 
-def fit(folder, model, settings, **extra):
+def train(folder, model, settings, **extra):
     depth_of = functools.partial(context.depth_of, getattr(model, "inner", model).encoder)
     made = dataclasses.replace(plan(folder, settings, **extra), depth_of=depth_of, depth=9)
-    train.fit(model, batches_for(getattr(model, "inner", model), settings.accumulate), made)
+    fit(model, batches_for(getattr(model, "inner", model), settings.accumulate), made)
     return model
 
 
@@ -77,7 +79,7 @@ def test_accumulation_changes_only_rounding(tmp_path, task, name):
     for n, found in lines.items():
         model = without_batch_statistics(objective(task, name))
         settings = loop(accumulate=n, log_every=1, lr=0.01, optimizer="sgd", clip="null")
-        ends[n] = fit(tmp_path / str(n), model, settings, steps=3, lines=found).state_dict()
+        ends[n] = train(tmp_path / str(n), model, settings, steps=3, lines=found).state_dict()
     for n in (2, 4):
         for a, b in zip(lines[1], lines[n], strict=True):
             assert b["loss"] == pytest.approx(a["loss"], rel=2e-5)
@@ -94,14 +96,14 @@ def test_gradients_of_a_whole_batch_from_micro_batches():
     loss, _ = whole(batch)
     (loss.total / loss.n).backward()
     micros = next(batches_for(parts, 3).iterate(0, 1))
-    sums = train.gradients(parts, parts, micros, contextlib.nullcontext)
+    sums = gradients(parts, parts, micros, contextlib.nullcontext)
     assert sums["loss"] == pytest.approx([float(loss.total.detach()), 32], rel=1e-5)
     for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-6, msg=name)
 
     model = objective("simclr", "resnet").train()
     before = copy.deepcopy(model.state_dict())
-    train.backward_together(model, micros, contextlib.nullcontext)
+    backward_together(model, micros, contextlib.nullcontext)
     once = objective("simclr", "resnet").train()
     for micro in micros:
         once.embed(micro)
@@ -123,12 +125,12 @@ def test_gradients_of_a_whole_batch_from_micro_batches():
 def test_teachers_centre_and_statistics_resume_bit_exactly(tmp_path, task, name, changes):
     settings = loop(log_every=3, lr=1e-3, checkpoint_every=1000, **changes)
     whole, parts = [], []
-    expected = fit(tmp_path / "whole", objective(task, name), settings, steps=6, lines=whole)
+    expected = train(tmp_path / "whole", objective(task, name), settings, steps=6, lines=whole)
     calls = iter(range(1, 100))
     signal = {"stop": lambda: 15 if next(calls) == 4 else None}
     with pytest.raises(Interrupted):
-        fit(tmp_path / "parts", objective(task, name), settings, steps=6, lines=parts, **signal)
-    resumed = fit(tmp_path / "parts", objective(task, name), settings, steps=6, lines=parts)
+        train(tmp_path / "parts", objective(task, name), settings, steps=6, lines=parts, **signal)
+    resumed = train(tmp_path / "parts", objective(task, name), settings, steps=6, lines=parts)
     assert tensor_files.sha256(resumed.state_dict()) == tensor_files.sha256(expected.state_dict())
     assert [(x["step"], x["loss"], x["grad_norm"]) for x in parts] == [(x["step"], x["loss"], x["grad_norm"]) for x in whole]
     start = objective(task, name).state_dict()
@@ -137,13 +139,13 @@ def test_teachers_centre_and_statistics_resume_bit_exactly(tmp_path, task, name,
     assert task == "simclr" or any(k.startswith("teacher.0.") and k.endswith("weight") for k in moved)
 
 
-class Shaky(nn.Module):
+class Shaky(Learner):
     """An objective whose loss is multiplied at some steps."""
 
     def __init__(self, inner, factors):
         super().__init__()
         self.inner, self.factors = inner, factors
-        self.after_step = getattr(inner, "after_step", lambda done, steps: None)
+        self.after_step = inner.after_step
 
     def forward(self, batch):
         loss, shown = self.inner(batch)
@@ -153,7 +155,7 @@ class Shaky(nn.Module):
 @pytest.mark.parametrize(("task", "name"), [("byol", "resnet"), ("dino", "cnn")])
 def test_a_skipped_step_leaves_teachers_and_statistics_as_they_were(tmp_path, task, name):
     model, seen = Shaky(objective(task, name), {2: math.inf, 3: math.nan}), []
-    fit(tmp_path, model, loop(lr=1e-3, log_every=1), steps=6, stop=lambda: seen.append(tensor_files.sha256(model.state_dict())))
+    train(tmp_path, model, loop(lr=1e-3, log_every=1), steps=6, stop=lambda: seen.append(tensor_files.sha256(model.state_dict())))
     assert seen[1] == seen[2] == seen[3]
     assert len(set(seen)) == 4
 
@@ -172,7 +174,7 @@ def test_recovery_goes_back_to_the_statistics_before_the_good_step(tmp_path, mon
     settings = loop(lr=1e-3, max_skipped=2)
     made = plan(tmp_path, settings, steps=8, stop=lambda: seen.append(tensor_files.sha256(model.state_dict())))
     with pytest.raises(Enough):
-        train.fit(model, batches_for(model.inner), dataclasses.replace(made, recover=True))
+        fit(model, batches_for(model.inner), dataclasses.replace(made, recover=True))
     assert kept["step"] > 0
     assert tensor_files.sha256(kept["tensors"]) == seen[kept["step"] - 1]
 
@@ -228,7 +230,7 @@ def test_lars_against_the_paper():
     start = {n: p.detach().numpy().copy() for n, p in model.named_parameters()}
     generator = torch.Generator().manual_seed(1)
     gradients = [{n: torch.randn(p.shape, generator=generator).double() for n, p in model.named_parameters()} for _ in range(10)]
-    rates = [optim.lr_at(step, 10, settings) for step in range(10)]
+    rates = [lr_at(step, 10, settings) for step in range(10)]
     optimizer = optim.build(optim.groups(model, settings, lambda name: 0, 0), settings)
     assert isinstance(optimizer, optim.Lars)
     for step in range(10):

@@ -9,10 +9,11 @@ import torch
 from test_train import data
 from test_vision_models import build
 
-from ptmrun.data.images.batches import Normalise
+from ptmrun.data.images.processor import ImageProcessor
+from ptmrun.downstream import classical
 from ptmrun.stages import probe
 
-NORMALISE = Normalise(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu"))
+NORMALISE = ImageProcessor(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu"))
 
 
 def spread(values, seed=0):
@@ -101,8 +102,8 @@ def test_features_leave_every_module_as_it_was():
 
 
 def test_log_probabilities_of_a_sure_answer_are_finite():
-    """One label a class and a sample far away: probabilities of exactly 0."""
-    found = probe.logistic(np.array([[-1.0], [1.0]]), np.array([0, 1]), np.array([[1e6], [-1e6]]), c=10.0)
+    """One label per class and a sample far away: probabilities of exactly 0."""
+    found = classical.logistic(np.array([[-1.0], [1.0]]), np.array([0, 1]), np.array([[1e6], [-1e6]]), c=10.0)
     assert np.isfinite(found).all()
     assert found.argmax(1).tolist() == [1, 0]
 
@@ -115,10 +116,10 @@ def test_the_penalty_is_chosen_by_cross_validation():
     weak[:, 0] += labels
     clear = random.normal(size=(120, 3))
     clear[:, 0] = 2 * labels - 1 + 0.3 * clear[:, 0]
-    assert probe.strength(weak, labels) <= 0.03
-    assert probe.strength(clear, labels) == max(probe.STRENGTHS)
-    assert probe.strength(np.concatenate([weak, weak]), labels) <= 0.03  # seen twice, and held out twice
-    assert probe.strength(weak[:2], labels[:2]) == probe.USUAL
-    assert probe.strength(np.full((120, 3), np.nan), labels) in probe.STRENGTHS
+    assert classical.strength(weak, labels) <= 0.03
+    assert classical.strength(clear, labels) == max(classical.STRENGTHS)
+    assert classical.strength(np.concatenate([weak, weak]), labels) <= 0.03  # seen twice, and held out twice
+    assert classical.strength(weak[:2], labels[:2]) == classical.USUAL
+    assert classical.strength(np.full((120, 3), np.nan), labels) in classical.STRENGTHS
     rare = np.where(np.arange(120) == 60, 2, labels)  # a class of one sample has no part in it
-    assert probe.strength(clear, rare) == max(probe.STRENGTHS)
+    assert classical.strength(clear, rare) == max(classical.STRENGTHS)

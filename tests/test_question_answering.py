@@ -8,15 +8,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import latest
+from conftest import HandMade, latest
 from texts import FRAMINGS, part
 from torch import nn
 
-from ptmrun.config import schema as config
+from ptmrun.config import choices
 from ptmrun.data.splits import divide
-from ptmrun.data.text import load as texts
-from ptmrun.data.text import tokenizer as tokenizing
-from ptmrun.downstream import question_answering, token_head
+from ptmrun.data.text import tokenizer_training
+from ptmrun.data.text.batches import TextBatches
+from ptmrun.downstream import token_head
+from ptmrun.downstream.question_answering import floors, head, metrics
+from ptmrun.downstream.question_answering.answers import best_span, guesses, n_best
+from ptmrun.downstream.question_answering.read import read_splits
 from ptmrun.errors import UserError
 
 READING = {"encoding": "utf-8", "errors": "strict"}
@@ -28,7 +31,7 @@ def tokenizer(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMRUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         documents = [f"{LONG} Where did Ann Lee bake? Ann Lee baked in Ünited Paris (1907)."] * 20
-        return tokenizing.train(request.param, 300, FRAMINGS[request.param], part(documents))
+        return tokenizer_training.train(request.param, 300, FRAMINGS[request.param], part(documents))
 
 
 def options(root, **changes):
@@ -62,7 +65,7 @@ def write(folder: Path, **files) -> Path:
 
 def read(folder, tokenizer, length=48, **changes):
     notes: list[str] = []
-    found, classes, fingerprint = question_answering.sets(options(folder, **changes), tokenizer, length, notes)
+    found, classes, fingerprint = read_splits(options(folder, **changes), tokenizer, length, notes)
     assert classes == []
     return found, fingerprint, notes
 
@@ -82,7 +85,7 @@ def perfect(split) -> dict[str, torch.Tensor]:
     return {"logits": torch.cat(parts)}
 
 
-class Encoder(nn.Module):
+class Encoder(HandMade):
     """Hidden states of a tiny transformer block; knows where tokens stand, and padding changes nothing."""
 
     width, depth, length = 32, 1, 64
@@ -98,7 +101,7 @@ class Encoder(nn.Module):
 
 
 def batches(split, size, accumulate=1):
-    return texts.TextBatches(split, lambda x: x, size, accumulate, 0, "finetune", False)
+    return TextBatches(split, lambda x: x, size, accumulate, 0, "finetune", False)
 
 
 def test_questions_are_read(tmp_path, tokenizer):
@@ -141,7 +144,7 @@ def test_long_questions_leave_room(tmp_path, tokenizer):
     train = squad((ANN, [qa("a", "Where? " * 100, ANN, "Rome")]))
     split = read(write(tmp_path / "a", train=train), tokenizer)[0]["train"]
     assert all(len(w.ids) <= 48 and w.size >= 1 for w in split.windows)
-    assert question_answering.score(perfect(split), split) == 1
+    assert metrics.score(perfect(split), split) == 1
     with pytest.raises(UserError, match=r"model\.length=3"):
         read(tmp_path / "a", tokenizer, length=3)
 
@@ -173,18 +176,18 @@ def test_a_perfect_model_is_right(tmp_path, tokenizer):
     """Also about an answer that only the last window holds; the same after a subset."""
     split = read(write(tmp_path / "a", train=TRAIN), tokenizer)[0]["train"]
     found = perfect(split)
-    assert question_answering.fits(found, split, [])
-    assert question_answering.guesses(found, split) == ["Ünited  Paris", "1907", "Aville9", "Aville0"]
-    assert question_answering.metrics(found, split, [], 15) == {"f1": 1.0, "exact_match": 1.0}
+    assert metrics.valid(found, split, [])
+    assert guesses(found, split) == ["Ünited  Paris", "1907", "Aville9", "Aville0"]
+    assert metrics.metrics(found, split, [], 15) == {"f1": 1.0, "exact_match": 1.0}
     last = LONG[LONG.rindex("Aville") :].split()[0]
     train = squad((LONG, [qa("z", "Which town?", LONG, last), qa("y", "Which?", LONG, "1900")]))
     split = read(write(tmp_path / "b", train=train), tokenizer)[0]["train"]
     assert split.targets[0][0] == split.own()[0][-1] > 0
-    assert question_answering.guesses(perfect(split), split) == [last, "1900"]
+    assert guesses(perfect(split), split) == [last, "1900"]
     part = split.subset(torch.tensor([1]))
-    assert question_answering.fits(perfect(part), part, [])
-    assert not question_answering.fits(perfect(split), part, [])
-    assert question_answering.guesses(perfect(part), part) == ["1900"]
+    assert metrics.valid(perfect(part), part, [])
+    assert not metrics.valid(perfect(split), part, [])
+    assert guesses(perfect(part), part) == ["1900"]
 
 
 def test_only_the_context_answers(tmp_path, tokenizer):
@@ -196,16 +199,16 @@ def test_only_the_context_answers(tmp_path, tokenizer):
     window = split.windows[split.targets[0][0]]
     found["logits"][: window.place] = 50
     found["logits"][-1] = 50
-    assert question_answering.guesses(found, split) == ["Rome"]
+    assert guesses(found, split) == ["Rome"]
     logits, spans = np.zeros((6, 2)), np.array([[i, i + 1] for i in range(6)])
     logits[4, 0] = logits[1, 1] = 9  # the end before the start
-    assert question_answering.best_span(logits, spans, 3)[0] == 9
+    assert best_span(logits, spans, 3)[0] == 9
     logits[1] = [8, 0]
     logits[4] = [0, 7]  # four tokens
-    assert question_answering.best_span(logits, spans, 4) == (15, 1, 4)
-    assert question_answering.best_span(logits, spans, 3) == (8, 1, 1)
+    assert best_span(logits, spans, 4) == (15, 1, 4)
+    assert best_span(logits, spans, 3) == (8, 1, 1)
     spans[1] = 1  # a token that stands for nothing
-    assert question_answering.best_span(logits, spans, 4) == (7, 2, 4)
+    assert best_span(logits, spans, 4) == (7, 2, 4)
 
 
 @pytest.mark.parametrize(
@@ -228,8 +231,8 @@ def test_only_the_context_answers(tmp_path, tokenizer):
 )
 def test_official_scores(guess, answers, f1, exact):
     """Values of evaluate-v1.1.py and, without answers, of evaluate-v2.0.py."""
-    assert question_answering.f1_of(guess, answers) == pytest.approx(f1)
-    assert question_answering.exact_of(guess, answers) == exact
+    assert metrics.f1_of(guess, answers) == pytest.approx(f1)
+    assert metrics.exact_of(guess, answers) == exact
 
 
 def test_questions_without_an_answer(tmp_path, tokenizer):
@@ -237,21 +240,21 @@ def test_questions_without_an_answer(tmp_path, tokenizer):
     split = read(write(tmp_path / "a", train=train), tokenizer)[0]["train"]
     assert split.nothing
     assert split.targets[1][1:3].tolist() == [len(split.ids[split.targets[1][0]]) - 1] * 2
-    assert question_answering.guesses(perfect(split), split) == ["Ünited  Paris", ""]
-    right = question_answering.metrics(perfect(split), split, [], 15)
+    assert guesses(perfect(split), split) == ["Ünited  Paris", ""]
+    right = metrics.metrics(perfect(split), split, [], 15)
     assert right["unanswered"] == right["answered"] == {"f1": 1.0, "exact_match": 1.0, "n": 1}
     found = perfect(split)
     start = sum(len(split.ids[w]) for w in split.own()[0]) + split.windows[split.targets[1][0]].place
     found["logits"][start : start + 3, 0] = found["logits"][start + 8 : start + 11, 1] = 6
-    wrong = question_answering.metrics(found, split, [], 15)
+    wrong = metrics.metrics(found, split, [], 15)
     assert (wrong["f1"], wrong["unanswered"]["f1"]) == (0.5, 0)
     both = read(write(tmp_path / "b", train=TRAIN, test=train), tokenizer)[0]["test"]
     assert not both.nothing
-    assert question_answering.guesses(perfect(both), both)[1] != ""
-    columns = question_answering.columns(found, split, [])
+    assert guesses(perfect(both), both)[1] != ""
+    columns = metrics.columns_of_predictions(found, split, [])
     assert columns["label"].to_pylist() == ["Ünited  Paris", ""]
     assert columns["id"].to_pylist() == ["a", "b"]
-    assert columns["exact_match"].to_pylist() == question_answering.each(found, split).tolist() == [1, 0]
+    assert columns["exact_match"].to_pylist() == metrics.per_sample_scores(found, split).tolist() == [1, 0]
 
 
 def test_the_empty_answer_must_win_in_every_window(tmp_path, tokenizer):
@@ -262,7 +265,7 @@ def test_the_empty_answer_must_win_in_every_window(tmp_path, tokenizer):
         place += len(split.ids[w])
         if w != split.targets[0][0]:
             found["logits"][place - 1] = 20
-    assert question_answering.guesses(found, split) == ["Aville9"]
+    assert guesses(found, split) == ["Aville9"]
 
 
 def likeliest(logits, split, row) -> dict[str, float]:
@@ -297,9 +300,9 @@ def test_the_best_answers_to_a_question(tmp_path, tokenizer, nothing):
         generator = torch.Generator().manual_seed(seed)
         logits = torch.randn(sum(len(split.ids[w]) for own in split.own() for w in own), 2, generator=generator).mul(3).round()
         found = {"logits": logits}
-        best = question_answering.n_best(found, split, 7)
+        best = n_best(found, split, 7)
         assert list(best) == [q.name for q in split.asked()]
-        assert [answers[0]["text"] for answers in best.values()] == question_answering.guesses(found, split)
+        assert [answers[0]["text"] for answers in best.values()] == guesses(found, split)
         for row, answers in enumerate(best.values()):
             wanted = likeliest(logits, split, row)
             assert len({x["text"] for x in answers}) == len(answers) == 7
@@ -308,7 +311,7 @@ def test_the_best_answers_to_a_question(tmp_path, tokenizer, nothing):
             listed = torch.tensor([x["score"] for x in answers], dtype=torch.float64).softmax(0)
             torch.testing.assert_close(torch.tensor([x["probability"] for x in answers], dtype=torch.float64), listed)
     part = split.subset(torch.tensor([1]))
-    every = question_answering.n_best({"logits": perfect(part)["logits"]}, part, 10**6)["b"]
+    every = n_best({"logits": perfect(part)["logits"]}, part, 10**6)["b"]
     assert {x["text"] for x in every} == set(likeliest(perfect(part)["logits"], part, 0))
 
 
@@ -317,7 +320,7 @@ def test_questions_of_one_id_have_an_entry_each(tmp_path, tokenizer):
         ("Rome fell.", [qa("a", "What?", "Rome", "Rome"), qa("a", "Who?", "Rome", "Rome"), qa("b", "Who?", "Rome", "Rome")])
     )
     split = read(write(tmp_path / "a", train=TRAIN, test=test), tokenizer)[0]["test"]
-    assert list(question_answering.n_best({"logits": perfect(split)["logits"]}, split, 3)) == ["a", "a (2)", "b"]
+    assert list(n_best({"logits": perfect(split)["logits"]}, split, 3)) == ["a", "a (2)", "b"]
 
 
 def test_the_best_answers_where_there_is_nothing_to_say(tmp_path, tokenizer):
@@ -325,9 +328,9 @@ def test_the_best_answers_where_there_is_nothing_to_say(tmp_path, tokenizer):
     test = squad(("", [qa("a", "Where?", "")]), ("Rome", [qa("b", "Where?", "Rome", "Rome")]))
     split = read(write(tmp_path / "a", train=TRAIN, test=test), tokenizer)[0]["test"]
     logits = torch.full((sum(len(split.ids[w]) for own in split.own() for w in own), 2), 3e38)
-    best = question_answering.n_best({"logits": logits}, split, 3)
+    best = n_best({"logits": logits}, split, 3)
     assert best["a"] == [{"text": "", "probability": 1.0, "score": pytest.approx(6e38)}]
-    assert best["b"][0]["text"] == question_answering.guesses({"logits": logits}, split)[1]
+    assert best["b"][0]["text"] == guesses({"logits": logits}, split)[1]
     json.dumps(best, allow_nan=False)
 
 
@@ -364,13 +367,11 @@ def test_floors(tmp_path, tokenizer):
     data = SimpleNamespace(**found)
 
     def answers(kind):
-        return question_answering.guesses(
-            question_answering.floor(kind, data, found["train"].subset(torch.tensor([3])), None), found["test"]
-        )
+        return guesses(floors.baseline_predictions(kind, data, found["train"].subset(torch.tensor([3])), None), found["test"])
 
     assert answers("chance") == ["Rome", "Then New York", "Then New York", "Then New York", "no"]
     assert answers("raw") == ["Rome", "Ann Lee", "Then New York", "Boston", "no"]
-    assert question_answering.score(question_answering.floor("raw", data, found["train"], None), found["test"]) == pytest.approx(
+    assert metrics.score(floors.baseline_predictions("raw", data, found["train"], None), found["test"]) == pytest.approx(
         (3 + 4 / 5 + 2 / 3) / 5
     )
 
@@ -379,7 +380,7 @@ def test_it_learns_what_it_was_shown(tmp_path, tokenizer):
     """The loss begins at the mean of ln(tokens) and falls; predictions of windows become answers."""
     split = read(write(tmp_path / "a", train=TRAIN), tokenizer)[0]["train"]
     torch.manual_seed(0)
-    model = question_answering.build(Encoder(tokenizer.vocabulary.size), SimpleNamespace(), SimpleNamespace())
+    model = head.build(Encoder(tokenizer.vocabulary.size), SimpleNamespace(), SimpleNamespace())
     optimizer = torch.optim.Adam(model.parameters(), 0.01)
     losses = []
     for (batch,) in batches(split, 4).iterate(0, 40):
@@ -395,7 +396,7 @@ def test_it_learns_what_it_was_shown(tmp_path, tokenizer):
     assert int(shown["both_right"].total) == 4
     trained = split.subset(torch.tensor([0, 1]))
     found = model.predict(trained.all(2))
-    assert question_answering.fits(found, trained, [])
+    assert metrics.valid(found, trained, [])
     torch.testing.assert_close(found["logits"], model.predict(trained.all(64))["logits"], rtol=1e-4, atol=1e-4)
 
 
@@ -406,7 +407,7 @@ def test_every_answer_that_a_window_shows_is_right(tmp_path, tokenizer):
     train = squad((text, [{"id": "a", "question": "Where?", "answers": answers}]), (text, [qa("b", "Who?", text, "Bob")]))
     split = read(write(tmp_path / "a", train=train), tokenizer)[0]["train"]
     torch.manual_seed(0)
-    model = question_answering.Reader(Encoder(tokenizer.vocabulary.size))
+    model = head.Reader(Encoder(tokenizer.vocabulary.size))
     ((batch,),) = batches(split, 2).iterate(0, 1)
     chances = torch.full((*batch["inputs"].ids.shape, 2), -torch.inf)
     chances[batch["inputs"].mask] = model.logits(batch["inputs"], batch["inputs"].mask).detach()
@@ -428,7 +429,7 @@ def test_accumulation(tmp_path, tokenizer):
     train = squad(*[(text, [qa(str(i), "Where?", text, "Rome")]) for text, i in paragraphs])
     split = read(write(tmp_path / "a", train=train), tokenizer)[0]["train"]
     torch.manual_seed(0)
-    model = question_answering.Reader(Encoder(tokenizer.vocabulary.size))
+    model = head.Reader(Encoder(tokenizer.vocabulary.size))
     results = []
     for accumulate in (1, 4):
         (micros,) = batches(split, 8, accumulate).iterate(0, 1)
@@ -494,7 +495,7 @@ def test_a_few_wrong_answers_are_left_out(tmp_path, tokenizer):
     assert [q.name for q in found["train"].asked()] == ["a", "c", "d"]
     assert [split.questions[split.rows[0]].name for split in found.values()] == ["a"]
     assert notes[0].endswith("1 of 4 questions have an answer that the context has not at its answer_start: b; they are left out")
-    assert question_answering.score(perfect(found["train"]), found["train"]) == 1
+    assert metrics.score(perfect(found["train"]), found["train"]) == 1
 
 
 def test_other_encodings(tmp_path, tokenizer):
@@ -506,8 +507,8 @@ def test_other_encodings(tmp_path, tokenizer):
 
 def test_few(tmp_path, tokenizer):
     split = read(write(tmp_path / "a", train=TRAIN), tokenizer)[0]["train"]
-    three = token_head.few(split, [], 3, 1)
-    assert token_head.few(split, [], 2, 1).tolist() == three[:2].tolist()
+    three = token_head.subset(split, [], 3, 1)
+    assert token_head.subset(split, [], 2, 1).tolist() == three[:2].tolist()
     assert [q.name for q in split.subset(three).asked()] == [split.questions[i].name for i in three]
 
 
@@ -541,8 +542,8 @@ def test_questions_about_one_context_stay_together(tmp_path, tokenizer):
 
 
 def test_config():
-    options = config.section("downstream", "question_answering")
-    assert config.spec("downstream", "question_answering").needs == {"text"}
+    options = choices.section("downstream", "question_answering")
+    assert choices.spec("downstream", "question_answering").needs == {"text"}
     assert set(options.model_fields) == {
         "name",
         "labels_per_class",

@@ -11,8 +11,9 @@ import torch
 
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
-from ptmrun.runs.folder import Run, write_atomic
+from ptmrun.runs.folder import Run
 from ptmrun.storage import tensor_files
+from ptmrun.storage.files import write_atomic
 
 CONFIG = compose(["name=x"])
 

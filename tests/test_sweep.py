@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ptmrun.commands import compare
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
+from ptmrun.reports import scores_table
 from ptmrun.sweeps import markdown_table, sweep
 from ptmrun.sweeps.ledger import Job, Ledger
 
@@ -110,35 +110,35 @@ def test_a_search_refuses_a_grid_that_it_would_not_look_at(ptmrun):
 
 
 def test_two_settings_make_a_matrix():
-    def row(model: str, task: str, *scores: tuple[float, float]) -> compare.Row:
+    def row(model: str, task: str, *scores: tuple[float, float]) -> scores_table.Row:
         entries = [
             {"labels_per_class": 5, "scores": {"tuned": {"mean": t}, "scratch": {"mean": 0.5}, "random_frozen": {"mean": s}}}
             for t, s in scores
         ]
         runs = [SimpleNamespace(results=lambda e=e: {"metric": "accuracy", "by_labels": [e]}) for e in entries]
-        return compare.Row({"model": model, "task": task}, runs)
+        return scores_table.Row({"model": model, "task": task}, runs)
 
     rows = [row("a", "x", (0.6, 0.3), (0.8, 0.3)), row("a", "y", (0.9, 0.3)), row("b", "x", (0.4, 0.2))]
     assert markdown_table.markdown(rows) == (
-        "Test accuracy, 5 labels a class, fine-tuned (mean ± sd over seeds)\n\n"
+        "Test accuracy, 5 labels per class, fine-tuned (mean ± sd over seeds)\n\n"
         "| model | scratch | x | y |\n| --- | --- | --- | --- |\n"
         "| a | 0.500 ± 0.000 | 0.700 ± 0.141 | **0.900** |\n"
         "| b | 0.500 | **0.400** |  |\n"
     )
-    assert markdown_table.markdown([compare.Row({"model": m}, rows[i].runs) for i, m in enumerate("ab")]) == (
-        "Test accuracy, 5 labels a class (mean ± sd over seeds)\n\n"
+    assert markdown_table.markdown([scores_table.Row({"model": m}, rows[i].runs) for i, m in enumerate("ab")]) == (
+        "Test accuracy, 5 labels per class (mean ± sd over seeds)\n\n"
         "| model | untrained | scratch | fine-tuned |\n| --- | --- | --- | --- |\n"
         "| a | 0.300 ± 0.000 | 0.500 ± 0.000 | **0.700 ± 0.141** |\n"
         "| b | 0.300 | 0.500 | **0.900** |\n"
     )
-    assert markdown_table.markdown([compare.Row({"model": "a", "task": "x", "lr": "1"}, rows[0].runs)]) is None
+    assert markdown_table.markdown([scores_table.Row({"model": "a", "task": "x", "lr": "1"}, rows[0].runs)]) is None
 
 
 def test_a_table_of_methods_says_how_much_was_trained():
-    def row(method: str, count: int) -> compare.Row:
+    def row(method: str, count: int) -> scores_table.Row:
         entry = {"labels_per_class": None, "scores": {"tuned": {"mean": 0.5}}}
         results = {"metric": "accuracy", "by_labels": [entry], "parameters": {"trained": count, "all": 2000}}
-        return compare.Row({"finetune": method}, [SimpleNamespace(results=lambda: results)])
+        return scores_table.Row({"finetune": method}, [SimpleNamespace(results=lambda: results)])
 
     assert markdown_table.markdown([row("full", 2000), row("lora", 20)]) == (
         "Test accuracy, all labels (mean ± sd over seeds)\n\n"
@@ -202,9 +202,9 @@ def test_the_table_is_that_of_the_runs(swept):
     scores = [json.loads((ledger.run(j).folder / "results.json").read_text())["score"] for j in jobs]
     assert [j.score for j in jobs] == scores
     assert row["downstream.labels_per_class"] == "2"
-    assert float(row["2 labels a class mean"]) == pytest.approx(sum(scores) / 2)
-    assert float(row["2 labels a class sd"]) == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
-    assert row["2 labels a class n"] == "2"
+    assert float(row["2 labels per class mean"]) == pytest.approx(sum(scores) / 2)
+    assert float(row["2 labels per class sd"]) == pytest.approx(abs(scores[0] - scores[1]) / 2**0.5)
+    assert row["2 labels per class n"] == "2"
 
 
 def test_resume_runs_only_what_is_missing(swept):
@@ -418,7 +418,7 @@ def test_difference_and_noise():
 
     assert significance.of_seeds(a, b) == pytest.approx((interval.high - interval.low) / 2)
     assert significance.of_seeds([0.9], b) is None
-    assert compare.Cell(0.9, 0.01, 3, 0.0, None).words == "best"
-    assert compare.Cell(0.9, 0.01, 3, -0.02, 0.03).words == "-2.0, within noise (3.0)"
-    assert compare.Cell(0.9, 0.01, 3, -0.04, 0.03).words == "-4.0"
-    assert re.fullmatch(r"-4\.0, noise unknown", compare.Cell(0.9, None, 1, -0.04, None).words)
+    assert scores_table.Cell(0.9, 0.01, 3, 0.0, None).words == "best"
+    assert scores_table.Cell(0.9, 0.01, 3, -0.02, 0.03).words == "-2.0, within noise (3.0)"
+    assert scores_table.Cell(0.9, 0.01, 3, -0.04, 0.03).words == "-4.0"
+    assert re.fullmatch(r"-4\.0, noise unknown", scores_table.Cell(0.9, None, 1, -0.04, None).words)

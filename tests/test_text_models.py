@@ -10,13 +10,13 @@ from texts import part, story
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel
 
-from ptmrun.batch import Tokens, Vocabulary
-from ptmrun.config import schema as config
-from ptmrun.data.text import tokenizer
-from ptmrun.data.text.load import padded
+from ptmrun.batch import TextSpec, Tokens, Vocabulary
+from ptmrun.config import choices
+from ptmrun.data.text import tokenizer_training
+from ptmrun.data.text.split import padded
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
-from ptmrun.models import bert, gpt, library_format, local_attention_init, lstm, pretrained, text_base
+from ptmrun.models import bert, gpt, library_format, local_attention_init, lstm, pretrained, sampling
 from ptmrun.reports import attribution
 from ptmrun.storage import tensor_files
 
@@ -40,7 +40,7 @@ def options(**changes):
 def encoder(kind, seed=0, size=SIZE, length=LENGTH, attention="sdpa", initial=False, **changes):
     torch.manual_seed(seed)
     changes |= {"bidirectional": True} if kind == "elmo" else {}
-    made = FAMILIES.get(kind, lstm).build(options(**changes), vocabulary(size), length, attention)
+    made = FAMILIES.get(kind, lstm).build(options(**changes), TextSpec(vocabulary(size), length), attention)
     for name, parameter in made.named_parameters():  # larger than at the start, so that mistakes show
         if not initial and (parameter.ndim > 1 or name.endswith(".bias")):
             nn.init.normal_(parameter, std=0.2)
@@ -60,7 +60,7 @@ def texts(lengths=(LENGTH, 9, 5), width=LENGTH, seed=1):
 
 def published(family, size, length, words):
     with torch.device("meta"):
-        return family.build(options(size=size), vocabulary(words), length, "sdpa")
+        return family.build(options(size=size), TextSpec(vocabulary(words), length), "sdpa")
 
 
 def count(module):
@@ -115,7 +115,7 @@ def test_bert_is_transformers():
 def test_heads_look_at_their_neighbours_at_first(size, width, heads):
     """Whatever the words are, most of the attention of each head is at its offset, and logits are as large as in width 128."""
     torch.manual_seed(0)
-    made = bert.build(options(size=size, initial="neighbours"), vocabulary(3000), 128, "eager").eval()
+    made = bert.build(options(size=size, initial="neighbours"), TextSpec(vocabulary(3000), 128), "eager").eval()
     ids = torch.randint(5, 3000, (4, 128), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         found = made.net.bert(ids, output_attentions=True)
@@ -202,7 +202,7 @@ def test_samples_have_the_frequencies_of_the_model():
     noise = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
 
     def shares(*settings):
-        return text_base.sample(logits, noise, *settings).bincount(minlength=5) / 20_000
+        return sampling.sample(logits, noise, *settings).bincount(minlength=5) / 20_000
 
     chances = logits[0].softmax(-1)
     torch.testing.assert_close(shares(1.0, None, 1.0), chances, rtol=0, atol=0.01)
@@ -212,7 +212,7 @@ def test_samples_have_the_frequencies_of_the_model():
     torch.testing.assert_close(shares(1.0, None, 0.7), two, rtol=0, atol=0.01)  # 0.64 alone is too little
     most = torch.tensor(1 - 2**-24).expand(1000)  # the largest noise that there is leads to no token that was left out
     some = torch.randn(1000, 8, generator=torch.Generator().manual_seed(0))
-    found = some.gather(1, text_base.sample(some, most, 1.0, None, 0.5)[:, None])
+    found = some.gather(1, sampling.sample(some, most, 1.0, None, 0.5)[:, None])
     assert ((some >= found).sum(1) < 8).all()
 
 
@@ -223,7 +223,7 @@ def test_at_the_limit_the_likeliest_is_taken(settings):
     """Whatever the noise; of equals the first, and logits may be negative."""
     logits = torch.tensor([[-5.0, -2.0, -3.0, -2.0], [-1.0, -1.0, -1.0, -1.0], [-9.0, 0.0, 1e4, 2.0]])
     for noise in (0.0, 0.5, 1 - 2**-24):
-        assert text_base.sample(logits, torch.full((3,), noise), *settings).tolist() == [1, 0, 2]
+        assert sampling.sample(logits, torch.full((3,), noise), *settings).tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -291,9 +291,9 @@ def test_loads_in_transformers(tmp_path, kind):
 def test_what_the_saved_tokenizer_gives_is_what_the_saved_model_takes(tmp_path, kind):
     """model(**tokenizer(texts)), as users of transformers write it."""
     family, stories = FAMILIES[kind], story(20, 4)
-    own = tokenizer.train(family.TOKENIZER, "auto", family.FRAMING, part(stories))
+    own = tokenizer_training.train(family.FAMILY.tokenizer, "auto", family.FRAMING, part(stories))
     torch.manual_seed(0)
-    model = family.build(options(), own.vocabulary, 64, "sdpa").eval()
+    model = family.build(options(), TextSpec(own.vocabulary, 64), "sdpa").eval()
     nn.init.normal_(model.embeddings.weight)
     model.save(tmp_path / "encoder", own)
     read, body = AutoTokenizer.from_pretrained(tmp_path / "encoder"), AutoModel.from_pretrained(tmp_path / "encoder").eval()
@@ -355,7 +355,7 @@ def test_depths():
 
 def test_initial_weights_of_the_lstm():
     torch.manual_seed(0)
-    model = lstm.build(options(bidirectional=True), vocabulary(), LENGTH, "sdpa")
+    model = lstm.build(options(bidirectional=True), TextSpec(vocabulary(), LENGTH), "sdpa")
     assert model.width == 256
     assert model.embedding.weight.std().item() == pytest.approx(0.5, rel=0.05)
     for name, parameter in model.named_parameters():
@@ -407,21 +407,21 @@ def test_attributions_add_up(kind):
 
 def test_sized_for_minutes():
     for name, family in FAMILIES.items():
-        changes, [note, *_] = family.resolve(options(size="auto"), vocabulary(), LENGTH)
+        changes, [note, *_] = family.resolve(options(size="auto"), TextSpec(vocabulary(), LENGTH))
         assert changes == {"size": "tiny"}
         assert note.startswith("model.size=tiny: width 128, 2 layers")
-        assert family.resolve(options(size="base"), vocabulary(), LENGTH) == ({}, [])
-        types = config.spec("model", name).types
+        assert family.resolve(options(size="base"), TextSpec(vocabulary(), LENGTH)) == ({}, [])
+        types = choices.spec("model", name).types
         assert types["size"].split("|") == ["auto", *family.SIZES]
-        assert config.spec("model", name).needs == {"text"}
+        assert choices.spec("model", name).needs == {"text"}
         assert all(token in family.FRAMING.special.values() for token in family.FRAMING.single.split() if token != "$A")
 
 
 def test_first_weights_of_bert_by_size():
     for size, wanted in (("auto", "neighbours"), ("mini", "neighbours"), ("small", "library"), ("base", "library")):
-        changes, _ = bert.resolve(options(size=size, initial="auto"), vocabulary(), LENGTH)
+        changes, _ = bert.resolve(options(size=size, initial="auto"), TextSpec(vocabulary(), LENGTH))
         assert changes["initial"] == wanted
-    assert bert.resolve(options(size="tiny", initial="library"), vocabulary(), LENGTH) == ({}, [])
+    assert bert.resolve(options(size="tiny", initial="library"), TextSpec(vocabulary(), LENGTH)) == ({}, [])
 
 
 def test_image_encoders_keep_their_files(tmp_path):

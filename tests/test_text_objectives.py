@@ -12,10 +12,10 @@ from torch import nn
 
 from ptmrun import rng
 from ptmrun.batch import Tokens
-from ptmrun.config import schema as config
+from ptmrun.config import choices
 from ptmrun.errors import UserError
 from ptmrun.objectives import clm, masking, mlm, mlm_nsp
-from ptmrun.training import loop as train
+from ptmrun.training.loop import gradients
 
 LENGTHS = (16, 9, 5, 16, 12, 3, 7, 16, 10, 4, 16, 11, 8, 6, 13, 15)
 
@@ -26,7 +26,7 @@ def options(**changes):
 
 def batch(lengths=LENGTHS, step=3):
     follows = torch.rand(len(lengths), generator=torch.Generator().manual_seed(7)) < 0.5
-    return {"inputs": texts(lengths), "rows": rng.Rows(0, step, 0, len(lengths), len(lengths)), "next": follows}
+    return {"inputs": texts(lengths), "rows": rng.BatchRandom(0, step, 0, len(lengths), len(lengths)), "next": follows}
 
 
 def pieces(data, parts):
@@ -38,7 +38,7 @@ def pieces(data, parts):
         tokens = data["inputs"].map(lambda x, rows=slice(start, stop): x[rows])
         longest = int(tokens.mask.sum(1).max())
         tokens = tokens.map(lambda x, n=longest: x[:, :n])
-        rows = rng.Rows(data["rows"].seed, data["rows"].step, start, stop, total)
+        rows = rng.BatchRandom(data["rows"].seed, data["rows"].step, start, stop, total)
         found.append({"inputs": tokens, "rows": rows, "next": data["next"][start:stop]})
     return found
 
@@ -55,7 +55,7 @@ def packed(rows, width, seed=0, words=60):
 
 
 def masked(tokens, step=0, **changes):
-    rows = rng.Rows(5, step, 0, len(tokens.ids), len(tokens.ids))
+    rows = rng.BatchRandom(5, step, 0, len(tokens.ids), len(tokens.ids))
     known = vocabulary()
     return known, masking.Masking(known, tokens.ids.shape[1], options(**changes))(tokens, rows)
 
@@ -268,7 +268,7 @@ def test_accumulation_changes_nothing(kind, task):
     try:
         for parts in (1, 4):
             objective = task.Objective(encoder(kind), options(ratio=0.5))
-            sums = train.gradients(objective, objective, pieces(data, parts), lambda i: contextlib.nullcontext())
+            sums = gradients(objective, objective, pieces(data, parts), lambda i: contextlib.nullcontext())
             gradient = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
             found.append(({name: total / n for name, (total, n) in sums.items()}, gradient))
     finally:
@@ -309,8 +309,8 @@ def test_what_they_ask_for():
     for task in (mlm, mlm_nsp):  # what masks need is not saved
         names = {f"encoder.{name}" for name in encoder("bert").state_dict()}
         assert task.Objective(encoder("bert"), options()).state_dict().keys() == names
-    provides = {name: config.spec("model", name).provides for name in ("bert", "gpt", "lstm")}
-    requires = {name: config.spec("task", name).requires for name in ("mlm", "mlm_nsp", "clm")}
+    provides = {name: choices.spec("model", name).provides for name in ("bert", "gpt", "lstm")}
+    requires = {name: choices.spec("task", name).requires for name in ("mlm", "mlm_nsp", "clm")}
     fits = {(model, task) for model in provides for task in requires if requires[task] <= provides[model]}
     assert fits == {("bert", "mlm"), ("bert", "mlm_nsp"), ("gpt", "clm"), ("lstm", "clm")}
 

@@ -15,21 +15,22 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from ptmrun import cli
 from ptmrun.compose import compose
-from ptmrun.config import schema as config
+from ptmrun.config import choices
 from ptmrun.data.text import tokenizer
 from ptmrun.errors import UserError
 from ptmrun.models import gpt
 from ptmrun.reports import figures
-from ptmrun.runs import folder
+from ptmrun.runs import config_file, folder
 from ptmrun.stages import trials
 from ptmrun.stages.prepare import prepare
 from ptmrun.storage import tensor_files
-from ptmrun.training import loop as train
+from ptmrun.training import gradients
+from ptmrun.training.loop import backward
 from ptmrun.training.signals import Stop
 
-MODELS = [m for m in config.choices("model") if "text" in config.spec("model", m).needs]
+MODELS = [m for m in choices.names("model") if "text" in choices.spec("model", m).needs]
 FITTING = [
-    (m, t) for m in MODELS for t in config.choices("task") if config.spec("task", t).requires <= config.spec("model", m).provides
+    (m, t) for m in MODELS for t in choices.names("task") if choices.spec("task", t).requires <= choices.spec("model", m).provides
 ]
 SHORT = [
     "model.length=32",
@@ -111,7 +112,7 @@ def test_from_raw_text_to_a_classifier_and_again(ptmrun, corpus, model, task):
 
 def interrupted_before(monkeypatch, number: int) -> list[int]:
     """From here on the backward pass of this number is one that Ctrl-C comes before; the list grows with each."""
-    step, seen = train.backward, []
+    step, seen = backward, []
 
     def stop_once(*args):
         seen.append(1)
@@ -119,7 +120,7 @@ def interrupted_before(monkeypatch, number: int) -> list[int]:
             raise KeyboardInterrupt
         return step(*args)
 
-    monkeypatch.setattr(train, "backward", stop_once)
+    monkeypatch.setattr(gradients, "backward", stop_once)
     return seen
 
 
@@ -215,11 +216,11 @@ def test_packed_documents_read_alone(ptmrun, corpus, model):
 
 def loaded(*overrides):
     from ptmrun.data.text import load as texts
-    from ptmrun.stages.context import part_of
+    from ptmrun.stages.networks import family_of, module_of, problem_of
 
     cfg = compose(["dataset=text", "model.length=32", *overrides])
-    read, problem = part_of(cfg, "dataset").read, part_of(cfg, "downstream")
-    return texts.load(read, cfg, part_of(cfg, "model"), problem, None, lambda *_: None)
+    read, problem = module_of(cfg, "dataset").read, problem_of(cfg)
+    return texts.load(read, cfg, family_of(cfg), problem, None, lambda *_: None)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -228,14 +229,14 @@ def test_the_first_probe_sees_features_as_training_will(corpus, model):
     data = ["dataset=text", f"dataset.root={corpus / 'labelled.csv'}", *SHORT, "stage=finetune+evaluate"]
     cfg = compose([f"model={model}", *data, "model.dropout=0.3"])
     context = prepare(folder.Run.create(cfg, [], {"parents": []}), cfg, Stop())
-    encoder, split = context.encoder(), context.data.train.spaced(8)
+    encoder, split = context.encoder(), context.data.train.evenly_spaced(8)
     plain = torch.from_numpy(context.features(encoder, split))
     dropped = trials.dropped_features(context, encoder, split, 1)
     assert len(dropped) == trials.DROPPED * len(split)
     moved = (dropped - plain.repeat(trials.DROPPED, 1)).norm()
     encoder.train()
     with torch.no_grad():
-        trained = torch.cat([encoder.features(context.inputs(next(split.all()))) for _ in range(trials.DROPPED)])
+        trained = torch.cat([encoder.features(context.processor(next(split.all()))) for _ in range(trials.DROPPED)])
     assert moved == pytest.approx(float((trained - plain.repeat(trials.DROPPED, 1)).norm()), rel=0.3)
 
 
@@ -271,7 +272,7 @@ def test_what_a_limit_does_not_reach_is_said(corpus):
 
 
 def test_tf_idf_of_texts_without_words():
-    from ptmrun.data.text.load import tf_idf
+    from ptmrun.data.text.tf_idf import tf_idf
 
     emoji = tf_idf(["😀 😀 🐈", "🐈 a"])
     assert sorted(emoji.vocabulary_) == ["a", "🐈", "😀"]
@@ -281,7 +282,7 @@ def test_tf_idf_of_texts_without_words():
 
 def used(data) -> set[tuple[int, ...]]:
     """The token numbers of every document that is pretrained on, or judged by meanwhile."""
-    both = (data.corpus.blocks.corpus, data.held.blocks.corpus)
+    both = (data.corpus.blocks.corpus, data.val_corpus.blocks.corpus)
     return {tuple(corpus.document(i)) for corpus in both for i in range(len(corpus))}
 
 
@@ -366,7 +367,7 @@ def test_a_folder_of_transformers_brings_its_shape_and_tokenizer(ptmrun, corpus,
     assert "positions: the first 32 of 512" in out
     assert "missing: cls.predictions.bias" in out
     assert "Warning: its config differs" not in out
-    cfg = config.load(latest() / "config.yaml")
+    cfg = config_file.load(latest() / "config.yaml")
     context = prepare(folder.Run.open(latest()), cfg, Stop())
     split = context.data.test
     text = tokenizer(list(split.read()), padding=True, truncation=True, max_length=32, return_tensors="pt")
@@ -376,9 +377,9 @@ def test_a_folder_of_transformers_brings_its_shape_and_tokenizer(ptmrun, corpus,
         wanted = (hidden * mask).sum(1) / mask.sum(1)
     torch.testing.assert_close(torch.from_numpy(context.features(context.pretrained(), split)), wanted, rtol=1e-4, atol=1e-5)
     assert (split.lengths.diff() < 0).any()  # these are not sorted by length, but answered so
-    model, _ = trials.classifier(context, trials.trials(cfg, "tuned", None)[0])
-    in_order = model.predict(context.inputs(batch) for batch in split.all())["logits"]
-    torch.testing.assert_close(trials.said(context, model, split)["logits"], in_order)
+    model, _ = trials.build_model(context, trials.trials(cfg, "tuned", None)[0])
+    in_order = model.predict(context.processor(batch) for batch in split.all())["logits"]
+    torch.testing.assert_close(trials.predict_split(context, model, split)["logits"], in_order)
     code, _, err = ptmrun(*words, "model.shape=[48,3]")
     assert code == 2
     assert "model.shape=[48, 3]: expected width, layers and heads" in err

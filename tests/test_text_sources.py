@@ -11,7 +11,7 @@ from conftest import draw
 from texts import options
 
 from ptmrun.data.sources import pydoc, text, texthub
-from ptmrun.data.sources.text import ends
+from ptmrun.data.text.sentences import ends
 from ptmrun.errors import UserError
 
 

@@ -7,13 +7,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import HandMade
 from texts import FRAMINGS, part
 from torch import nn
 
-from ptmrun.config import schema as config
-from ptmrun.data.text import load as texts
-from ptmrun.data.text import tokenizer as tokenizing
-from ptmrun.downstream import token_classification, token_head
+from ptmrun.config import choices
+from ptmrun.data.text import tokenizer_training
+from ptmrun.data.text.batches import TextBatches
+from ptmrun.downstream import token_head
+from ptmrun.downstream.token_classification import head, metrics
+from ptmrun.downstream.token_classification.read import read_splits
+from ptmrun.downstream.token_classification.split import NONE
 from ptmrun.errors import UserError
 
 TRAIN = """-DOCSTART- -X- O
@@ -47,7 +51,7 @@ def tokenizer(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMRUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         documents = ["EU rejects German call . Peter Blackburn met Ann . Ünited Nations , (new) York's 1,5"] * 20
-        return tokenizing.train(request.param, 300, FRAMINGS[request.param], part(documents))
+        return tokenizer_training.train(request.param, 300, FRAMINGS[request.param], part(documents))
 
 
 def options(root, **changes):
@@ -66,7 +70,7 @@ def write(folder: Path, train: str | bytes = TRAIN, test: str | bytes | None = T
 
 def read(folder, tokenizer, length=64, **changes):
     notes: list[str] = []
-    found, classes, fingerprint = token_classification.sets(options(folder, **changes), tokenizer, length, notes)
+    found, classes, fingerprint = read_splits(options(folder, **changes), tokenizer, length, notes)
     return found, classes, fingerprint, notes
 
 
@@ -77,7 +81,7 @@ def refused(folder, tokenizer, **changes) -> str:
     return str(caught.value)
 
 
-class Encoder(nn.Module):
+class Encoder(HandMade):
     """A token's hidden state is its embedding and those of the tokens around it; padding adds nothing."""
 
     width, depth, length = 32, 1, 64
@@ -92,7 +96,7 @@ class Encoder(nn.Module):
 
 
 def batches(split, size, accumulate=1):
-    return texts.TextBatches(split, lambda x: x, size, accumulate, 0, "finetune", False)
+    return TextBatches(split, lambda x: x, size, accumulate, 0, "finetune", False)
 
 
 def whole(split):
@@ -156,7 +160,7 @@ def test_first_sub_words_carry_tags(tmp_path, tokenizer):
         assert a + (text[a:b][0] == " ") == start, (word, text[a:b])
     answers = split.answers(torch.tensor([0]))[0]
     assert answers[torch.from_numpy(places)].tolist() == [classes.index(f"X{i}") for i in range(len(words))]
-    assert int((answers != token_classification.NONE).sum()) == len(words) < len(inner)
+    assert int((answers != NONE).sum()) == len(words) < len(inner)
 
 
 def test_words_beyond_the_length_are_wrong(tmp_path, tokenizer):
@@ -167,7 +171,7 @@ def test_words_beyond_the_length_are_wrong(tmp_path, tokenizer):
     seen = int((split.places[0] >= 0).sum())
     assert 2 <= seen < 11
     assert notes[-1] == f"train: {40 - seen} of 40 words are not seen (model.length=12): they count as O"
-    result = token_classification.metrics(whole(split), split, classes, 15)
+    result = metrics.metrics(whole(split), split, classes, 15)
     names = seen // 2
     assert result["recall"] == pytest.approx(names / 20)
     assert result["precision"] == 1
@@ -177,8 +181,8 @@ def test_words_beyond_the_length_are_wrong(tmp_path, tokenizer):
     found, classes, _, notes = read(write(tmp_path / "b", plain, None), tokenizer, length=12)
     split = found["train"]
     assert notes[-1].endswith("their tags count as wrong")
-    assert token_classification.score(whole(split), split) == pytest.approx(seen / 40)
-    columns = token_classification.columns(whole(split), split, classes)
+    assert metrics.score(whole(split), split) == pytest.approx(seen / 40)
+    columns = metrics.columns_of_predictions(whole(split), split, classes)
     assert columns["prediction"][0].as_py().split()[seen:] == ["-"] * (40 - seen)
     assert columns["confidence"][0].as_py() == [1.0] * seen + [None] * (40 - seen)
 
@@ -197,7 +201,7 @@ def test_words_beyond_the_length_are_wrong(tmp_path, tokenizer):
 )
 def test_spans(tags, expected):
     """As conlleval and seqeval find them."""
-    assert token_classification.spans(tags.split()) == expected
+    assert metrics.spans(tags.split()) == expected
 
 
 def scored(folder, tokenizer, predicted: list[list[str]], text: str):
@@ -212,12 +216,12 @@ def test_f1_of_names(tmp_path, tokenizer):
     text = "Peter B-PER\nBlackburn I-PER\nmet O\nEU B-ORG\n\nAnn B-PER\nmet O\nmet O\n"
     predicted = [["B-PER", "I-PER", "O", "B-PER"], ["B-PER", "B-ORG", "O"]]
     found, split, _ = scored(tmp_path / "a", tokenizer, predicted, text)
-    assert token_classification.counts(found, split).tolist() == [[2, 2, 1], [1, 2, 1]]
-    assert token_classification.score(found, split) == pytest.approx(2 * 2 / (3 + 4))
-    assert token_classification.counts(found, split, "PER").sum(0).tolist() == [2, 3, 2]
-    assert token_classification.counts(found, split, "ORG").sum(0).tolist() == [1, 1, 0]
-    each = token_classification.each(found, split)
-    assert each.mean() == pytest.approx(token_classification.score(found, split))
+    assert metrics.counts(found, split).tolist() == [[2, 2, 1], [1, 2, 1]]
+    assert metrics.score(found, split) == pytest.approx(2 * 2 / (3 + 4))
+    assert metrics.counts(found, split, "PER").sum(0).tolist() == [2, 3, 2]
+    assert metrics.counts(found, split, "ORG").sum(0).tolist() == [1, 1, 0]
+    each = metrics.per_sample_scores(found, split)
+    assert each.mean() == pytest.approx(metrics.score(found, split))
     assert each == pytest.approx([4 / 7 + (2 - 16 / 7) / 3.5, 4 / 7 + (2 - 12 / 7) / 3.5])
 
 
@@ -225,24 +229,24 @@ def test_half_a_name_is_none(tmp_path, tokenizer):
     text = "Peter B-PER\nBlackburn I-PER\n"
     for predicted in (["B-PER", "O"], ["O", "B-PER"], ["B-PER", "B-PER"], ["B-ORG", "I-ORG"]):
         found, split, _ = scored(tmp_path / "a", tokenizer, [predicted], text)
-        assert token_classification.score(found, split) == 0
+        assert metrics.score(found, split) == 0
     found, split, _ = scored(tmp_path / "a", tokenizer, [["I-PER", "I-PER"]], text)
-    assert token_classification.score(found, split) == 1
+    assert metrics.score(found, split) == 1
 
 
 def test_metrics(tmp_path, tokenizer):
     found, classes, _, _ = read(write(tmp_path / "a"), tokenizer)
     split = found["test"]
     right = whole(split)
-    result = token_classification.metrics(right, split, classes, 15)
+    result = metrics.metrics(right, split, classes, 15)
     assert (result["f1"], result["accuracy"], result["words"], result["words_not_seen"]) == (1, 1, 4, 0)
     assert result["per_class"]["PER"] == {"f1": 1.0, "precision": 1.0, "recall": 1.0, "n": 1}
     assert result["per_class"]["MISC"] == {"f1": 0.0, "precision": 0.0, "recall": 0.0, "n": 0}
     wrong = {**right, "tags": torch.full_like(right["tags"], classes.index("B-ORG"))}
-    result = token_classification.metrics(wrong, split, classes, 15)
+    result = metrics.metrics(wrong, split, classes, 15)
     assert result["accuracy"] == 1 / 4
     assert (result["precision"], result["recall"]) == (1 / 4, 1 / 2)
-    columns = token_classification.columns(wrong, split, classes)
+    columns = metrics.columns_of_predictions(wrong, split, classes)
     assert columns["words"].to_pylist() == [["Peter", "rejects", "unheard"], ["EU"]]
     assert columns["label"].to_pylist() == ["B-PER O O", "B-ORG"]
     assert columns["prediction"].to_pylist() == ["B-ORG B-ORG B-ORG", "B-ORG"]
@@ -254,12 +258,12 @@ def test_plain_tags(tmp_path, tokenizer):
     split = found["test"]
     guess = whole(split) | {"confidence": torch.full((int(split.lengths.sum()),), 0.5)}
     guess["tags"][:] = classes.index("V")
-    result = token_classification.metrics(guess, split, classes, 10)
-    assert result["f1"] == result["accuracy"] == token_classification.score(guess, split) == 0.75
+    result = metrics.metrics(guess, split, classes, 10)
+    assert result["f1"] == result["accuracy"] == metrics.score(guess, split) == 0.75
     assert result["confusion"] == [[0, 1], [0, 3]]
     assert result["per_class"]["V"]["precision"] == 0.75
     assert result["ece"] == pytest.approx(0.25)
-    assert token_classification.each(guess, split).tolist() == pytest.approx([1.0, 0.5])
+    assert metrics.per_sample_scores(guess, split).tolist() == pytest.approx([1.0, 0.5])
 
 
 def test_floors(tmp_path, tokenizer):
@@ -268,24 +272,24 @@ def test_floors(tmp_path, tokenizer):
     data = SimpleNamespace(**found)
 
     def tags(kind, train):
-        return [classes[t] for t in token_classification.floor(kind, data, train, None)["words"].tolist()]
+        return [classes[t] for t in metrics.baseline_predictions(kind, data, train, None)["words"].tolist()]
 
     assert tags("chance", found["train"].subset(torch.tensor([1]))) == ["O"] * 4
     assert tags("raw", found["train"]) == ["B-PER", "O", "O", "B-ORG"]
     assert tags("raw", found["train"].subset(torch.tensor([0]))) == ["O", "O", "O", "B-ORG"]
-    assert token_classification.score(token_classification.floor("raw", data, found["train"], None), found["test"]) == 1
-    assert token_classification.score(token_classification.floor("chance", data, found["train"], None), found["test"]) == 0
+    assert metrics.score(metrics.baseline_predictions("raw", data, found["train"], None), found["test"]) == 1
+    assert metrics.score(metrics.baseline_predictions("chance", data, found["train"], None), found["test"]) == 0
 
 
 def test_few(tmp_path, tokenizer):
     split = read(write(tmp_path / "a"), tokenizer)[0]["train"]
-    two, all_of_them = token_head.few(split, [], 2, 5), token_head.few(split, [], None, 5)
+    two, all_of_them = token_head.subset(split, [], 2, 5), token_head.subset(split, [], None, 5)
     assert (len(two), len(set(two.tolist())), all_of_them.tolist()) == (2, 2, [0, 1, 2])
-    assert token_head.few(split, [], 1, 5).tolist() == two[:1].tolist()
+    assert token_head.subset(split, [], 1, 5).tolist() == two[:1].tolist()
     assert split.subset(two).words is split.words
     assert split.subset(two).read() == [split.texts[i] for i in two]
     with pytest.raises(UserError, match="labels_per_class=4: there are 3 training samples"):
-        token_head.few(split, [], 4, 5)
+        token_head.subset(split, [], 4, 5)
 
 
 def test_it_learns_what_it_was_shown(tmp_path, tokenizer):
@@ -294,7 +298,7 @@ def test_it_learns_what_it_was_shown(tmp_path, tokenizer):
     split = found["train"]
     torch.manual_seed(0)
     data = SimpleNamespace(classes=classes)
-    model = token_classification.build(Encoder(tokenizer.vocabulary.size), data, SimpleNamespace(label_smoothing=0.1))
+    model = head.build(Encoder(tokenizer.vocabulary.size), data, SimpleNamespace(label_smoothing=0.1))
     optimizer = torch.optim.Adam(model.parameters(), 0.05)
     losses = []
     for (batch,) in batches(split, 3).iterate(0, 60):
@@ -309,11 +313,11 @@ def test_it_learns_what_it_was_shown(tmp_path, tokenizer):
     assert losses[-1] == pytest.approx(model.lowest_loss(batch), abs=0.02)
     assert model.lowest_loss(batch) < losses[-1]
     predicted = model.predict(split.all(2))
-    assert token_classification.fits(predicted, split, classes)
-    assert token_classification.score(predicted, split) == 1
-    assert not token_classification.fits(predicted, found["test"], classes)
-    assert not token_classification.fits(predicted, split, classes[:3])
-    assert not token_classification.fits({**predicted, "tags": predicted["tags"].float()}, split, classes)
+    assert metrics.valid(predicted, split, classes)
+    assert metrics.score(predicted, split) == 1
+    assert not metrics.valid(predicted, found["test"], classes)
+    assert not metrics.valid(predicted, split, classes[:3])
+    assert not metrics.valid({**predicted, "tags": predicted["tags"].float()}, split, classes)
     assert all(torch.equal(v, model.predict(split.all(64))[k]) for k, v in predicted.items() if k == "tags")
 
 
@@ -322,7 +326,7 @@ def test_accumulation(tmp_path, tokenizer):
     lines = [[f"{'Ann' if (i + j) % 3 else 'rejects'} {'B-PER' if (i + j) % 3 else 'O'}" for j in range(1 + i)] for i in range(8)]
     split = read(write(tmp_path / "a", "\n\n".join("\n".join(x) for x in lines), None), tokenizer)[0]["train"]
     torch.manual_seed(0)
-    model = token_classification.Tagger(Encoder(tokenizer.vocabulary.size), 3, 0.1)
+    model = head.Tagger(Encoder(tokenizer.vocabulary.size), 3, 0.1)
     results = []
     for accumulate in (1, 4):
         (micros,) = batches(split, 8, accumulate).iterate(0, 1)
@@ -432,8 +436,8 @@ def test_places_of_files(tmp_path, tokenizer):
 
 
 def test_config():
-    options = config.section("downstream", "token_classification")
-    spec = config.spec("downstream", "token_classification")
+    options = choices.section("downstream", "token_classification")
+    spec = choices.spec("downstream", "token_classification")
     assert spec.needs == {"text"}
     known = {"name", "labels_per_class", "root", "token_column", "tag_column", "scheme", "repair", "encoding", "errors"}
     assert set(options.model_fields) == known

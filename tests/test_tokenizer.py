@@ -14,9 +14,9 @@ from texts import END, FRAMINGS, part, story
 from transformers import AutoTokenizer, BartConfig, BertConfig, GPT2Config, XLNetConfig
 
 from ptmrun.batch import Framing
-from ptmrun.data.text import tokenizer
-from ptmrun.data.text.load import padded
-from ptmrun.data.text.tokenizer import pieces
+from ptmrun.data.text import sentences, tokenizer, tokenizer_training
+from ptmrun.data.text.sentences import pieces
+from ptmrun.data.text.split import padded
 from ptmrun.errors import UserError
 
 KINDS = list(FRAMINGS)
@@ -29,7 +29,7 @@ def trained():
 
     def make(kind):
         if kind not in made:
-            made[kind] = tokenizer.train(kind, 500, FRAMINGS[kind], part(LONG))
+            made[kind] = tokenizer_training.train(kind, 500, FRAMINGS[kind], part(LONG))
         return made[kind]
 
     return make
@@ -50,7 +50,7 @@ def trained():
 def test_pieces_are_the_document(document):
     parts = pieces(document)
     assert "".join(parts) == document
-    assert all(0 < len(p) <= tokenizer.LONGEST for p in parts)
+    assert all(0 < len(p) <= sentences.LONGEST for p in parts)
 
 
 def test_pieces_are_sentences():
@@ -77,7 +77,7 @@ def test_a_long_text_is_encoded_in_slices(trained, monkeypatch):
     monkeypatch.setattr(tokenizer, "TOGETHER", 7)
     for a, b in zip(whole, trained("wordpiece").encode(texts), strict=True):
         assert np.array_equal(a, b)
-    given = list(tokenizer.texts_of(part(["\n".join(LONG)])))
+    given = list(tokenizer_training.texts_of(part(["\n".join(LONG)])))
     assert max(map(len, given)) == 7
     assert [x for some in given for x in some] == texts
 
@@ -104,7 +104,7 @@ def test_hash_order_does_not_reach_the_tokenizer():
     """Every training has hash tables of its own, whose order the library lets through for two of three kinds."""
     for kind in ("wordpiece", "unigram"):
         prints = set()
-        make = {"wordpiece": tokenizer.wordpiece, "unigram": tokenizer.unigram}[kind]
+        make = {"wordpiece": tokenizer_training.wordpiece, "unigram": tokenizer_training.unigram}[kind]
         for _ in range(6):
             prints.add(make(300, ["[UNK]"], "[UNK]", part(LONG[:4]), False, lambda *_: None).to_str())
         assert len(prints) == 1
@@ -112,19 +112,19 @@ def test_hash_order_does_not_reach_the_tokenizer():
 
 def test_the_cache(tmp_path, monkeypatch):
     texts, framing = part(LONG), FRAMINGS["bpe"]
-    first = tokenizer.train("bpe", 400, framing, texts)
-    monkeypatch.setattr(tokenizer, "bpe", None)  # it is not trained again
-    assert tokenizer.train("bpe", 400, framing, texts).fingerprint == first.fingerprint
+    first = tokenizer_training.train("bpe", 400, framing, texts)
+    monkeypatch.setattr(tokenizer_training, "bpe", None)  # it is not trained again
+    assert tokenizer_training.train("bpe", 400, framing, texts).fingerprint == first.fingerprint
     assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".json"]
     for changed in (("bpe", 401, framing, texts), ("bpe", 400, framing, part(LONG[:-1])), ("bpe", 400, framing, texts, True)):
         with pytest.raises(TypeError):
-            tokenizer.train(*changed)
+            tokenizer_training.train(*changed)
 
 
 def test_without_a_cache_folder(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "file" / "x"))
-    assert tokenizer.train("bpe", 300, FRAMINGS["bpe"], part(LONG[:2])).vocabulary.size == 300
+    assert tokenizer_training.train("bpe", 300, FRAMINGS["bpe"], part(LONG[:2])).vocabulary.size == 300
 
 
 def test_byte_level_gives_back_any_text(trained):
@@ -163,7 +163,10 @@ def test_encode(trained):
 
 
 def test_case(trained):
-    cased, uncased = trained("wordpiece"), tokenizer.train("wordpiece", 500, FRAMINGS["wordpiece"], part(LONG), lowercase=True)
+    cased, uncased = (
+        trained("wordpiece"),
+        tokenizer_training.train("wordpiece", 500, FRAMINGS["wordpiece"], part(LONG), lowercase=True),
+    )
     pair = ["the café", "The Café"]
     assert len({tuple(e) for e in map(tuple, cased.encode(pair))}) == 2
     assert len({tuple(e) for e in map(tuple, uncased.encode(pair))}) == 1
@@ -283,23 +286,23 @@ def test_a_tokenizer_of_another_family(trained, tmp_path):
 
 
 def test_vocabulary_sizes():
-    assert tokenizer.tokens_in_all("auto", part(["x" * 100]), 10, 20, "") == 2000
+    assert tokenizer_training.tokens_in_all("auto", part(["x" * 100]), 10, 20, "") == 2000
     documents = part(["x" * 1_000_000])
-    assert tokenizer.tokens_in_all("auto", documents, 10, 20, "") == 3000
-    assert tokenizer.tokens_in_all("auto", documents, 4000, 20, "") == 8000
-    assert tokenizer.tokens_in_all("auto", documents, 40_000, 40_010, "") == 40_010
+    assert tokenizer_training.tokens_in_all("auto", documents, 10, 20, "") == 3000
+    assert tokenizer_training.tokens_in_all("auto", documents, 4000, 20, "") == 8000
+    assert tokenizer_training.tokens_in_all("auto", documents, 40_000, 40_010, "") == 40_010
     for kind, least in (("bpe", 258), ("unigram", None), ("wordpiece", 9)):
         with pytest.raises(UserError, match=rf"^model\.vocabulary=8: expected at least {least or ''}"):
-            tokenizer.train(kind, 8, FRAMINGS[kind], part(LONG))
+            tokenizer_training.train(kind, 8, FRAMINGS[kind], part(LONG))
     characters = {c for d in LONG for c in d if not c.isspace()}
     least = len(characters) + 2 + 5
-    assert tokenizer.train("unigram", least, FRAMINGS["unigram"], part(LONG)).vocabulary.size == least
+    assert tokenizer_training.train("unigram", least, FRAMINGS["unigram"], part(LONG)).vocabulary.size == least
 
 
 def test_rare_characters_are_unknown_to_wordpiece():
     """Half of the vocabulary is for characters, the frequent first."""
     texts = part(["abcab abcab " * 50 + "".join(map(chr, range(0x4E00, 0x4E80)))])
-    made = tokenizer.train("wordpiece", 60, FRAMINGS["wordpiece"], texts)
+    made = tokenizer_training.train("wordpiece", 60, FRAMINGS["wordpiece"], texts)
     assert made.vocabulary.size <= 60
     assert made.vocabulary.unknown not in made.encode(["abcab"])[0]
     assert len(made.encode(["abcab"])[0]) == 1
@@ -325,14 +328,14 @@ def test_bad_sources(tmp_path, monkeypatch):
 
 def test_large_texts_are_sampled(monkeypatch):
     texts = part(["a.", "b.", "c.", "d."])
-    assert list(tokenizer.texts_of(texts)) == [["a.", "b.", "c.", "d."]]
-    monkeypatch.setattr(tokenizer, "ENOUGH", 4)
-    assert list(tokenizer.texts_of(texts)) == [["a.", "c."]]
+    assert list(tokenizer_training.texts_of(texts)) == [["a.", "b.", "c.", "d."]]
+    monkeypatch.setattr(tokenizer_training, "ENOUGH", 4)
+    assert list(tokenizer_training.texts_of(texts)) == [["a.", "c."]]
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
 def test_a_runs_tokenizer_is_read_as_data(kind, tmp_path):
-    made = tokenizer.train(kind, 300, FRAMINGS[kind], part(story(20, 5)))
+    made = tokenizer_training.train(kind, 300, FRAMINGS[kind], part(story(20, 5)))
     made.save(tmp_path)
     again = tokenizer.of_run(tmp_path, FRAMINGS[kind])
     text = story(1, 5, seed=3)[0]

@@ -15,10 +15,11 @@ from PIL import Image
 from test_cli_runs import same
 
 from ptmrun import cli
-from ptmrun.config import schema as config
+from ptmrun.config import choices, parsing
 from ptmrun.loggers import tracker
+from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
-from ptmrun.stages import evaluate as evaluation
+from ptmrun.stages import evaluate
 from ptmrun.stages import run as stages
 
 QUICK = [*TINY, "evaluate.baselines=[chance,scratch]"]
@@ -99,7 +100,7 @@ def test_tensorboard(ptmrun, monkeypatch):
     table = plugin_data_pb2.HParamsPluginData.FromString(data).session_start_info.hparams
     assert table["task.mask_ratio"].number_value == 0.65
     assert table["finetune.epochs"].string_value == "null"
-    assert set(table) == set(tracker.params(config.load(run.path("config.yaml"))))
+    assert set(table) == set(tracker.params(config_file.load(run.path("config.yaml"))))
     assert holds_no_pickle(run)
 
 
@@ -118,7 +119,7 @@ def test_mlflow(ptmrun, monkeypatch):
     assert row["status"] == "FINISHED"
     assert row["tags.mlflow.runName"] == run.folder.resolve().name
     assert row["run_id"] == run.manifest["tracking_id"]
-    params = tracker.params(config.load(run.path("config.yaml")))
+    params = tracker.params(config_file.load(run.path("config.yaml")))
     assert {k: row[f"params.{k}"] for k in params} == {k: str(v) for k, v in params.items()}
     assert {k: row[f"metrics.{k}"] for k in scores(run)} == scores(run)
     client = mlflow.MlflowClient(uri)
@@ -187,7 +188,7 @@ def test_wandb(ptmrun, monkeypatch):
                     found.setdefault(name, []).append((step, value))
         elif kind == "summary":
             summary |= {x.key or "/".join(x.nested_key): json.loads(x.value_json) for x in record.summary.update}
-    saved = config.plain(config.load(run.path("config.yaml")))
+    saved = parsing.plain(config_file.load(run.path("config.yaml")))
     assert all({k: v for k, v in c.items() if k != "_wandb"} == saved for c in configs)
     assert len(configs) >= 2
     assert set(found) == set(expected(run))
@@ -270,7 +271,7 @@ def test_what_a_tracker_gets(fake, ptmrun, monkeypatch):
     with pytest.raises(KeyError):
         ptmrun(*QUICK, "logger=tensorboard")
     assert fake.got[-1] == ("close", "failed", {})
-    monkeypatch.setattr(stages, "evaluate", evaluation.evaluate)
+    monkeypatch.setattr(stages, "evaluate", evaluate.evaluate)
     assert ptmrun("resume", latest())[0] == 0
     run = Run.open(latest())
     assert fake.got[-1] == ("close", "done", scores(run))
@@ -313,10 +314,10 @@ def test_keys_are_typed(ptmrun):
     assert "logger.uri: no such key" in ptmrun("logger=wandb", "logger.uri=x")[2]
 
 
-@pytest.mark.parametrize("name", [n for n in config.choices("logger") if n != "none"])
+@pytest.mark.parametrize("name", [n for n in choices.names("logger") if n != "none"])
 def test_every_choice_has_its_module_and_extra(name):
     import tomllib
 
-    assert (config.PACKAGE / "loggers" / f"{config.spec('logger', name).module}.py").exists()
-    project = tomllib.loads((config.PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    assert (choices.PACKAGE / "loggers" / f"{choices.spec('logger', name).module}.py").exists()
+    project = tomllib.loads((choices.PACKAGE.parent / "pyproject.toml").read_text())["project"]
     assert project["optional-dependencies"][name]

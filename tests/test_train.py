@@ -9,16 +9,20 @@ import torch
 from torch import nn
 
 from ptmrun import rng
+from ptmrun.batch import ImageSpec
 from ptmrun.compose import compose
-from ptmrun.data.images.batches import Batches, Normalise
-from ptmrun.data.splits import Split
+from ptmrun.data.images.batches import Batches
+from ptmrun.data.images.processor import ImageProcessor
+from ptmrun.data.images.split import Split
 from ptmrun.errors import Interrupted, UserError
-from ptmrun.loss import Loss
+from ptmrun.loss import Learner, Loss
 from ptmrun.models import vit
 from ptmrun.objectives import mae, simmim
 from ptmrun.storage import tensor_files
-from ptmrun.training import loop as train
 from ptmrun.training import optim
+from ptmrun.training.loop import fit
+from ptmrun.training.plan import Plan
+from ptmrun.training.schedule import lr_at
 
 OPTIONS = SimpleNamespace(size="micro", patch=4, pool="mean", dropout=0.1)
 AUGMENT = compose([]).dataset.augment
@@ -35,7 +39,7 @@ def data(n=50):
 
 def objective(kind="mae", dropout=0.0):
     rng.seed_everything(0, "test")
-    encoder = vit.build(SimpleNamespace(**vars(OPTIONS) | {"dropout": dropout}), 16, 1, "eager")
+    encoder = vit.build(SimpleNamespace(**vars(OPTIONS) | {"dropout": dropout}), ImageSpec(16, 1), "eager")
     if kind == "simmim":
         return simmim.Objective(encoder, SimpleNamespace(mask_ratio=0.5))
     options = SimpleNamespace(mask_ratio=0.5, target="hog", decoder_width=0.33, decoder_depth=1)
@@ -48,7 +52,7 @@ def plan(tmp_path, settings, steps=8, stop=lambda: None, lines=None, size=16):
     def cut(step):
         lines[:] = [x for x in lines if x["step"] <= step]
 
-    return train.Plan(
+    return Plan(
         loop=settings,
         steps=steps,
         seed=0,
@@ -71,7 +75,7 @@ def run(tmp_path, settings, kind="mae", dropout=0.0, size=16, **extra):
     split = data()
     batches = Batches(
         split,
-        Normalise(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu")),
+        ImageProcessor(torch.tensor([0.5]), torch.tensor([0.3]), torch.device("cpu")),
         AUGMENT,
         1.0,
         size,
@@ -79,23 +83,23 @@ def run(tmp_path, settings, kind="mae", dropout=0.0, size=16, **extra):
         0,
         "test",
     )
-    train.fit(model, batches, plan(tmp_path, settings, size=size, **extra))
+    fit(model, batches, plan(tmp_path, settings, size=size, **extra))
     return model
 
 
 def test_lr_schedule():
     settings = loop(lr=1.0, warmup=0.2, min_lr=0.1)
-    rates = [optim.lr_at(s, 10, settings) for s in range(10)]
+    rates = [lr_at(s, 10, settings) for s in range(10)]
     assert rates[:2] == [0.5, 1.0]
     assert rates[2] == 1.0
     assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5)))
     assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
-    assert optim.lr_at(7, 10, loop(lr=1.0, schedule="constant", warmup=0)) == 1.0
-    assert optim.lr_at(5, 10, loop(lr=1.0, schedule="linear", warmup=0)) == 0.5
+    assert lr_at(7, 10, loop(lr=1.0, schedule="constant", warmup=0)) == 1.0
+    assert lr_at(5, 10, loop(lr=1.0, schedule="linear", warmup=0)) == 0.5
 
 
 def test_groups_decay_matrices_only_and_lower_blocks_more_slowly():
-    encoder = vit.build(OPTIONS, 16, 1, "eager")
+    encoder = vit.build(OPTIONS, ImageSpec(16, 1), "eager")
     groups = optim.groups(encoder, loop(weight_decay=0.3, layer_decay=0.5), encoder.depth_of, encoder.depth + 1)
     of = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     named = dict(encoder.named_parameters())
@@ -139,7 +143,7 @@ def test_resume_is_bit_exact(tmp_path, kind, when):
 
 
 def test_weight_average_and_clipping_against_the_formulas(tmp_path):
-    class Square(nn.Module):
+    class Square(Learner):
         def __init__(self):
             super().__init__()
             self.w = nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -150,11 +154,11 @@ def test_weight_average_and_clipping_against_the_formulas(tmp_path):
     batches = SimpleNamespace(iterate=lambda a, b: ([{"ids": torch.arange(2)}] for _ in range(a, b)))
     settings = loop(ema=0.3, optimizer="sgd", lr=0.1, beta1=0, weight_decay=0, clip=3)
     model = Square()
-    train.fit(model, batches, plan(tmp_path, settings, steps=6))
+    fit(model, batches, plan(tmp_path, settings, steps=6))
     w = average = torch.tensor([1.0, 2.0])
     for step in range(6):
         gradient = 2 * w
-        w = w - optim.lr_at(step, 6, settings) * gradient * min(1.0, 3 / float(gradient.norm()))
+        w = w - lr_at(step, 6, settings) * gradient * min(1.0, 3 / float(gradient.norm()))
         decay = min(0.3, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * w
     torch.testing.assert_close(model.w.detach(), average)
@@ -168,16 +172,16 @@ def test_a_checkpoint_of_more_steps_is_refused(tmp_path):
 
 
 def test_random_numbers_depend_on_purpose_and_place_only():
-    whole = rng.Rows(1, 7, 0, 8, 8).uniform("mask", 3)
-    assert torch.equal(rng.Rows(1, 7, 2, 5, 8).uniform("mask", 3), whole[2:5])
-    assert not torch.equal(rng.Rows(1, 8, 0, 8, 8).uniform("mask", 3), whole)
-    assert not torch.equal(rng.Rows(2, 7, 0, 8, 8).uniform("mask", 3), whole)
-    assert not torch.equal(rng.Rows(1, 7, 0, 8, 8).uniform("crop", 3), whole)
+    whole = rng.BatchRandom(1, 7, 0, 8, 8).uniform("mask", 3)
+    assert torch.equal(rng.BatchRandom(1, 7, 2, 5, 8).uniform("mask", 3), whole[2:5])
+    assert not torch.equal(rng.BatchRandom(1, 8, 0, 8, 8).uniform("mask", 3), whole)
+    assert not torch.equal(rng.BatchRandom(2, 7, 0, 8, 8).uniform("mask", 3), whole)
+    assert not torch.equal(rng.BatchRandom(1, 7, 0, 8, 8).uniform("crop", 3), whole)
 
 
 def test_batches_cover_every_epoch_once():
     split = data(10)
-    batches = Batches(split, Normalise(torch.zeros(1), torch.ones(1), torch.device("cpu")), AUGMENT, 0, 4, 1, 0, "x")
+    batches = Batches(split, ImageProcessor(torch.zeros(1), torch.ones(1), torch.device("cpu")), AUGMENT, 0, 4, 1, 0, "x")
     seen = torch.cat([batches.indices(s) for s in range(5)])
     assert sorted(seen[:10].tolist()) == sorted(seen[10:].tolist()) == list(range(10))
     assert seen[:10].tolist() != seen[10:].tolist()

@@ -13,12 +13,13 @@ import torchvision
 from conftest import TINY, draw, latest
 from transformers import BitConfig, BitForImageClassification
 
+from ptmrun.batch import ImageSpec
 from ptmrun.compose import compose
-from ptmrun.config import schema as config
 from ptmrun.config.init_source import origin
 from ptmrun.data.images import load as images
 from ptmrun.errors import UserError
 from ptmrun.models import bit, cnn, convnext, library_format, mobilenet, pretrained, resnet, swin, vit
+from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.storage import tensor_files
 
@@ -33,7 +34,7 @@ class Trap:
 
 
 def resnet18(side: int = 64) -> resnet.Encoder:
-    return resnet.build(SimpleNamespace(size=18, resize=side), side, 3, "eager").eval()
+    return resnet.build(SimpleNamespace(size=18, resize=side), ImageSpec(side, 3), "eager").eval()
 
 
 def test_a_state_dict_of_torchvision_gives_its_features():
@@ -56,7 +57,7 @@ def test_a_folder_of_transformers_gives_its_features_and_its_config_is_compared(
     theirs = BitForImageClassification(config).eval()
     with library_format.quiet():
         theirs.save_pretrained("folder")
-    encoder = bit.build(SimpleNamespace(size="micro", resize=64), 64, 3, "eager").eval()
+    encoder = bit.build(SimpleNamespace(size="micro", resize=64), ImageSpec(64, 3), "eager").eval()
     source, tensors, said = pretrained.read("folder")
     notes = pretrained.load(encoder, tensors, said, source)
     assert "100.0%" in notes[0]
@@ -80,8 +81,8 @@ def test_patch_embeddings_give_the_same_for_scaled_patches():
     nearest = torch.linalg.lstsq(small.flatten(1), patches.flatten(1) @ weight[:, 0].flatten(1).T).solution.T
     torch.testing.assert_close(vit.rescaled(weight, 2)[:, 0].flatten(1), nearest, atol=0.15, rtol=0)
     made = {"size": "micro", "pool": "mean", "dropout": 0.0}
-    theirs = vit.build(SimpleNamespace(patch=16, **made), 64, 3, "eager")
-    mine = vit.build(SimpleNamespace(patch=8, **made), 32, 1, "eager")
+    theirs = vit.build(SimpleNamespace(patch=16, **made), ImageSpec(64, 3), "eager")
+    mine = vit.build(SimpleNamespace(patch=8, **made), ImageSpec(32, 1), "eager")
     notes = pretrained.load(mine, theirs.net.state_dict(), {}, "x")
     assert "100.0% of the encoder's" in notes[0]
     assert notes[1:] == [
@@ -100,7 +101,7 @@ def test_patch_embeddings_give_the_same_for_scaled_patches():
     ],
 )
 def test_a_folder_says_of_which_size_its_weights_are(family, patch, options):
-    encoder = family.build(SimpleNamespace(size="micro", **patch, **options), 32, 3, "eager")
+    encoder = family.build(SimpleNamespace(size="micro", **patch, **options), ImageSpec(32, 3), "eager")
     library_format.save(encoder.net, Path("encoder").absolute(), {}, None)
     theirs = pretrained.library_config(Path("encoder/config.json"))
     auto = SimpleNamespace(size="auto", **dict.fromkeys(patch, "auto"))
@@ -135,7 +136,7 @@ def test_weights_of_timm_give_its_features(family, name, options):
         if value.ndim == 1 and value.is_floating_point():
             torch.nn.init.uniform_(value, 0.3, 0.6)
             assert "running" not in key or value.min() > 0
-    encoder = family.build(SimpleNamespace(**options), 224, 3, "eager").eval()
+    encoder = family.build(SimpleNamespace(**options), ImageSpec(224, 3), "eager").eval()
     notes = pretrained.load(encoder, theirs.state_dict(), {}, "x")
     assert "100.0% of the encoder's" in notes[0]
     assert [line.split(":")[0] for line in notes[1:]] == ["  left out, as the classifier's"]
@@ -175,9 +176,9 @@ def test_weights_of_an_older_torchvision_give_its_features():
         nested = [part if isinstance(part, torch.nn.Sequential) else [part] for part in getattr(block, "conv", [])]
         layers = {f"conv.{j}": layer for j, layer in enumerate(chain(*nested))} or dict(block.named_children())
         before |= {f"features.{i}.{name}.{k}": v for name, x in layers.items() for k, v in x.state_dict().items()}
-    encoder = mobilenet.build(SimpleNamespace(resize=64), 64, 3, "eager").eval()
+    encoder = mobilenet.build(SimpleNamespace(resize=64), ImageSpec(64, 3), "eager").eval()
     assert "100.0% of the encoder's" in pretrained.load(encoder, before, {}, "x")[0]
-    again = mobilenet.build(SimpleNamespace(resize=64), 64, 3, "eager").eval()
+    again = mobilenet.build(SimpleNamespace(resize=64), ImageSpec(64, 3), "eager").eval()
     pretrained.load(again, theirs.state_dict(), {}, "x")
     assert tensor_files.sha256(encoder.net.state_dict()) == tensor_files.sha256(again.net.state_dict())
 
@@ -273,13 +274,13 @@ def test_published_weights(monkeypatch):
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)
     with pytest.raises(UserError, match=r"ResNet18_Weights.IMAGENET1K_V1 cannot be fetched \(no route\); a local file"):
         pretrained.published(encoder.net, encoder.kind, resnet.PUBLISHED)
-    net = cnn.build(SimpleNamespace(width=4, hidden=8), 8, 1, "eager")
+    net = cnn.build(SimpleNamespace(width=4, hidden=8), ImageSpec(8, 1), "eager")
     with pytest.raises(UserError, match="no published weights of cnn"):
         pretrained.published(net.net, net.kind, getattr(cnn, "PUBLISHED", {}))
 
 
 def test_a_run_from_a_file(ptmrun):
-    theirs = resnet.build(SimpleNamespace(size=10, resize=56), 8, 1, "eager").net
+    theirs = resnet.build(SimpleNamespace(size=10, resize=56), ImageSpec(8, 1), "eager").net
     torch.save(theirs.state_dict(), "r.pth")
     argv = [*FAST, "model=resnet", "model.size=10", "stage=finetune", "init=r.pth", "finetune=linear"]
     code, out, err = ptmrun(*argv)
@@ -307,7 +308,7 @@ def test_a_run_from_a_file(ptmrun):
 
 def small_vit(side: int, channels: int) -> vit.Encoder:
     options = SimpleNamespace(size="micro", patch=4, pool="mean", dropout=0.0)
-    return vit.build(options, side, channels, "eager").eval()
+    return vit.build(options, ImageSpec(side, channels), "eager").eval()
 
 
 @torch.no_grad()
@@ -339,7 +340,9 @@ def test_a_vit_for_other_images():
 
 @torch.no_grad()
 def test_a_convolutional_net_sees_gray_as_colour():
-    gray, colour = (resnet.build(SimpleNamespace(size=10, resize=56), side, c, "eager").eval() for side, c in ((8, 1), (40, 3)))
+    gray, colour = (
+        resnet.build(SimpleNamespace(size=10, resize=56), ImageSpec(side, c), "eager").eval() for side, c in ((8, 1), (40, 3))
+    )
     gray.save(Path("gray"), [0.5], [0.25])
     colour.load(Path("gray"))
     images = torch.randn(2, 1, 8, 8)
@@ -361,7 +364,7 @@ def test_a_run_on_other_data(done_run, photos, ptmrun):
     assert "patch embeddings: from gray to colour" in out
     assert "32x32 colour, 2 classes" in out
     child = latest()
-    assert config.load(child / "config.yaml").dataset.image_size == 32
+    assert config_file.load(child / "config.yaml").dataset.image_size == 32
     code, _, err = ptmrun("stage=evaluate", f"init={done_run}", *photos[2:6], *photos[7:9], "evaluate.baselines=[chance]")
     assert code == 2
     assert "its classifier tells 10 classes apart, the data has 2: stage=finetune first" in err
@@ -384,7 +387,7 @@ def test_a_convolutional_run_on_other_data(photos, ptmrun):
 
 def test_what_a_data_set_brings_goes_with_it(done_run):
     inherited = compose([f"init={done_run}", "dataset=imagefolder"])
-    assert config.load(done_run / "config.yaml").pretrain.augment == 0.5  # of dataset=digits
+    assert config_file.load(done_run / "config.yaml").pretrain.augment == 0.5  # of dataset=digits
     assert inherited.pretrain.augment == 1.0
     assert inherited.dataset.image_size == "auto"
     assert inherited.dataset.limit is None

@@ -10,10 +10,11 @@ import torch
 from conftest import latest
 from texts import part
 
-from ptmrun.config import schema as config
+from ptmrun.batch import TextSpec
+from ptmrun.config import compatibility
 from ptmrun.data import splits
-from ptmrun.data.text import tokenizer
-from ptmrun.data.text.load import TextBatches
+from ptmrun.data.text import tokenizer_training
+from ptmrun.data.text.batches import TextBatches
 from ptmrun.downstream import token_head, translation
 from ptmrun.errors import UserError
 from ptmrun.models import transformer
@@ -48,7 +49,7 @@ def own(tmp_path_factory):
     """A tokenizer of the English side alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PTMRUN_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return tokenizer.train("bpe", 300, transformer.FRAMING, part([source for source, _ in pairs(200)]))
+        return tokenizer_training.train("bpe", 300, transformer.FRAMING, part([source for source, _ in pairs(200)]))
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def read(own):
         drawn, notes = pairs(40), []
         for name, rows in (("train", drawn[:24]), ("val", drawn[24:32]), ("test", drawn[32:])):
             tsv(Path("par") / f"{name}.tsv", rows)
-        return (*translation.sets(options("par", **changes), own, LENGTH, notes), notes)
+        return (*translation.read_splits(options("par", **changes), own, LENGTH, notes), notes)
 
     return reading
 
@@ -67,7 +68,7 @@ def read(own):
 def model(own, smoothing=0.0, dropout=0.0, length=LENGTH):
     torch.manual_seed(0)
     options = SimpleNamespace(size="tiny", dropout=dropout, pool="mean", initial="library", shape=None)
-    encoder = transformer.build(options, own.vocabulary, length, "sdpa")
+    encoder = transformer.build(options, TextSpec(own.vocabulary, length), "sdpa")
     for name, parameter in encoder.named_parameters():
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -85,7 +86,7 @@ def test_pairs_are_read(read, own):
     assert classes == []
     assert len(fingerprint) == 64
     assert list(zip(test.read(), test.right(), strict=True)) == drawn[32:]
-    chosen = test.subset(torch.tensor([5, 2])).spaced(1)
+    chosen = test.subset(torch.tensor([5, 2])).evenly_spaced(1)
     assert (chosen.read(), chosen.right()) == ([drawn[37][0]], [drawn[37][1]])
     target = test.answers(torch.tensor([0, 3]))
     start, end = own.vocabulary.start, own.vocabulary.end
@@ -105,18 +106,18 @@ def test_tables_with_names(own):
     rows = [{"en": a, "es": b} for a, b in pairs(6)]
     Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     Path("pairs.csv").write_text("source,target\n" + "".join(f"{a},{b}\n" for a, b in pairs(6)))
-    named = translation.sets(options("pairs.jsonl", source_column="es", target_column="en"), own, LENGTH, [])[0]["train"]
+    named = translation.read_splits(options("pairs.jsonl", source_column="es", target_column="en"), own, LENGTH, [])[0]["train"]
     assert list(zip(named.right(), named.read(), strict=True)) == pairs(6)
-    assert translation.sets(options("pairs.csv"), own, LENGTH, [])[0]["train"].right() == [b for _, b in pairs(6)]
+    assert translation.read_splits(options("pairs.csv"), own, LENGTH, [])[0]["train"].right() == [b for _, b in pairs(6)]
     Path("pairs.tsv").write_text("Target\tSource\n" + "".join(f"{b}\t{a}\n" for a, b in pairs(6)))
-    assert translation.sets(options("pairs.tsv"), own, LENGTH, [])[0]["train"].right() == [b for _, b in pairs(6)]
+    assert translation.read_splits(options("pairs.tsv"), own, LENGTH, [])[0]["train"].right() == [b for _, b in pairs(6)]
     with pytest.raises(UserError, match=r"target_column=en: is the column of the texts too"):
-        translation.sets(options("pairs.jsonl", source_column="en", target_column="en"), own, LENGTH, [])
+        translation.read_splits(options("pairs.jsonl", source_column="en", target_column="en"), own, LENGTH, [])
 
 
 def test_what_a_source_lacks_is_held_out_of_it_and_limits_hold(own):
     tsv(Path("one.tsv"), pairs(50))
-    sets = translation.sets(options("one.tsv"), own, LENGTH, [])[0]
+    sets = translation.read_splits(options("one.tsv"), own, LENGTH, [])[0]
     limits = SimpleNamespace(name="x", test_fraction=0.2, val_fraction=0.1, split_seed=0, limit=None, test_limit=4, folds=None)
     train, val, test, made = splits.divide(sets, limits, "texts", [])
     assert (len(train), len(val), len(test)) == (36, 4, 4)
@@ -176,23 +177,23 @@ def test_predictions_are_those_of_the_library_and_costs_add_up(read, own):
         alone = made.encoder.eval().translate(next(split.batches([torch.tensor([row])])), 2, 12)[0]
         assert found["ids"][row][: len(alone)].tolist() == alone.tolist()
         assert set(found["ids"][row][len(alone) :].tolist()) <= {own.vocabulary.pad}
-    found |= made.costs(batch_of(split, indices) for indices in torch.arange(8).split(3))
+    found |= made.reference_nll(batch_of(split, indices) for indices in torch.arange(8).split(3))
     with torch.no_grad():
         loss = made.eval()(batch_of(split, torch.arange(8)))[0]
     assert float(found["nats"].sum()) == pytest.approx(float(loss.total), rel=1e-5)
     metrics = translation.metrics(found, split, [], 15)
     assert metrics["perplexity"] == pytest.approx(math.exp(float(loss.total) / loss.n), rel=1e-5)
     assert "tok:13a" in metrics["signatures"]["bleu"]
-    assert translation.fits(found, split, [])
+    assert translation.valid(found, split, [])
     ids = found["ids"]
     for wrong in ({"ids": ids[1:]}, {"ids": ids.float()}, {"ids": ids + own.vocabulary.size}, {"nats": found["nats"][1:]}):
-        assert not translation.fits(found | wrong, split, [])
-    assert not translation.fits({"ids": ids}, split, [])
+        assert not translation.valid(found | wrong, split, [])
+    assert not translation.valid({"ids": ids}, split, [])
 
 
 def test_scores_by_hand(own):
     tsv(Path("t.tsv"), [("x", "a b c d e"), ("y", "f g h i j")])
-    split = translation.sets(options("t.tsv"), own, LENGTH, [])[0]["train"]
+    split = translation.read_splits(options("t.tsv"), own, LENGTH, [])[0]["train"]
 
     def said(*texts):
         coded = [torch.tensor(ids) for ids in own.encode(list(texts))]
@@ -200,13 +201,13 @@ def test_scores_by_hand(own):
 
     right, half = said("a b c d e", "f g h i j"), said("a b c d x", "f g h i x")
     assert translation.score(right, split) == pytest.approx(1)
-    assert translation.each(right, split).tolist() == pytest.approx([1, 1])
+    assert translation.per_sample_scores(right, split).tolist() == pytest.approx([1, 1])
     assert translation.score(half, split) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)
     # chrF2 of "abcdx" and "abcde", spaces left out: of orders 1 to 5, 4/5 3/4 2/3 1/2 0/1 are shared, of 6 there are none
-    each = translation.each(half, split)
+    each = translation.per_sample_scores(half, split)
     assert each.tolist() == pytest.approx([(4 / 5 + 3 / 4 + 2 / 3 + 1 / 2) / 5] * 2, abs=1e-6)
     assert translation.score(said("", "k"), split) == 0
-    table = translation.columns(half, split, [])
+    table = translation.columns_of_predictions(half, split, [])
     assert {k: v.to_pylist()[1] for k, v in table.items()} == {
         "source": "y",
         "reference": "f g h i j",
@@ -218,18 +219,18 @@ def test_the_floor_is_the_nearest_translation(own):
     tsv(Path("p/train.tsv"), [("the old cat", "uno"), ("a white house", "dos"), ("house house", "tres")])
     tsv(Path("p/test.tsv"), [("white houses in a house", "x"), ("cat", "y"), ("zzz", "z")])
     tsv(Path("p/val.tsv"), [("a", "b")])
-    sets = translation.sets(options("p"), own, LENGTH, [])[0]
-    found = translation.floor("raw", SimpleNamespace(test=sets["test"]), sets["train"], None)
+    sets = translation.read_splits(options("p"), own, LENGTH, [])[0]
+    found = translation.baseline_predictions("raw", SimpleNamespace(test=sets["test"]), sets["train"], None)
     assert sets["test"].written(found["ids"]) == ["dos", "uno", "uno"]
 
 
 def test_fewer_pairs(read):
     split = read()[0]["train"]
-    five, ten = (set(token_head.few(split, [], n, 1).tolist()) for n in (5, 10))
+    five, ten = (set(token_head.subset(split, [], n, 1).tolist()) for n in (5, 10))
     assert (len(five), len(ten), five < ten) == (5, 10, True)
-    assert token_head.few(split, [], None, 1).tolist() == list(range(24))
+    assert token_head.subset(split, [], None, 1).tolist() == list(range(24))
     with pytest.raises(UserError, match="labels_per_class=25: there are 24 training samples"):
-        token_head.few(split, [], 25, 1)
+        token_head.subset(split, [], 25, 1)
 
 
 def halves(folder: str, *languages: str, name: str = "train", rows: list[tuple[str, ...]]) -> None:
@@ -245,20 +246,20 @@ def test_files_of_lines(own):
     halves("par/test", "en", "es", name="news.2020", rows=drawn[16:])
     Path("par/README.txt").write_text("About.")
     notes: list[str] = []
-    sets, _, mark = translation.sets(options("par", source_column="es", target_column="en"), own, LENGTH, notes)
+    sets, _, mark = translation.read_splits(options("par", source_column="es", target_column="en"), own, LENGTH, notes)
     found = {name: list(zip(split.right(), split.read(), strict=True)) for name, split in sets.items()}
     assert found == {"train": drawn[:12], "val": drawn[12:16], "test": drawn[16:]}
     assert notes[0] == "1 empty texts of the val split are skipped, the first at par/dev.es:5"
     halves("other", "en", "es", rows=drawn[:13])
-    assert translation.sets(options("other", source_column="es", target_column="en"), own, LENGTH, [])[2] != mark
+    assert translation.read_splits(options("other", source_column="es", target_column="en"), own, LENGTH, [])[2] != mark
     halves("one", "en", "es", name="news", rows=drawn)
-    assert len(translation.sets(options("one", source_column="en", target_column="es"), own, LENGTH, [])[0]["train"]) == 20
+    assert len(translation.read_splits(options("one", source_column="en", target_column="es"), own, LENGTH, [])[0]["train"]) == 20
 
 
 def test_bad_files_of_lines(own):
     def refused(**changes) -> str:
         with pytest.raises(UserError) as caught:
-            translation.sets(options("par", **changes), own, LENGTH, [])
+            translation.read_splits(options("par", **changes), own, LENGTH, [])
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -281,7 +282,7 @@ def test_bad_files_of_lines(own):
 
 def test_a_header_of_a_tsv_file_is_no_pair(own):
     tsv(Path("h.tsv"), [("id", "target", "source"), ("1", "una", "one"), ("2", "dos", "two")])
-    split = translation.sets(options("h.tsv"), own, LENGTH, [])[0]["train"]
+    split = translation.read_splits(options("h.tsv"), own, LENGTH, [])[0]["train"]
     assert list(zip(split.read(), split.right(), strict=True)) == [("one", "una"), ("two", "dos")]
 
 
@@ -301,14 +302,14 @@ def test_bad_files_are_one_line(own, case):
     data, changes, message = BAD[case]
     Path("bad.tsv").write_bytes(data)
     with pytest.raises(UserError, match=message) as caught:
-        translation.sets(options("bad.tsv", **changes), own, LENGTH, [])
+        translation.read_splits(options("bad.tsv", **changes), own, LENGTH, [])
     assert "\n" not in str(caught.value)
 
 
 def test_other_encodings(own):
     tsv(Path("l.tsv"), [("a", "café")], "latin-1")
     for given, text in (({"encoding": "latin-1"}, "café"), ({"errors": "replace"}, "caf\ufffd")):
-        split = translation.sets(options("l.tsv", **given), own, LENGTH, [])[0]["train"]
+        split = translation.read_splits(options("l.tsv", **given), own, LENGTH, [])[0]["train"]
         assert split.right() == [text]
         assert split.written(split.answers(torch.arange(1)).ids) == [text]
 
@@ -316,7 +317,7 @@ def test_other_encodings(own):
 def test_without_its_library(own, monkeypatch):
     monkeypatch.setattr(translation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"^downstream=translation: needs sacrebleu; .* 'ptmrun\[text\]'$"):
-        translation.sets(options("nowhere"), own, LENGTH, [])
+        translation.read_splits(options("nowhere"), own, LENGTH, [])
 
 
 def test_models_without_a_decoder_are_refused(ptmrun):
@@ -326,7 +327,7 @@ def test_models_without_a_decoder_are_refused(ptmrun):
         "ptmrun: model=bert downstream=translation: the problem needs sequence_to_sequence, which the model does not have; "
         "with downstream=translation there is: model=transformer"
     ]
-    assert config.misfits({"model": "transformer", "downstream": "translation", "dataset": "pydoc"}) == []
+    assert compatibility.incompatible({"model": "transformer", "downstream": "translation", "dataset": "pydoc"}) == []
 
 
 def test_a_run(ptmrun):

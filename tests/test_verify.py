@@ -8,7 +8,7 @@ import pytest
 
 from ptmrun.commands import verify
 from ptmrun.compose import compose
-from ptmrun.config import schema as config
+from ptmrun.config import choices, parsing
 from ptmrun.runs.folder import Run
 
 GOOD = {
@@ -44,8 +44,8 @@ WRONG = {
 @pytest.fixture
 def experiment(tmp_path, monkeypatch):
     """experiment(certificate) writes conf/experiment/mine.yaml into a copy of conf."""
-    shutil.copytree(config.CONF, tmp_path / "conf")
-    monkeypatch.setattr(config, "CONF", tmp_path / "conf")
+    shutil.copytree(choices.CONF, tmp_path / "conf")
+    monkeypatch.setattr(choices, "CONF", tmp_path / "conf")
 
     def write(certificate):
         settings = {"seed": 1} | ({"certificate": certificate} if certificate else {})
@@ -80,7 +80,7 @@ def test_nothing_to_verify_is_one_line(ptmrun, experiment):
 
 def test_a_certificate_is_no_part_of_the_config(ptmrun, experiment):
     experiment(GOOD)
-    assert config.plain(compose(["experiment=mine"])) == config.plain(compose(["seed=1"]))
+    assert parsing.plain(compose(["experiment=mine"])) == parsing.plain(compose(["seed=1"]))
     code, _, err = ptmrun("experiment=mine", "certificate.seconds=1")
     assert code == 2
     assert "certificate: no such key" in err
@@ -124,16 +124,16 @@ def test_a_run_that_fails_is_one_line(ptmrun, experiment):
 def test_the_listing(ptmrun):
     code, out, _ = ptmrun("verify")
     assert code == 0
-    for name in config.choices("experiment"):
-        assert f"{name}: {config.summary('experiment', name)}" in out
+    for name in choices.names("experiment"):
+        assert f"{name}: {choices.summary('experiment', name)}" in out
     assert not Path("outputs").exists()
 
 
 def test_every_masked_image_objective_has_a_quick_certificate():
-    certified = {n: c for n in config.choices("experiment") if (c := verify.certificate(n))}
+    certified = {n: c for n in choices.names("experiment") if (c := verify.certificate(n))}
     tasks = {compose([f"experiment={n}"]).task.name for n, c in certified.items() if c.quick}
     assert tasks == {"mim", "mae", "simmim"}
-    assert set(config.choices("experiment")) - set(certified) == {"vision_table", "text_table", "methods_table"}
+    assert set(choices.names("experiment")) - set(certified) == {"vision_table", "text_table", "methods_table"}
 
 
 @pytest.mark.parametrize("name", ["mnist5k_mim", "mnist5k_mae", "mnist5k_simmim"])

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import HandMade
 from scipy import stats
 from torch import nn
 from torchvision.transforms.functional import gaussian_blur
@@ -13,15 +14,16 @@ from torchvision.transforms.functional import gaussian_blur
 from ptmrun import rng
 from ptmrun.compose import compose
 from ptmrun.data.images import augment, mixup, views
-from ptmrun.data.images.batches import Batches, Normalise
-from ptmrun.data.splits import Split
+from ptmrun.data.images.batches import Batches
+from ptmrun.data.images.processor import ImageProcessor
+from ptmrun.data.images.split import Split
 from ptmrun.downstream.classification import AUXILIARY
 from ptmrun.objectives import byol, dino, simclr, simmim, supervised, teacher
 
 MOVING = compose([]).dataset.augment
 
 
-class Given(nn.Module):
+class Given(HandMade):
     """An encoder whose features are a linear map of the pixels."""
 
     def __init__(self, pixels: int, width: int):
@@ -189,7 +191,7 @@ def test_simclr_byol_and_dino_against_lightly():
         objective.after_step(1, 10)
 
 
-class Maps(nn.Module):
+class Maps(HandMade):
     """An encoder with maps, of half the image's side."""
 
     def __init__(self, side, channels):
@@ -209,7 +211,7 @@ def test_simmim_of_encoders_with_maps_against_the_paper():
     nn.init.normal_(objective.mask_token)
     assert (objective.patch, objective.hidden) == (2, 20)
     images = torch.randn(3, 2, 14, 14, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    data = {"inputs": images, "rows": rng.Rows(0, 3, 0, 3, 3)}
+    data = {"inputs": images, "rows": rng.BatchRandom(0, 3, 0, 3, 3)}
     hidden = objective.mask(data)
     assert (hidden.sum(1) == 20).all()
     covered = images.clone()
@@ -283,7 +285,7 @@ def test_supervised_against_the_formulas(mixed, branch):
 
 
 def rows(step=0, start=0, stop=64, total=64, seed=0):
-    return rng.Rows(seed, step, start, stop, total)
+    return rng.BatchRandom(seed, step, start, stop, total)
 
 
 @pytest.mark.parametrize("least", [0.08, 0.3, 0.9])
@@ -406,7 +408,7 @@ def constant_images(accumulate, strength=1.0):
     """Batches of images that are their id's shade all over, mixed."""
     pixels = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).clone()
     split = Split(pixels, None, torch.arange(40), torch.arange(40) % 7)
-    normalise = Normalise(torch.zeros(1), torch.ones(1) / 255, torch.device("cpu"))
+    normalise = ImageProcessor(torch.zeros(1), torch.ones(1) / 255, torch.device("cpu"))
     return Batches(split, normalise, MOVING, strength, 40, accumulate, 3, "x", None, (0.0, 1.0))
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torchvision import models
 from transformers import AutoImageProcessor
 
+from ptmrun.batch import ImageSpec
 from ptmrun.compose import compose
 from ptmrun.downstream.classification import Classifier
 from ptmrun.reports import attribution
@@ -29,9 +30,9 @@ def build(name: str, side: int, channels: int = 3, **options):
     """An encoder in evaluation mode, with what is auto resolved for the image size."""
     module = importlib.import_module(f"ptmrun.models.{name}")
     chosen = settings(f"model={name}", *(f"model.{k}={v}" for k, v in options.items()))
-    changes, _ = module.resolve(chosen, side, channels)
+    changes, _ = module.resolve(chosen, ImageSpec(side, channels))
     torch.manual_seed(0)
-    return module.build(chosen.model_copy(update=changes), side, channels, "sdpa").eval()
+    return module.build(chosen.model_copy(update=changes), ImageSpec(side, channels), "sdpa").eval()
 
 
 def images(side: int, channels: int = 3, count: int = 2):

@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import draw, latest
 
-from ptmrun.config import schema as config
+from ptmrun.config import choices, parsing
+from ptmrun.runs import config_file
 
 SHORT = [
     "pretrain.steps=2",
@@ -35,7 +36,7 @@ def photos(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("model", [m for m in config.choices("model") if "images" in config.spec("model", m).needs])
+@pytest.mark.parametrize("model", [m for m in choices.names("model") if "images" in choices.spec("model", m).needs])
 def test_a_folder_of_photos_works_for_every_model(ptmrun, photos, model):
     code, out, err = ptmrun(f"model={model}", "dataset=imagefolder", f"dataset.root={photos}", *SHORT)
     assert code == 0, err
@@ -43,12 +44,12 @@ def test_a_folder_of_photos_works_for_every_model(ptmrun, photos, model):
     assert 0 <= results["score"] <= 1
     assert results["pretrain"]["steps"] == 2
     assert "colour, 2 classes" in out
-    cfg = config.load(latest() / "config.yaml")
+    cfg = config_file.load(latest() / "config.yaml")
     assert cfg.model.name == model
-    assert "auto" not in config.plain(cfg)["model"].values() or model == "imagegpt"  # whose layer the probe chooses
+    assert "auto" not in parsing.plain(cfg)["model"].values() or model == "imagegpt"  # whose layer the probe chooses
 
 
-@pytest.mark.parametrize("task", [t for t in config.choices("task") if config.spec("task", t).requires <= {"images"}])
+@pytest.mark.parametrize("task", [t for t in choices.names("task") if choices.spec("task", t).requires <= {"images"}])
 def test_every_objective_runs_and_resumes_to_the_same_result(ptmrun, photos, task):
     overrides = ["model=cnn", f"task={task}", "dataset=imagefolder", f"dataset.root={photos}", *SHORT]
     code, out, err = ptmrun(*overrides)

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from transformers import BartForConditionalGeneration, XLNetLMHeadModel
 
 from ptmrun import rng
-from ptmrun.batch import Tokens, Vocabulary
-from ptmrun.config import schema as config
+from ptmrun.batch import TextSpec, Tokens, Vocabulary
+from ptmrun.config import choices
 from ptmrun.errors import UserError
 from ptmrun.models import bert, local_attention_init, transformer, xlnet
 from ptmrun.objectives import denoising, plm
@@ -32,7 +32,7 @@ def encoder(family, length=LENGTH, size="tiny", **changes):
     """Weights are larger than at the start, so that mistakes show."""
     module, _ = FAMILIES[family]
     torch.manual_seed(0)
-    made = module.build(SimpleNamespace(**FIRST | {"size": size} | changes), vocabulary(), length, "sdpa")
+    made = module.build(SimpleNamespace(**FIRST | {"size": size} | changes), TextSpec(vocabulary(), length), "sdpa")
     for name, parameter in made.named_parameters():
         if "norm" not in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -61,7 +61,7 @@ def tokens(lengths=(48, 40, 33, 48), width=None, seed=0):
 def batch(inputs=None, start=0, stop=None, step=0):
     inputs = tokens() if inputs is None else inputs
     stop = len(inputs.ids) if stop is None else stop
-    return {"inputs": inputs.map(lambda x: x[start:stop]), "rows": rng.Rows(7, step, start, stop, len(inputs.ids))}
+    return {"inputs": inputs.map(lambda x: x[start:stop]), "rows": rng.BatchRandom(7, step, start, stop, len(inputs.ids))}
 
 
 def longer(inputs, by):
@@ -98,14 +98,14 @@ def measured(objective, batches):
 def test_base_sizes_are_the_published_ones(module, size, length, count):
     """XLNet-base has 116.7 M parameters (transformers' XLNetModel) and the head's biases, BART-base 139.4 M."""
     with torch.device("meta"):
-        made = module.build(SimpleNamespace(**FIRST | {"size": "base"}), vocabulary(size), length, "sdpa")
+        made = module.build(SimpleNamespace(**FIRST | {"size": "base"}), TextSpec(vocabulary(size), length), "sdpa")
     assert sum(p.numel() for p in made.parameters()) == count
     assert made.kind == {"xlnet": "xlnet-base", "transformer": "transformer-base"}[module.__name__.split(".")[-1]]
 
 
 def test_small_xlnet_is_as_wide_and_deep_as_small_bert():
     with torch.device("meta"):
-        made = xlnet.build(SimpleNamespace(**FIRST | {"size": "small"}), vocabulary(), LENGTH, "sdpa")
+        made = xlnet.build(SimpleNamespace(**FIRST | {"size": "small"}), TextSpec(vocabulary(), LENGTH), "sdpa")
     built = made.xlnet.config
     assert (made.width, made.depth, built.n_head, built.d_head, built.d_inner) == (512, 4, 8, 64, 2048)
     assert xlnet.SIZES["small"] == bert.SIZES["small"]
@@ -113,16 +113,16 @@ def test_small_xlnet_is_as_wide_and_deep_as_small_bert():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_size_can_be_chosen(family):
-    assert config.spec("model", family).types["size"].split("|") == ["auto", *FAMILIES[family][0].SIZES]
+    assert choices.spec("model", family).types["size"].split("|") == ["auto", *FAMILIES[family][0].SIZES]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_auto_is_the_smallest_and_depths_are_in_order(family):
     module = FAMILIES[family][0]
-    changes, [note] = module.resolve(SimpleNamespace(size="auto", initial="library", shape=None), vocabulary(), LENGTH)
+    changes, [note] = module.resolve(SimpleNamespace(size="auto", initial="library", shape=None), TextSpec(vocabulary(), LENGTH))
     assert changes == {"size": "tiny"}
     assert "width 128, 2" in note
-    assert module.resolve(SimpleNamespace(size="mini", initial="library", shape=None), vocabulary(), LENGTH) == ({}, [])
+    assert module.resolve(SimpleNamespace(size="mini", initial="library", shape=None), TextSpec(vocabulary(), LENGTH)) == ({}, [])
     made = encoder(family, size="mini")
     depths = {name: made.depth_of(name) for name, _ in made.named_parameters()}
     assert made.depth == {"xlnet": 4, "transformer": 6}[family]
@@ -147,12 +147,12 @@ def test_heads_look_at_their_neighbours_at_first(size, heads):
     for name, family in (("xlnet", xlnet), ("transformer", transformer)):
         torch.manual_seed(0)
         options = SimpleNamespace(**FIRST | {"size": size, "initial": "auto"})
-        changes, notes = family.resolve(options, vocabulary(), LENGTH)
+        changes, notes = family.resolve(options, TextSpec(vocabulary(), LENGTH))
         assert changes == {"initial": "neighbours"}
         assert "look at nearby tokens" in notes[0]
-        made[name] = family.build(SimpleNamespace(**vars(options) | changes), vocabulary(), LENGTH, "eager").eval()
+        made[name] = family.build(SimpleNamespace(**vars(options) | changes), TextSpec(vocabulary(), LENGTH), "eager").eval()
         base = SimpleNamespace(**vars(options) | {"size": "base"})
-        assert family.resolve(base, vocabulary(), LENGTH) == ({"initial": "library"}, [])
+        assert family.resolve(base, TextSpec(vocabulary(), LENGTH)) == ({"initial": "library"}, [])
     bart = made["transformer"].bart.model(ids, decoder_input_ids=ids, output_attentions=True)
     for blocks, offsets in (
         (made["xlnet"].xlnet.transformer(ids, output_attentions=True).attentions, local_attention_init.OFFSETS),
@@ -175,7 +175,7 @@ def test_the_decoder_of_bart_copies_at_first(size):
     """Wherever the source stands: its first seven tokens are left out."""
     torch.manual_seed(0)
     made = transformer.build(
-        SimpleNamespace(**FIRST | {"size": size, "initial": "neighbours"}), vocabulary(), LENGTH, "eager"
+        SimpleNamespace(**FIRST | {"size": size, "initial": "neighbours"}), TextSpec(vocabulary(), LENGTH), "eager"
     ).eval()
     ids = STOP + 1 + torch.randperm(SIZE - STOP - 1)[None, :LENGTH]
     found = made.bart.model(ids[:, 7:], decoder_input_ids=ids, output_attentions=True).cross_attentions[0]
@@ -184,7 +184,7 @@ def test_the_decoder_of_bart_copies_at_first(size):
 
 def test_configs_say_what_fits():
     for family, task in (("xlnet", "plm"), ("transformer", "denoising")):
-        model, wanted = config.spec("model", family), config.spec("task", task)
+        model, wanted = choices.spec("model", family), choices.spec("task", task)
         assert model.module == family
         assert wanted.module == task
         assert model.needs == {"text"}
@@ -284,7 +284,7 @@ def test_targets_are_a_sixth_of_the_text_in_spans():
     ids[:, 0] = START
     ids[:, 121] = END
     inputs = Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
-    perm_mask, places, used = ours.choose(inputs, rng.Rows(0, 0, 0, count, count))
+    perm_mask, places, used = ours.choose(inputs, rng.BatchRandom(0, 0, 0, count, count))
     assert used.shape == (count, 20)
     assert used.all()
     target = one_hot(places, 122).sum(1).bool()
@@ -304,10 +304,10 @@ def test_targets_are_a_sixth_of_the_text_in_spans():
     assert float((first.float().mean(0) - 10.5).abs().max()) < 4.5 * math.sqrt(33.25 / count)  # 1 ... 20 not seen, itself too
     assert not perm_mask.masked_select(~target[:, None]).any()  # text and special tokens are hidden from nobody
     assert (perm_mask | ~target[:, None])[~target].all()  # and see no target
-    empty = ours.choose(tokens((3, 4)), rng.Rows(0, 0, 0, 2, 2))[2]
+    empty = ours.choose(tokens((3, 4)), rng.BatchRandom(0, 0, 0, 2, 2))[2]
     assert empty.tolist() == [[False], [True]]
     alone = Tokens(torch.tensor([[7]]), torch.tensor([[True]]), torch.tensor([[0]]))
-    assert not ours.choose(alone, rng.Rows(0, 0, 0, 1, 1))[2].any()  # nothing is left to tell it from
+    assert not ours.choose(alone, rng.BatchRandom(0, 0, 0, 1, 1))[2].any()  # nothing is left to tell it from
 
 
 # --- BART against transformers
@@ -374,7 +374,7 @@ def test_infilling_replaces_a_share_in_spans():
     middle = torch.full((count, 1), END)
     ids = torch.cat([middle * 0 + START, ids[:, :500], middle, ids[:, 500:], middle], 1)
     inputs = Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
-    rows = rng.Rows(3, 0, 0, count, count)
+    rows = rng.BatchRandom(3, 0, 0, count, count)
     source = ours.corrupted(inputs, rows)
     spans = source.ids == MASK
     kept = source.mask & ~spans
@@ -408,7 +408,7 @@ def test_empty_spans_are_inserted_where_they_stand():
     ours = objective("transformer", shuffle=False)
     ours.spans = lambda count, rows: (torch.tensor([[0, 2, 6]]), torch.tensor([[0, 3, 0]]))
     ids = torch.tensor([[START, 6, 7, 8, 9, 10, 11, END]])
-    source = ours.infilled(Tokens(ids, ids != PAD, torch.zeros_like(ids)), rng.Rows(0, 0, 0, 1, 1))
+    source = ours.infilled(Tokens(ids, ids != PAD, torch.zeros_like(ids)), rng.BatchRandom(0, 0, 0, 1, 1))
     assert source.ids.tolist() == [[START, MASK, 6, 7, MASK, 11, MASK, END]]
 
 
@@ -416,7 +416,7 @@ def test_texts_never_grow_and_short_ones_may_stay():
     ours = objective("transformer", encoder("transformer"), shuffle=False)
     inputs = tokens((4, 5, 6, 8, 12, 20) * 50)
     for step in range(5):
-        source = ours.corrupted(inputs, rng.Rows(0, step, 0, 300, 300))
+        source = ours.corrupted(inputs, rng.BatchRandom(0, step, 0, 300, 300))
         assert (source.mask.sum(1) <= inputs.mask.sum(1)).all()
         for special in (START, END):
             assert ((source.ids == special).sum(1) == (inputs.ids == special).sum(1)).all()
@@ -430,14 +430,14 @@ def test_shuffled_sentences_keep_their_tokens():
     text = [START, *a, *b, *c, END, *d, END]
     ids = torch.tensor([text + [PAD] * 3] * 600)
     inputs = Tokens(ids, ids != PAD, torch.zeros_like(ids))
-    found = [row[:-3] for row in ours.shuffled(inputs, rng.Rows(0, 0, 0, 600, 600)).ids.tolist()]
+    found = [row[:-3] for row in ours.shuffled(inputs, rng.BatchRandom(0, 0, 0, 600, 600)).ids.tolist()]
     orders = [[START, *x, *y, *z, END, *d, END] for x, y, z in ((a, b, c), (a, c, b), (b, a, c), (b, c, a), (c, a, b), (c, b, a))]
     counts = [found.count(order) for order in orders]
     assert sum(counts) == 600
     assert min(counts) > 60
     for shuffle, expected in ((True, found), (False, ids[:, :-3].tolist())):  # 3 % of 13 tokens round to no span
         plain = objective("transformer", shuffle=shuffle, infill=0.03)
-        assert plain.corrupted(inputs, rng.Rows(0, 0, 0, 600, 600)).ids[:, :-3].tolist() == expected
+        assert plain.corrupted(inputs, rng.BatchRandom(0, 0, 0, 600, 600)).ids[:, :-3].tolist() == expected
 
 
 # --- both
@@ -488,7 +488,7 @@ def test_random_numbers_are_those_of_the_step(family):
 def test_first_loss_is_that_of_equal_probabilities(family):
     torch.manual_seed(0)
     module = FAMILIES[family][0]
-    made = module.build(SimpleNamespace(**FIRST | {"size": "tiny"}), vocabulary(), LENGTH, "sdpa")
+    made = module.build(SimpleNamespace(**FIRST | {"size": "tiny"}), TextSpec(vocabulary(), LENGTH), "sdpa")
     ours = objective(family, made)
     with torch.no_grad():
         loss, _ = ours(batch())
@@ -501,14 +501,14 @@ def test_learns_to_copy_what_it_can_see(family):
     """Texts of one repeated token: both can know every target."""
     torch.manual_seed(0)
     module = FAMILIES[family][0]
-    made = module.build(SimpleNamespace(**FIRST | {"size": "tiny", "dropout": 0.0}), vocabulary(), 24, "sdpa")
+    made = module.build(SimpleNamespace(**FIRST | {"size": "tiny", "dropout": 0.0}), TextSpec(vocabulary(), 24), "sdpa")
     ours = objective(family, made).train()
     optimizer = torch.optim.AdamW(ours.parameters(), lr=3e-3)
     for step in range(60):
         words = torch.randint(6, 16, (32, 1), generator=torch.Generator().manual_seed(step)).expand(-1, 22)
         ids = torch.cat([torch.full((32, 1), START), words, torch.full((32, 1), END)], 1)
         inputs = Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
-        loss, shown = ours({"inputs": inputs, "rows": rng.Rows(0, step, 0, 32, 32)})
+        loss, shown = ours({"inputs": inputs, "rows": rng.BatchRandom(0, step, 0, 32, 32)})
         optimizer.zero_grad()
         (loss.total / loss.n).backward()
         optimizer.step()
@@ -539,12 +539,12 @@ def test_saved_folders_load_in_transformers(family, tmp_path):
             found = theirs.eval()(inputs.ids, attention_mask=inputs.mask.long(), labels=labels).logits[inputs.mask]
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     module = FAMILIES[family][0]
-    other = module.build(SimpleNamespace(**FIRST | {"size": "tiny"}), vocabulary(), LENGTH, "sdpa").eval()
+    other = module.build(SimpleNamespace(**FIRST | {"size": "tiny"}), TextSpec(vocabulary(), LENGTH), "sdpa").eval()
     other.load(tmp_path / "encoder")
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in made.state_dict().items())
     made.save(tmp_path / "encoder", None)
     assert not (tmp_path / "encoder" / "tokenizer.json").exists()
-    bigger = module.build(SimpleNamespace(**FIRST | {"size": "mini"}), vocabulary(), LENGTH, "sdpa")
+    bigger = module.build(SimpleNamespace(**FIRST | {"size": "mini"}), TextSpec(vocabulary(), LENGTH), "sdpa")
     with pytest.raises(UserError, match="does not fit the model"):
         bigger.load(tmp_path / "encoder")
 

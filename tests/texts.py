@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from ptmrun.batch import Framing
-from ptmrun.compose import compose_raw
-from ptmrun.config import schema as config
+from ptmrun.config import choices
+from ptmrun.config.grammar import compose_raw
 from ptmrun.data.sources import TextPart
-from ptmrun.data.sources.text import Row, gathered
+from ptmrun.data.sources.rows import Row, gathered
 
 END = "<|endoftext|>"
 FRAMINGS = {
@@ -66,4 +66,4 @@ def part(documents: list[str]) -> TextPart:
 def options(*overrides: str) -> Any:
     """The typed section `dataset`."""
     raw = compose_raw(list(overrides))["dataset"]
-    return config.section("dataset", raw["name"]).model_validate(raw)
+    return choices.section("dataset", raw["name"]).model_validate(raw)

@@ -13,19 +13,26 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from ptmrun.runs.lineage import ENCODER
 from ptmrun.stages import probe
 from ptmrun.stages.budget import scratch_lengths, seconds_per_step, trial_step
-from ptmrun.stages.context import ENCODER, Context, batches_of, chosen_stages, steps_of
-from ptmrun.stages.pretrain import judge
-from ptmrun.stages.trials import Trial, chosen_labels, classifier, label_counts, said, start_from_probe, trials, weights_file
+from ptmrun.stages.context import Context, batches_of, chosen_stages
+from ptmrun.stages.pretrain import validate
+from ptmrun.stages.trials import (
+    Trial,
+    chosen_labels,
+    label_counts,
+    new_model,
+    predict_split,
+    start_from_probe,
+    trials,
+    weights_file,
+)
 from ptmrun.training import optim
+from ptmrun.training.schedule import steps_of
 
 PICTURES = 550_000  # bytes of the figures, which report.html holds once more
-
-
 METRICS_LINE = 270  # bytes
-
-
 SAMPLES = 32  # by which the size of predictions is judged
 
 
@@ -103,11 +110,11 @@ def disk(context: Context) -> tuple[int, int]:
 def prediction(context: Context, trial: Trial) -> tuple[float, float, float]:
     """Bytes that are kept of what is predicted of one sample: of all predictions, in predictions.parquet before it is compressed,
     and in the problem's own files."""
-    problem, some = context.part("downstream"), context.data.test.spaced(SAMPLES)
+    problem, some = context.problem, context.data.test.evenly_spaced(SAMPLES)
     with context.autocast():
-        found = said(context, classifier(context, trial)[0], some)
-    rows = pa.table(problem.columns(found, some, context.data.classes))
-    own = problem.files(found, some, context.cfg.downstream) if hasattr(problem, "files") else {}
+        found = predict_split(context, new_model(context, trial)[0], some)
+    rows = pa.table(problem.columns_of_predictions(found, some, context.classes))
+    own = problem.files(found, some, context.cfg.downstream)
     written = sum(len(json.dumps(content, indent=2)) for content in own.values())
     return sum(x.nbytes for x in found.values()) / len(some), rows.nbytes / len(some), written / len(some)
 
@@ -122,20 +129,20 @@ def duration(context: Context) -> dict[str, float]:
         each = seconds_per_step(context, objective, batches, cfg.pretrain)
         seconds["pretrain"] = each * steps_of(cfg.pretrain, len(data.corpus))
         if cfg.pretrain.probes:
-            look = timed(probe.probe, objective.encoder, data.train, data.val, context.inputs, context.autocast)
-            look += timed(judge, context, objective, data.held) if data.held is not None else 0.0
+            look = timed(probe.probe, objective.encoder, data.train, data.val, context.processor, context.autocast)
+            look += timed(validate, context, objective, data.val_corpus) if data.val_corpus is not None else 0.0
             seconds["pretrain"] += (cfg.pretrain.probes + 1) * look
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
         split = chosen_labels(context, tuned[0])
-        model, _ = classifier(context, tuned[0])
-        probed = cfg.finetune.head == "probe" and hasattr(model, "start_from_probe")
+        model, _ = new_model(context, tuned[0])
+        probed = cfg.finetune.head == "probe" and model.linear_probe
         start = timed(start_from_probe, context, model, split, cfg.seed) if probed else 0.0
         steps = steps_of(cfg.finetune, len(split))
         if "finetune" in stages:
             seconds["finetune"] += len(tuned) * (start + steps * trial_step(context, tuned[0], split))
         if "evaluate" in stages:
-            predict = timed(said, context, model, data.test)
+            predict = timed(predict_split, context, model, data.test)
             scratch, lengths = {"scratch", "scratch_long"} & set(cfg.evaluate.baselines), scratch_lengths(cfg)
             each = lengths * trial_step(context, trials(cfg, "scratch", labels)[0], split) if lengths else 0.0
             seconds["evaluate"] += len(tuned) * (predict * (1 + len(scratch)) + start * len(scratch) + steps * each)

@@ -10,10 +10,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
-from ptmrun.config import schema as config
+from ptmrun.commands.table import Call
+from ptmrun.config import parsing
 from ptmrun.errors import UserError, nearest, printable
-from ptmrun.runs.folder import Run, console
-from ptmrun.sweeps.ledger import locked
+from ptmrun.runs import config_file
+from ptmrun.runs.console import console
+from ptmrun.runs.folder import Run, locked
 
 SORT = ("name", "status", "score", "age", "size")
 
@@ -45,7 +47,7 @@ def entry(root: Path, folder: Path) -> Entry:
     name, size = str(folder.relative_to(root)), sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file())
     try:
         run = Run.open(folder)
-        settings = config.plain(config.load(run.path("config.yaml")))
+        settings = parsing.plain(config_file.load(run.path("config.yaml")))
         score, _, metric = run.score()
         status = "killed" if run.manifest["status"] == "running" and not locked(run) else run.manifest["status"]
     except UserError as error:
@@ -130,3 +132,10 @@ def show(root: Path, filters: dict[str, str], sort: str, as_tree: bool) -> None:
         console.print(tree(entries, root), crop=False, no_wrap=True, overflow="ignore")
     else:
         console.print(table(entries) if entries else f"{root}: no runs")
+
+
+def command(call: Call) -> int:
+    filters = dict(s.split("=", 1) for s in call.settings)
+    sort = filters.pop("sort", "name")
+    show(Path(call.names[0] if call.names else "outputs"), filters, sort, "--tree" in call.flags)
+    return 0

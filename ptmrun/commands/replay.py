@@ -9,17 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ptmrun.batch import Tokens
-from ptmrun.config import schema as config
+from ptmrun.batch import Samples
+from ptmrun.commands.table import Call
 from ptmrun.errors import UserError
+from ptmrun.loss import Learner
 from ptmrun.runs.folder import Run
-from ptmrun.stages.context import Context
-from ptmrun.stages.prepare import prepare
-from ptmrun.stages.trials import classifier, label_counts, trials
+from ptmrun.stages.networks import Networks
+from ptmrun.stages.predictor import networks_of
+from ptmrun.stages.trials import build_model, finetune_settings, label_counts, trials
 from ptmrun.storage import tensor_files
 from ptmrun.training import device, recovery
-from ptmrun.training import loop as train
-from ptmrun.training.signals import Stop
+from ptmrun.training.loop import average_of, forward_context, gradients
 
 
 class Culprit(NamedTuple):
@@ -41,42 +41,48 @@ def replay(run: Run) -> bool:
             f"with on_nan=stop, or after {recovery.MOST} recoveries"
         )
     file = run.path("checkpoints", "nan", files[-1].name)
-    weights, micros, step = recovery.load_batch(file)
     with run.lock():
-        context = prepare(run, config.load(run.path("config.yaml")), Stop())
-        model = model_of(context, step["purpose"])
+        context = networks_of(run)
+        weights, micros, step = recovery.load_batch(file, context.processor.samples)
+        model = model_of(context, step)
         tensor_files.into(model, weights, file, sound=False)
-        micros = [
-            {k: v.to(context.device) if isinstance(v, Tensor | Tokens) else v for k, v in micro.items()} for micro in micros
-        ]
+        micros = [{name: moved(value, context.device) for name, value in micro.items()} for micro in micros]
         run.say(f"Replaying step {step['step'] + 1} of {step['purpose']} in {step['precision']}, with the batch in {file}")
         run.say(f"  weights: {health(dict(model.named_parameters()))}")
         run.say(f"  batch: {health({f'{k}[{i}]': v for i, micro in enumerate(micros) for k, v in micro.items()})}")
-        bad = look(model, micros, step, step["precision"], context, run.say)
+        bad = inspect_step(model, micros, step, step["precision"], context, run.say)
         if step["precision"] != "fp32":
             run.say("The same in fp32")
-            look(model, micros, step, "fp32", context, run.say)
+            inspect_step(model, micros, step, "fp32", context, run.say)
     return bad
 
 
-def model_of(context: Context, purpose: str) -> Any:
+def model_of(networks: Networks, step: dict[str, Any]) -> Learner:
     """The module that a fit trains, as it is built; its weights do not matter here."""
+    cfg, purpose = networks.cfg, step["purpose"]
     if purpose == "pretrain":
-        return context.objective()
+        return networks.objective().train()
     for kind in ("tuned", "scratch", "scratch_long"):
-        for labels in label_counts(context.cfg):
-            for trial in trials(context.cfg, kind, labels):
+        for labels in label_counts(cfg):
+            for trial in trials(cfg, kind, labels):
                 if purpose.endswith(f"/{trial.name}"):
-                    return classifier(context, trial)[0]
+                    return build_model(networks, trial, finetune_settings(cfg, trial, 1), step["steps"], None)[0]
     raise UserError(f"{purpose}: not a training of this run; was its config changed?")
 
 
-def look(
+def moved(value: Any, where: torch.device) -> Any:
+    """Tensors, and samples of several, on a device; what else a batch holds as it is."""
+    if isinstance(value, Tensor):
+        return value.to(where)
+    return value.map(lambda x: x.to(where)) if isinstance(value, Samples) else value
+
+
+def inspect_step(
     model: nn.Module,
     micros: list[dict[str, Any]],
     step: dict[str, Any],
     precision: str,
-    context: Context,
+    context: Networks,
     say: Callable[[str], None],
 ) -> bool:
     """Runs the step forward and backward and says what is not finite; True when something is."""
@@ -84,12 +90,10 @@ def look(
     model.zero_grad()
     with watched(model) as found:
         autocast = partial(device.autocast, context.device, precision)
-        sums = train.gradients(
-            model, model, micros, partial(train.settings, autocast, step["seed"], step["purpose"], step["first"])
-        )
-    value = train.average_of(*sums["loss"])
-    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    norm = float(torch.nn.utils.get_total_norm(gradients.values()))
+        sums = gradients(model, model, micros, partial(forward_context, autocast, step["seed"], step["purpose"], step["first"]))
+    value = average_of(*sums["loss"])
+    grads = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    norm = float(torch.nn.utils.get_total_norm(grads.values()))
     finite = math.isfinite(value + norm)
     fine = finite and value <= step["limit"]
     say(f"  in {precision} the step is {'finite' if finite else 'not finite'}: loss {value:.4g}, gradient norm {norm:.4g}")
@@ -105,7 +109,7 @@ def look(
     if not finite and not found:
         say("  the outputs of all modules are finite: it begins in the backward pass")
     if not finite:
-        say(f"  gradients, from the loss back: {health(dict(reversed(gradients.items())))}")
+        say(f"  gradients, from the loss back: {health(dict(reversed(grads.items())))}")
     return not fine
 
 
@@ -151,3 +155,7 @@ def health(named: dict[str, Any]) -> str:
         return "nothing but whole numbers"
     largest = max(tensors, key=lambda k: float(tensors[k].abs().max()))
     return f"finite, the largest is {float(tensors[largest].abs().max()):.3g} in {largest}"
+
+
+def command(call: Call) -> int:
+    return 0 if replay(call.runs[0]) else 1

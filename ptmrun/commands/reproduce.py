@@ -2,17 +2,16 @@
 
 from typing import Any
 
-from ptmrun.config import schema as config
+from ptmrun.commands.table import Call
+from ptmrun.config import parsing
 from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.errors import UserError
-from ptmrun.runs import provenance
+from ptmrun.runs import config_file, provenance
 from ptmrun.runs.folder import Run
+from ptmrun.runs.lineage import parent_of
 from ptmrun.stages import run as stages
-from ptmrun.stages.context import parent_of
 
 TIMED = {"time", "samples_per_s", "data_wait"}  # entries of a metrics line that differ from run to run
-
-
 TOLERANCE = 0.01  # of a score
 
 
@@ -20,7 +19,7 @@ def reproduce(old: Run, outputs: str) -> bool:
     """A new run of the saved config; True when its weights, metrics and results are the same bit for bit or within tolerance."""
     if old.manifest["status"] != "done":
         raise UserError(f"{old.folder}: is {old.manifest['status']}, not done; there is no result to compare with")
-    cfg = config.replace(config.load(old.path("config.yaml")), outputs=outputs, logger={"name": "none"}, skip_done=False)
+    cfg = parsing.replace(config_file.load(old.path("config.yaml")), outputs=outputs, logger={"name": "none"}, skip_done=False)
     known, where = {"data": old.manifest.get("data")}, origin(cfg.init)
     parents = old.manifest.get("parents", [])
     if where == "run" and parent_of(cfg)["weights_sha256"] not in [p.get("weights_sha256") for p in parents]:
@@ -58,7 +57,7 @@ def differences(old: Run, new: Run) -> list[str]:
         lines.append(f"hardware: {a.get('hardware')} then, {b['hardware']} now")
     lines += [f"config changed when it was resumed: {line}" for line in a.get("changed", [])]
     for key in ("config.yaml",):
-        then, now = (config.plain(config.load(r.path(key))) for r in (old, new))
+        then, now = (parsing.plain(config_file.load(r.path(key))) for r in (old, new))
         lines += [
             f"config {k}: {then[k]} then, {now[k]} now" for k in then if k not in ("outputs", "logger") and then[k] != now.get(k)
         ]
@@ -96,3 +95,7 @@ def score_gap(old: Run, new: Run) -> float | None:
         for kind in x["scores"].keys() & y["scores"].keys()
     ]
     return max((abs(x - y) for x, y in pairs), default=None)
+
+
+def command(call: Call) -> int:
+    return 0 if reproduce(call.runs[0], call.options.outputs) else 1

@@ -4,7 +4,7 @@ The certificate stands beside the settings in conf/experiment/<name>.yaml and is
 
     certificate:
       expected:                                             # means over the seeds, on the test split
-        labels_10: {score: 0.92, tolerance: 0.01}           # fine-tuned with 10 labels a class; labels_all: with all
+        labels_10: {score: 0.92, tolerance: 0.01}           # fine-tuned with 10 labels per class; labels_all: with all
         probe_linear: {score: 0.95, tolerance: 0.01}        # or probe_knn: of the pretrained features, on held-out images
       seeds: [0, 1, 2]
       seconds: 300                                          # of one seed, the whole command; may be left out
@@ -22,30 +22,33 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import Field, ValidationError
 from rich.table import Table
 
-from ptmrun.config import schema as config
+from ptmrun.commands.table import Call
+from ptmrun.config import choices, schema
 from ptmrun.errors import Interrupted, UserError, nearest
-from ptmrun.runs.folder import Run, console
+from ptmrun.runs import config_file
+from ptmrun.runs.console import console
+from ptmrun.runs.folder import Run
 
 Entry = Annotated[str, Field(pattern=r"^(labels_([1-9][0-9]*|all)|probe_linear|probe_knn)$")]
 
 
-class Expected(config.Strict):
-    score: config.Fraction
-    tolerance: config.Positive
+class Expected(schema.Strict):
+    score: schema.Fraction
+    tolerance: schema.Positive
 
 
-class Machine(config.Strict):
+class Machine(schema.Strict):
     cpu: str
-    cores: config.Count
+    cores: schema.Count
     torch: str
 
 
-class Certificate(config.Strict):
+class Certificate(schema.Strict):
     """What an experiment promises."""
 
     expected: Annotated[dict[Entry, Expected], Field(min_length=1)]
-    seeds: Annotated[list[config.Natural], Field(min_length=1)]
-    seconds: config.Positive | None = None
+    seeds: Annotated[list[schema.Natural], Field(min_length=1)]
+    seconds: schema.Positive | None = None
     machine: Machine
 
 
@@ -69,10 +72,10 @@ class Measured(NamedTuple):
 
 def certificate(name: str) -> Full | None:
     """Of an experiment, None where its file has none. Raises UserError with one line for every mistake in it."""
-    if name not in config.choices("experiment"):
-        raise UserError(f"{name}: no such experiment{nearest(name, config.choices('experiment'))}")
-    path = config.CONF / "experiment" / f"{name}.yaml"
-    settings = config.load_plain(path)
+    if name not in choices.names("experiment"):
+        raise UserError(f"{name}: no such experiment{nearest(name, choices.names('experiment'))}")
+    path = choices.CONF / "experiment" / f"{name}.yaml"
+    settings = config_file.load_plain(path)
     if not isinstance(settings, dict):
         raise UserError(f"{path.name}: expected a mapping of keys to values")
     if (raw := settings.get("certificate")) is None:
@@ -97,8 +100,8 @@ def mistakes(error: ValidationError) -> list[str]:
 
 def listing() -> None:
     """Prints every experiment with what its certificates promise."""
-    for name in config.choices("experiment"):
-        console.print(f"{name}: {config.summary('experiment', name)}", markup=False)
+    for name in choices.names("experiment"):
+        console.print(f"{name}: {choices.summary('experiment', name)}", markup=False)
         full = certificate(name)
         for title, found in (("full", full), ("--quick", full and full.quick)):
             if found:
@@ -188,3 +191,10 @@ def elsewhere(machine: Machine, run: Run) -> list[str]:
     hardware = run.manifest["hardware"]
     here = {"cpu": hardware["cpu"], "cores": hardware["cores"], "torch": run.manifest["packages"]["torch"]}
     return [f"{k}: {v} here, {there} in the certificate" for k, v in here.items() if v != (there := getattr(machine, k))]
+
+
+def command(call: Call) -> int:
+    if not call.names:
+        listing()
+        return 0
+    return 0 if verify(call.names, "--quick" in call.flags, call.options.outputs) else 1

@@ -5,14 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
-
-
 Origin = Literal["random", "pretrained", "file", "hub", "run"]
-
-
 OUTSIDE = ("pretrained", "file", "hub")  # those of weights that were not trained here
-
-
 HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
 

@@ -19,17 +19,9 @@ SHAPES = {  # of well-known tokens -> the variable that their owners read
     r"-----BEGIN [A-Z ]*PRIVATE KEY-----": "a variable of your own",
     r"[a-z][a-z0-9+.-]*://[^/\s:@]+:[^/\s@]+@": "a variable of your own",
 }
-
-
 NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
-
-
 ABOUT_FILES = re.compile(r"(FILE|PATH|DIR|FOLDER|HOME)$", re.IGNORECASE)
-
-
 KINDS = ("[a-z]", "[A-Z]", "[0-9]", "[^a-zA-Z0-9]")
-
-
 MASK = "***"
 
 

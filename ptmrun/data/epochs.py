@@ -24,7 +24,7 @@ class Epochs(ABC):
         self.orders: dict[int, Tensor] = {}
 
     @abstractmethod
-    def micro(self, samples: Any, ids: Tensor, rows: rng.Rows) -> dict[str, Any]:
+    def micro(self, samples: Any, ids: Tensor, rows: rng.BatchRandom) -> dict[str, Any]:
         """The rows of a batch that `rows` names: `samples` and `ids` [batch_size] are those of the whole batch."""
 
     def order(self, epoch: int) -> Tensor:
@@ -52,4 +52,7 @@ class Epochs(ABC):
             range(start, stop), self.split.batches(self.indices(s) for s in range(start, stop)), strict=True
         ):
             ids = self.indices(step)
-            yield [self.micro(samples, ids, rng.Rows(seed, step, a, b, self.batch_size)) for a, b in itertools.pairwise(bounds)]
+            yield [
+                self.micro(samples, ids, rng.BatchRandom(seed, step, a, b, self.batch_size))
+                for a, b in itertools.pairwise(bounds)
+            ]

@@ -1,65 +1,12 @@
-"""Splits of images, and what is held out of a split."""
+"""What is held out of a split, for any kind of data."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ptmrun import rng
-from ptmrun.data.images import decode
 from ptmrun.errors import UserError
-
-
-@dataclass
-class Split:
-    """Images of one split: uint8 [N, C, S, S] in memory (or memory-mapped), or a decoder; labels [N] or none.
-
-    groups [N], or none: names of the subgroups (hospitals, cameras ...) that scores are told apart by.
-    """
-
-    pixels: Tensor | None
-    decoder: decode.Decoder | None
-    rows: Tensor  # [N] int64: this split's rows of `pixels` or `decoder`
-    labels: Tensor | None
-    workers: int = 0
-    groups: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tensor]:
-        """uint8 [B, C, S, S] for each list of this split's indices, in order."""
-        if self.pixels is not None:
-            for indices in index_lists:
-                yield self.pixels[self.rows[indices]]
-        else:
-            assert self.decoder is not None
-            for images, _ in self.decoder.batches((self.rows[i].tolist() for i in index_lists), self.workers):
-                yield images
-
-    def subset(self, indices: Tensor) -> "Split":
-        labels = None if self.labels is None else self.labels[indices]
-        groups = None if self.groups is None else self.groups[indices.numpy()]
-        return Split(self.pixels, self.decoder, self.rows[indices], labels, self.workers, groups)
-
-    def spaced(self, count: int) -> "Split":
-        """At most `count` of the samples, evenly spaced."""
-        return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
-
-    def by_length(self) -> tuple["Split", slice]:
-        """Images are of one size: they stay in order."""
-        return self, slice(None)
-
-    def some(self, count: int) -> Tensor:
-        """At most `count` images, evenly spaced: uint8 [count, C, S, S]."""
-        return next(self.spaced(count).all(count))
-
-    def all(self, size: int = 512) -> Iterator[Tensor]:
-        """The whole split in order, in batches."""
-        return self.batches(torch.arange(len(self)).split(size))
 
 
 def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> tuple[Any, Any, Any, dict[str, Any]]:
@@ -100,7 +47,7 @@ def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> t
 def units(split: Any) -> Tensor:
     """Which samples stay together when a split is cut, [N] numbers from 0: those of equal `together`, where a split has that (and
     no classes); else each is alone."""
-    together = getattr(split, "together", None)
+    together = split.group_ids
     return torch.arange(len(split)) if together is None else together.unique(return_inverse=True)[1]
 
 

@@ -1,1 +1,1 @@
-"""One file a kind of labelled problem: its head, its loss, its labels and its metrics."""
+"""One file or folder a labelled problem, with its `PROBLEM`; see base.py."""

@@ -11,34 +11,30 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun import rng
+from ptmrun.downstream import classical
+from ptmrun.downstream.base import Model, Problem, Task
 from ptmrun.downstream.class_counts import counts
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss, smoothed_entropy
 from ptmrun.models import batchnorm
-from ptmrun.models.modes import evaluating
-from ptmrun.stages import probe
-
-METRIC = "accuracy"
-
-
-COUNTED = "labels a class"  # what `labels_per_class` counts
-
+from ptmrun.models.modes import eval_mode
 
 AUXILIARY = 0.4  # weight of the auxiliary classifier's loss, where the encoder has one (torchvision's recipe of Inception v3)
 
 
-class Classifier(nn.Module):
+class Classifier(Model):
     """encoder.features -> one logit a class. `alphas` of MixUp and CutMix: the batches that it trains on are mixed."""
 
     weights: Tensor | None  # of the classes, [classes]
+    linear_probe = True
 
     def __init__(self, encoder: Any, classes: int, label_smoothing: float, alphas: tuple[float, float] = (0.0, 0.0)):
         super().__init__()
         self.encoder, self.label_smoothing, self.alphas = encoder, label_smoothing, alphas
         self.head = linear(encoder.width, classes)
-        self.register_buffer("weights", None, persistent=False)
+        self.register_buffer("weights", None)
         self.auxiliary_head = None
-        if hasattr(encoder, "auxiliary"):
+        if encoder.auxiliary_width:
             encoder.auxiliary()
             self.auxiliary_head = linear(encoder.auxiliary_width, classes)
 
@@ -46,7 +42,7 @@ class Classifier(nn.Module):
         """What is frozen stays as in evaluation: no dropout, and batch normalisation keeps its statistics."""
         super().train(mode)
         for module in self.modules():
-            if frozen(module) or batchnorm.kept(module):
+            if frozen(module) or batchnorm.has_frozen_statistics(module):
                 module.eval()
         return self
 
@@ -84,8 +80,12 @@ class Classifier(nn.Module):
         """Which samples are classified rightly, [B] bool."""
         return logits.argmax(1) == labels
 
-    def balance(self, labels: Tensor) -> None:
-        """From here on every class weighs as much as any other among these labels [N], and their mean weight is 1."""
+    def balance_classes(self, labels: Tensor | None) -> None:
+        """From here on every class weighs as much as any other among these labels [N], and their mean weight is 1. Without
+        labels: as the weights say that are loaded later."""
+        if labels is None:
+            self.weights = torch.ones_like(self.head.bias)
+            return
         found = counts(labels, self.head.out_features)
         seen = int((found > 0).sum())
         self.weights = (len(labels) / (seen * found.clamp(min=1))).to(self.head.weight)
@@ -103,14 +103,14 @@ class Classifier(nn.Module):
         """[B, C, S, S] -> float32 [B, classes]"""
         return exactly(self.head, self.encoder.features(images))
 
-    def start_from_probe(self, features: Tensor, labels: Tensor) -> None:
+    def init_head_from_probe(self, features: Tensor, labels: Tensor) -> None:
         """Sets the head to a linear probe of frozen features [times * N, D] of samples labelled [N], so that training does not
         begin by distorting them (LP-FT: Kumar et al. 2022, arXiv:2202.10054); cross-validation chooses its L2 penalty."""
         x = features.double()
         mean, std = x.mean(0), x.std(0) + 1e-6
         x = (x - mean) / std
         one = labels if labels.ndim == 1 else labels[:, labels.sum(0).argmax()]  # the most frequent class stands for all
-        penalty = 0.5 / (len(labels) * probe.strength(x.numpy(), one.numpy()))
+        penalty = 0.5 / (len(labels) * classical.strength(x.numpy(), one.numpy()))
         labels = labels.repeat(len(x) // len(labels), *[1] * (labels.ndim - 1))
         head = nn.Linear(x.shape[1], self.head.out_features).double()
         nn.init.zeros_(head.weight)
@@ -125,10 +125,10 @@ class Classifier(nn.Module):
             return loss
 
         optimizer.step(closure)
-        self.take(head, mean, std)
+        self.set_head(head, mean, std)
 
     @torch.no_grad()
-    def take(self, probe: nn.Linear, mean: Tensor, std: Tensor) -> None:
+    def set_head(self, probe: nn.Linear, mean: Tensor, std: Tensor) -> None:
         """Sets the head to a linear layer that was trained on standardised features."""
         self.head.weight.copy_(probe.weight / std)
         self.head.bias.copy_(probe.bias - (probe.weight * (mean / std)).sum(1))
@@ -136,7 +136,7 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
         """The logits of all samples, [N, classes] on the CPU."""
-        with evaluating(self):
+        with eval_mode(self):
             return {"logits": torch.cat([self.logits(inputs).cpu() for inputs in batches])}
 
 
@@ -159,13 +159,12 @@ def frozen(module: nn.Module) -> bool:
     return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
-def build(encoder: Any, data: Any, options: Any) -> Classifier:
+def build(encoder: Any, task: Task, options: Any) -> Classifier:
     """The classifier of a fine-tuning with these options, before training."""
-    mixing = [(options.mixup, options.cutmix)] if data.noun == "images" else []
-    return Classifier(encoder, len(data.classes), options.label_smoothing, *mixing)
+    return Classifier(encoder, len(task.classes), options.label_smoothing, task.processor.mixing(options))
 
 
-def few(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:
+def subset(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:
     """Indices of `per_class` samples of each class, seeded; a smaller number gives a subset of a larger one's. None: all.
 
     Raises UserError when a class has fewer.
@@ -186,22 +185,22 @@ def few(split: Any, classes: list[str], per_class: int | None, seed: int) -> Ten
     return torch.cat([m[:per_class] for m in members])
 
 
-def fits(found: dict[str, Tensor], split: Any, classes: list[str]) -> bool:
+def valid(found: dict[str, Tensor], split: Any, classes: list[str]) -> bool:
     """Whether these can be predictions for a split."""
     logits = found.get("logits", torch.empty(0))
     return logits.shape == (len(split), len(classes)) and logits.is_floating_point()
 
 
-def each(found: dict[str, Tensor], split: Any) -> np.ndarray:
+def per_sample_scores(found: dict[str, Tensor], split: Any) -> np.ndarray:
     """Which samples are right, [N] bool: their mean is the accuracy."""
     return (found["logits"].argmax(1) == split.labels).numpy()
 
 
 def score(found: dict[str, Tensor], split: Any) -> float:
-    return float(each(found, split).mean())
+    return float(per_sample_scores(found, split).mean())
 
 
-def floor(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
+def baseline_predictions(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
     """What a method without a training loop predicts for the test split. kind: chance (the most frequent class), raw, or one of
     which `features` gives those of a split [N, D]."""
     labels = train.labels.numpy()
@@ -210,14 +209,14 @@ def floor(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.nd
     else:
         if kind == "raw":
             x, test, c = data.raw(train)  # which keep their scale
-            scores = probe.logistic(x, labels, test, c, standardise=False)
+            scores = classical.logistic(x, labels, test, c, standardise=False)
         else:
-            scores = probe.logistic(features(kind, train), labels, features(kind, data.test))
+            scores = classical.logistic(features(kind, train), labels, features(kind, data.test))
         guess = np.unique(labels)[scores.argmax(1)]
     return {"logits": F.one_hot(torch.from_numpy(guess), len(data.classes)).float()}
 
 
-def columns(found: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
+def columns_of_predictions(found: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
     """Of predictions.parquet: the label, the prediction and how sure it is."""
     probabilities, names = found["logits"].softmax(1), pa.array(classes)
 
@@ -314,3 +313,17 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int) ->
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = [abs(confidence[place == b].mean() - correct[place == b].mean()) * (place == b).mean() for b in np.unique(place)]
     return float(sum(gaps))
+
+
+PROBLEM = Problem(
+    metric="accuracy",
+    counted="labels per class",  # what `labels_per_class` counts
+    build=build,
+    subset=subset,
+    valid=valid,
+    score=score,
+    per_sample_scores=per_sample_scores,
+    baseline_predictions=baseline_predictions,
+    columns_of_predictions=columns_of_predictions,
+    metrics=metrics,
+)

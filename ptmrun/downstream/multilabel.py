@@ -11,18 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun import rng
+from ptmrun.downstream import classical
+from ptmrun.downstream.base import Problem, Task
 from ptmrun.downstream.class_counts import counts
-from ptmrun.downstream.classification import Classifier, agreement, roc_auc
-from ptmrun.downstream.classification import fits as fits
+from ptmrun.downstream.classification import Classifier, agreement, roc_auc, valid
 from ptmrun.errors import UserError
 from ptmrun.loss import smoothed_entropy
-from ptmrun.stages import probe
-
-METRIC = "f1_micro"
-
-
-COUNTED = "labels a class, or more"  # a text counts for each of its classes
-
 
 CERTAIN = 30.0  # largest logit of a classical baseline
 
@@ -43,8 +37,11 @@ class MultiLabel(Classifier):
         """Which samples have exactly their classes, [B] bool."""
         return ((logits > 0) == labels.bool()).all(1)
 
-    def balance(self, labels: Tensor) -> None:
+    def balance_classes(self, labels: Tensor | None) -> None:
         """From here on the samples that have a class weigh, together, as much as those that do not; labels [N, classes]."""
+        if labels is None:
+            super().balance_classes(None)
+            return
         found = counts(labels, self.head.out_features)
         self.weights = ((len(labels) - found).clamp(min=1) / found.clamp(min=1)).to(self.head.weight)
 
@@ -57,12 +54,12 @@ class MultiLabel(Classifier):
         return smoothed_entropy(self.label_smoothing, 2) * self.head.out_features
 
 
-def build(encoder: Any, data: Any, options: Any) -> MultiLabel:
+def build(encoder: Any, task: Task, options: Any) -> MultiLabel:
     """The classifier of a fine-tuning with these options, before training."""
-    return MultiLabel(encoder, len(data.classes), options.label_smoothing)
+    return MultiLabel(encoder, len(task.classes), options.label_smoothing)
 
 
-def few(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:
+def subset(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:
     """Indices of `per_class` samples of each class, seeded, together: a class may have more, as samples of others have it too. A
     smaller number gives a subset of a larger one's. None: all.
 
@@ -89,7 +86,7 @@ def few(split: Any, classes: list[str], per_class: int | None, seed: int) -> Ten
     return order[wanted]
 
 
-def each(found: dict[str, Tensor], split: Any) -> np.ndarray:
+def per_sample_scores(found: dict[str, Tensor], split: Any) -> np.ndarray:
     """F1 of each sample's classes, [N] from 0 to 1; where it has none and gets none, 1."""
     guess, truth = found["logits"] > 0, split.labels.bool()
     shared, both = (guess & truth).sum(1), guess.sum(1) + truth.sum(1)
@@ -102,7 +99,7 @@ def score(found: dict[str, Tensor], split: Any) -> float:
     return float(2 * (guess & truth).sum() / (guess.sum() + truth.sum()).clamp(min=1))
 
 
-def floor(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
+def baseline_predictions(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
     """What a method without a training loop predicts for the test split. kind: chance (the most frequent class alone), raw, or
     one of which `features` gives those of a split [N, D]; a logistic regression for each class."""
     labels = train.labels.bool().numpy()
@@ -119,12 +116,12 @@ def floor(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.nd
         if truth.all():
             logits[:, column] = CERTAIN
         elif truth.any():
-            scores = probe.logistic(x, truth, test, **settings)
+            scores = classical.logistic(x, truth, test, **settings)
             logits[:, column] = (scores[:, 1] - scores[:, 0]).clip(-CERTAIN, CERTAIN)
     return {"logits": torch.from_numpy(logits).float()}
 
 
-def columns(found: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
+def columns_of_predictions(found: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
     """Of predictions.parquet: the labels and the predictions, "; " between them, and how sure the least sure decision is."""
     probabilities = found["logits"].sigmoid()
 
@@ -176,3 +173,17 @@ def by_group(guess: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> dict[s
         accuracy = float((g == t).all(1).mean())
         found[str(name)] = {"n": len(t), "accuracy": accuracy, "f1_macro": float(f1.mean()) if len(f1) else 1.0}
     return {"groups": found, "worst_group": min(found, key=lambda name: found[name]["accuracy"])}
+
+
+PROBLEM = Problem(
+    metric="f1_micro",
+    counted="labels per class, or more",  # a text counts for each of its classes
+    build=build,
+    subset=subset,
+    valid=valid,
+    score=score,
+    per_sample_scores=per_sample_scores,
+    baseline_predictions=baseline_predictions,
+    columns_of_predictions=columns_of_predictions,
+    metrics=metrics,
+)

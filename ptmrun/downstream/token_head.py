@@ -3,15 +3,16 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmrun import rng
 from ptmrun.batch import Tokens
+from ptmrun.downstream.base import Model
 from ptmrun.downstream.classification import exactly, frozen, linear
 from ptmrun.errors import UserError
 
 
-class Tokenwise(nn.Module):
+class Tokenwise(Model):
     """encoder.hidden -> `outputs` numbers a token."""
 
     def __init__(self, encoder: Any, outputs: int):
@@ -32,7 +33,7 @@ class Tokenwise(nn.Module):
         return exactly(self.head, self.encoder.hidden(tokens)[chosen])
 
 
-def few(split: Any, classes: list[str], count: int | None, seed: int) -> Tensor:
+def subset(split: Any, classes: list[str], count: int | None, seed: int) -> Tensor:
     """Indices of `count` samples in all, seeded; a smaller number gives a subset of a larger one's. None: all.
 
     Raises UserError when there are fewer.

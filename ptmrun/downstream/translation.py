@@ -16,41 +16,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.batch import Tokens
-from ptmrun.data.sources import text
-from ptmrun.data.text.load import TextSplit, framed, padded, tf_idf
-from ptmrun.downstream.token_head import few as few
+from ptmrun.data.sources import rows, tables, text, textfile
+from ptmrun.data.text.split import TextSplit, framed, padded
+from ptmrun.data.text.tf_idf import tf_idf
+from ptmrun.downstream.base import Model, Problem, Task
+from ptmrun.downstream.token_head import subset
 from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss, smoothed_entropy
-from ptmrun.models.modes import evaluating
-
-METRIC = "bleu"
-
-
-COUNTED = "pairs of texts"
-
-
-FLOORS = ("raw",)
-
-
-WORDS = {"raw": "the translation of the most similar training text"}
-
-
-MOST_RAW = 10**9  # pairs that `raw` searches: all of them
-
-
-WHOLE = True  # the encoder is not trimmed: it has the decoder
-
+from ptmrun.models.modes import eval_mode
 
 COLUMNS = {"text_column": "source_column", "pair_column": "target_column"}  # what the reader calls them
-
-
 SAMPLED = 2000  # pairs by which the tokenizer is judged
-
-
 CROWDED = 1.5  # times the source's tokens a word, from which the target counts as poorly covered
 
 
@@ -72,6 +52,10 @@ class ParallelSplit(TextSplit):
     search: Search
     answered = True
 
+    @property
+    def facts(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"longest_target": self.search.longest}
+
     def answers(self, indices: Tensor) -> Tokens:
         rows = self.rows[indices].tolist()
         targets = [self.targets[r] for r in rows]
@@ -89,7 +73,7 @@ class ParallelSplit(TextSplit):
         return [self.search.tokenizer.decode(row) for row in ids.tolist()]
 
 
-class Translator(nn.Module):
+class Translator(Model):
     """An encoder with a decoder that writes the target."""
 
     def __init__(self, encoder: Any, search: Search, label_smoothing: float):
@@ -120,17 +104,17 @@ class Translator(nn.Module):
     @torch.no_grad()
     def predict(self, batches: Iterable[Tokens]) -> dict[str, Tensor]:
         """Translations of all texts: token numbers [N, T] int64 on the CPU, padded at the end."""
-        with evaluating(self):
+        with eval_mode(self):
             found = [self.encoder.translate(source, self.search.beams, self.search.longest).cpu() for source in batches]
         longest = max(ids.shape[1] for ids in found)
         pad = self.encoder.vocabulary.pad
         return {"ids": torch.cat([F.pad(ids, (0, longest - ids.shape[1]), value=pad) for ids in found])}
 
     @torch.no_grad()
-    def costs(self, batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
+    def reference_nll(self, batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
         """Nats that the references cost, [N] on the CPU: the cross-entropy of their tokens, summed, labels as they are."""
         found = []
-        with evaluating(self):
+        with eval_mode(self):
             for batch in batches:
                 target, logits = batch["labels"], self.logits(batch["inputs"], batch["labels"])
                 each = torch.zeros(target.ids.shape, device=target.ids.device)
@@ -139,12 +123,18 @@ class Translator(nn.Module):
         return {"nats": torch.cat(found)}
 
 
-def build(encoder: Any, data: Any, options: Any) -> Translator:
+def build(encoder: Any, task: Task, options: Any) -> Translator:
     """The translator of a fine-tuning with these options, before training."""
-    return Translator(encoder, data.train.search, options.label_smoothing)
+    return Translator(encoder, search_of(task), options.label_smoothing)
 
 
-def sets(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[dict[str, ParallelSplit], list[str], str]:
+def search_of(task: Task) -> Search:
+    """That of the training pairs."""
+    longest = task.facts.get("longest_target", task.processor.length)  # which runs of older versions lack
+    return Search(task.options.beams, longest, task.processor.tokenizer)
+
+
+def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[dict[str, ParallelSplit], list[str], str]:
     """Reads parallel texts: ({split: its pairs}, no classes, fingerprint). Raises UserError for what cannot be used."""
     if importlib.util.find_spec("sacrebleu") is None:
         raise UserError("downstream=translation: needs sacrebleu; install it with: pip install 'ptmrun[text]'")
@@ -168,7 +158,7 @@ def parallel(options: Any) -> Any:
     with text.as_downstream(COLUMNS):
         place = Path(options.root).expanduser()
         ends = {p.suffix.lower() for p in place.rglob("*") if p.is_file() and not p.name.startswith(".")} - {"", ".txt", ".md"}
-        if place.is_dir() and ends and not ends & set(text.TABLES):
+        if place.is_dir() and ends and not ends & set(tables.TABLES):
             return aligned(options, sorted(ends))
         path = text.found(options.root)["train"][0]
         tsv = path.suffix.lower() == ".tsv"
@@ -189,7 +179,7 @@ def parallel(options: Any) -> Any:
 
 def named(path: Path, options: Any) -> dict[str, str]:
     """What stands in the first line of a .tsv file, by its lower-case form."""
-    return {name.lower(): name for name in next(text.lines(path, options.encoding, options.errors), "").split("\t")}
+    return {name.lower(): name for name in next(textfile.lines(path, options.encoding, options.errors), "").split("\t")}
 
 
 def aligned(options: Any, ends: list[str]) -> Any:
@@ -203,25 +193,25 @@ def aligned(options: Any, ends: list[str]) -> Any:
     if first == second:
         raise UserError(f"dataset.pair_column={second}: is the source too; expected another")
     files = text.found(options.root, (f".{first}".lower(), f".{second}".lower()))
-    makers: dict[str, Callable[[], Iterator[text.Row]]] = {
+    makers: dict[str, Callable[[], Iterator[rows.Row]]] = {
         name: partial(rows_of, sorted({path.with_suffix("") for path in paths}), str(first), str(second), options)
         for name, paths in files.items()
     }
-    return text.gathered(makers, options.root, None, options.errors)
+    return rows.gathered(makers, options.root, None, options.errors)
 
 
-def rows_of(stems: list[Path], first: str, second: str, options: Any) -> Iterator[text.Row]:
+def rows_of(stems: list[Path], first: str, second: str, options: Any) -> Iterator[rows.Row]:
     """The lines of the two files of each stem, side by side. Raises UserError where one of them has no text."""
     for stem in stems:
         paths = Path(f"{stem}.{first}"), Path(f"{stem}.{second}")
-        both = zip_longest(*(text.lines(path, options.encoding, options.errors) for path in paths))
+        both = zip_longest(*(textfile.lines(path, options.encoding, options.errors) for path in paths))
         for number, pair in enumerate(both, start=1):
             for path, line, other in zip(paths, pair, pair[::-1], strict=True):
                 if line is None:
                     raise UserError(f"{path}:{number}: the file ends before its other half; expected as many lines in both")
                 if not line.strip() and other and other.strip():
                     raise UserError(f"{path}:{number}: is empty, but not in the other language; translate it, or empty both")
-            yield text.Row(f"{paths[0]}:{number}", *(line.strip() for line in pair))
+            yield rows.Row(f"{paths[0]}:{number}", *(line.strip() for line in pair))
 
 
 def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:
@@ -229,7 +219,7 @@ def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:
 
     coded: the tokens of the targets before they were cut.
     """
-    some = split.spaced(SAMPLED)
+    some = split.evenly_spaced(SAMPLED)
 
     def each_word(texts: list[str]) -> float:
         return sum(map(len, split.search.tokenizer.encode(texts))) / sum(len(text.split()) for text in texts)
@@ -246,7 +236,7 @@ def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:
     return lines
 
 
-def fits(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> bool:
+def valid(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> bool:
     """Whether these can be predictions for a split."""
     ids, nats = found.get("ids", torch.empty(0)), found.get("nats", torch.empty(0))
     if ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != len(split) or nats.shape != (len(split),):
@@ -261,7 +251,7 @@ def score(found: dict[str, Tensor], split: ParallelSplit) -> float:
     return BLEU().corpus_score(split.written(found["ids"]), [split.right()]).score / 100
 
 
-def each(found: dict[str, Tensor], split: ParallelSplit) -> np.ndarray:
+def per_sample_scores(found: dict[str, Tensor], split: ParallelSplit) -> np.ndarray:
     """chrF of each text (Popovic 2015) by sacrebleu, [N] from 0 to 1: BLEU has no value for one sentence."""
     from sacrebleu.metrics import CHRF
 
@@ -270,7 +260,9 @@ def each(found: dict[str, Tensor], split: ParallelSplit) -> np.ndarray:
     return np.array([chrf.sentence_score(written, [right]).score / 100 for written, right in pairs])
 
 
-def floor(kind: str, data: Any, train: ParallelSplit, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
+def baseline_predictions(
+    kind: str, data: Any, train: ParallelSplit, features: Callable[[str, Any], np.ndarray]
+) -> dict[str, Tensor]:
     """What a method without a training loop writes for the test split: raw, the translation of the training source that is
     nearest (cosine of TF-IDF of words)."""
     sources = train.read()
@@ -282,7 +274,7 @@ def floor(kind: str, data: Any, train: ParallelSplit, features: Callable[[str, A
     return {"ids": padded(ids, ids, data.test.pad).ids}
 
 
-def columns(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> dict[str, pa.Array]:
+def columns_of_predictions(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> dict[str, pa.Array]:
     """Of predictions.parquet: the source, the reference and what the model wrote (its chrF is the row's score)."""
     texts = {"source": split.read(), "reference": split.right(), "prediction": split.written(found["ids"])}
     return {name: pa.array(values, pa.string()) for name, values in texts.items()}
@@ -299,3 +291,22 @@ def metrics(found: dict[str, Tensor], split: ParallelSplit, classes: list[str], 
     tokens = sum(len(split.targets[r]) for r in split.rows.tolist())
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
     return {**scores, "perplexity": math.exp(min(float(found["nats"].double().sum()) / tokens, 700.0)), "signatures": signatures}
+
+
+PROBLEM = Problem(
+    metric="bleu",
+    counted="pairs of texts",
+    build=build,
+    subset=subset,
+    valid=valid,
+    score=score,
+    per_sample_scores=per_sample_scores,
+    baseline_predictions=baseline_predictions,
+    columns_of_predictions=columns_of_predictions,
+    metrics=metrics,
+    read_splits=read_splits,
+    floors=("raw",),
+    words={"raw": "the translation of the most similar training text"},
+    most_raw=10**9,  # pairs that `raw` searches: all of them
+    whole_encoder=True,  # it has the decoder
+)

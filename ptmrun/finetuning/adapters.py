@@ -12,11 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from ptmrun.storage import tensor_files
 
 FILE = "adapters.safetensors"
-
-
 NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm)
-
-
 FITTING = (nn.Linear, Conv1D, nn.Conv2d, WeightStandardizedConv2d)
 
 

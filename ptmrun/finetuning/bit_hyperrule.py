@@ -3,11 +3,7 @@
 from typing import Any
 
 RULE = ((20_000, 500, 0.0), (500_000, 10_000, 0.1), (float("inf"), 20_000, 0.1))  # below so many images: steps, alpha of MixUp
-
-
 SMALL, SIDES = 96, (128, 384)  # pixels a side up to which images are small; the side that the model sees of small and large ones
-
-
 WARMUP, SHORT = 500, 0.2  # steps of warm-up, and their largest share (100 of 500, as in the authors' code)
 
 

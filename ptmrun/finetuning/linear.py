@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from ptmrun import rng
 from ptmrun.config.schema import Loop
 from ptmrun.training import optim
+from ptmrun.training.schedule import lr_at
 
 
 def fit(context: Any, model: Any, split: Any, steps: int, seed: int, tags: dict[str, Any]) -> None:
     """Trains model.head on the features of a split with every rate of `finetune.rates`, and keeps the best on the validation
     split (of equal ones the lowest rate)."""
-    loop, problem, val = context.cfg.finetune, context.part("downstream"), context.data.val
+    loop, problem, val = context.cfg.finetune, context.problem, context.data.val
     features, judged = (torch.from_numpy(context.features(model.encoder, x)) for x in (split, val))
     mean, std = features.mean(0), features.std(0) + 1e-6
     features, judged = (features - mean) / std, (judged - mean) / std
@@ -26,7 +27,7 @@ def fit(context: Any, model: Any, split: Any, steps: int, seed: int, tags: dict[
         context.run.metric({**tags, "step": steps, "lr": rate, "val_score": score})
         if score > best:
             best = score
-            model.take(head, mean, std)
+            model.set_head(head, mean, std)
 
 
 def trained(model: Any, features: Tensor, labels: Tensor, loop: Loop, steps: int, seed: int) -> nn.Linear:
@@ -43,7 +44,7 @@ def trained(model: Any, features: Tensor, labels: Tensor, loop: Loop, steps: int
             order = rng.permutation(seed, f"linear/{step // each}", len(features))
         batch = order[step % each * size :][:size]
         for group in optimizer.param_groups:
-            group["lr"] = optim.lr_at(step, steps, loop)
+            group["lr"] = lr_at(step, steps, loop)
         loss, weight = model.losses(head(features[batch]), labels[batch], model.label_smoothing)
         (loss.sum() / weight.sum()).backward()
         optimizer.step()

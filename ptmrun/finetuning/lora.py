@@ -19,14 +19,8 @@ from ptmrun.loss import Loss
 from ptmrun.storage import tensor_files
 
 ADAPTER = "default"  # peft's name of what is added
-
-
 START, END = 0.1, 0.3  # shares of the steps before AdaLoRA's budget falls, and after
-
-
 FITTING = (nn.Linear, Conv1D, nn.Conv2d)  # exactly these: a subclass may use its weights in another way
-
-
 EVERY = 10  # steps from one of its allocations to the next
 
 

@@ -46,8 +46,6 @@ METHODS = {
     "bitfit": bitfit,
     "bit_hyperrule": full,
 }
-
-
 ADDED = {  # methods that put new parameters beside frozen ones, and their modules
     "adapter": "adapters",
     "lora": "lora",
@@ -56,16 +54,12 @@ ADDED = {  # methods that put new parameters beside frozen ones, and their modul
     "ia3": "lora",
     "prefix": "prefix",
 }
-
-
 PLACES = {  # of a family, that such a method, or such a placement of adapters, works on; others work on every layer of the blocks
     "ia3": ("values", "feed_forward"),
     "prefix": ("values",),
     "pfeiffer": ("feed_forward",),
     "houlsby": ("attention", "feed_forward"),
 }
-
-
 RULES = {"bit_hyperrule": bit_hyperrule.decide}  # methods that settle what is auto by the data
 
 
@@ -89,7 +83,7 @@ def adapt(classifier: Any, options: Any, steps: int) -> tuple[int, int]:
 
 def add(classifier: Any, options: Any, steps: int) -> None:
     """Puts the method's own parameters beside those of the encoder, which are frozen."""
-    method = importlib.import_module(f"ptmrun.finetuning.{ADDED[options.name]}")  # peft takes seconds to import
+    method = module_of(options.name)
     encoder = classifier.encoder
     encoder.requires_grad_(False)
     allocation = getattr(method, options.name)(encoder, chosen(encoder, options, method.FITTING), options, steps)
@@ -97,6 +91,11 @@ def add(classifier: Any, options: Any, steps: int) -> None:
         classifier.allocation = allocation
         classifier.after_step = lambda done, _: allocation.after_step(encoder.net, done)
         classifier.register_forward_hook(allocation.regularised)
+
+
+def module_of(name: str) -> Any:
+    """Of a method that adds parameters; peft takes seconds to import."""
+    return importlib.import_module(f"ptmrun.finetuning.{ADDED[name]}")
 
 
 def chosen(encoder: Any, options: Any, fitting: tuple[type, ...]) -> list[str]:

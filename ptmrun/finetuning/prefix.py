@@ -13,11 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ptmrun.storage import tensor_files
 
 FILE = "prefixes.safetensors"
-
-
 FITTING = (nn.Linear, Conv1D)
-
-
 ATTENTION = "ptmrun_prefix"  # what transformers' networks call their attention when there are prefixes
 
 

@@ -27,8 +27,6 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 
 STATUS = {"done": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
-
-
 MOST = 100  # parameters that the store takes at once
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from ptmrun.config import schema as config
+from ptmrun.config import parsing
 from ptmrun.config.schema import Config
 from ptmrun.loggers.tracker import params
 from ptmrun.runs.folder import Run
@@ -17,7 +17,7 @@ class Logger:
         self.params = params(cfg)
         self.look = f"tensorboard --logdir {cfg.outputs}"
         self.writer = SummaryWriter(str(run.path("tracking")))
-        self.writer.add_text("config", f"```yaml\n{config.dump(cfg)}```")
+        self.writer.add_text("config", f"```yaml\n{parsing.dump(cfg)}```")
 
     def metrics(self, prefix: str, values: dict[str, float], step: int, time: float) -> None:
         for name, value in values.items():

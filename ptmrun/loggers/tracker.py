@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from ptmrun.config import schema as config
+from ptmrun.config import choices, parsing, schema
 from ptmrun.config.schema import Config
 from ptmrun.errors import UserError
 from ptmrun.runs.folder import Run
@@ -15,11 +15,11 @@ from ptmrun.runs.folder import Run
 
 def library(name: str) -> Any:
     """The module of loggers/ for `logger=<name>`, None for none. Raises UserError when what it imports is not installed."""
-    module = config.spec("logger", name).module
+    module = choices.spec("logger", name).module
     if module is None:
         return None
     try:
-        return importlib.import_module(f"ptmrun.loggers.{module}")
+        return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"logger={name}: {error}; install it with: pip install 'ptmrun[{name}]'") from None
 
@@ -86,5 +86,5 @@ def scores(run: Run) -> dict[str, float]:
 
 def params(cfg: Config) -> dict[str, bool | int | float | str]:
     """The settings as {dotted key: plain value}; lists and null as JSON text."""
-    settings = config.flat(config.plain(cfg))
+    settings = schema.flat(parsing.plain(cfg))
     return {key: value if isinstance(value, bool | int | float | str) else json.dumps(value) for key, value in settings.items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import wandb
 
-from ptmrun.config import schema as config
+from ptmrun.config import parsing
 from ptmrun.config.schema import Config
 from ptmrun.errors import UserError
 from ptmrun.runs.folder import Run
@@ -33,7 +33,7 @@ class Logger:
             resume=None if offline else "allow",  # `wandb sync` puts offline files of one id together
             mode=options.mode,
             dir=folder,
-            config=config.plain(cfg),
+            config=parsing.plain(cfg),
             reinit="create_new",  # never one that an earlier run of this process left behind
             settings=wandb.Settings(
                 silent=True,

@@ -5,22 +5,22 @@ from typing import Any
 import torch
 from torchvision import models
 
+from ptmrun.batch import ImageSpec
 from ptmrun.models import plain_convnet
+from ptmrun.models.base import Family
 
 PUBLISHED = {"alexnet": "AlexNet_Weights.IMAGENET1K_V1"}
-
-
 AS_PUBLISHED = {"hidden": plain_convnet.PUBLISHED}
-
-
 LEAST = 63  # the side that leaves one position after its convolution of stride 4 and three poolings
 
 
-def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: ImageSpec) -> tuple[dict[str, Any], list[str]]:
+    size = spec.size
     return plain_convnet.resolve(options, size, LEAST)
 
 
-def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
+    size, channels = spec
     return Encoder(options, channels, size)
 
 
@@ -33,3 +33,6 @@ class Encoder(plain_convnet.Encoder):
             net = models.alexnet(dropout=options.dropout)
         blocks = [f"features.{i}" for i in (0, 3, 6, 8, 10)]
         super().__init__(net, (1, 4), options.hidden, blocks, channels, size, options.resize)
+
+
+FAMILY = Family(resolve=resolve, build=build, published=PUBLISHED, as_published=AS_PUBLISHED)

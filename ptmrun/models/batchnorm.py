@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ptmrun.models.modes import evaluating
+from ptmrun.models.modes import eval_mode
 
 SEEN = 512  # samples are enough for means and variances
 
 
-def keep(encoder: Any) -> None:
+def freeze_statistics(encoder: Any) -> None:
     """From here on its batch normalisation works with the statistics that it has, in training too: those of millions of images
     say more than those of a few labelled ones."""
     for module in encoder.modules():
@@ -21,23 +21,26 @@ def keep(encoder: Any) -> None:
             module.kept = True  # type: ignore[assignment]
 
 
-def kept(module: nn.Module) -> bool:
+def has_frozen_statistics(module: nn.Module) -> bool:
     return getattr(module, "kept", False)
 
 
 @torch.no_grad()
-def refresh(encoder: Any, batches: Iterable[Tensor]) -> None:
+def recompute_statistics(encoder: Any, batches: Iterable[Tensor]) -> None:
     """Replaces the statistics of all layers that are trained, or not yet, by those over these inputs; none is left half-way:
     layers that `features` does not use keep theirs. Without such layers nothing is computed."""
     layers = [
         m
         for m in encoder.modules()
-        if isinstance(m, _BatchNorm) and m.track_running_stats and any(p.requires_grad for p in m.parameters()) and not kept(m)
+        if isinstance(m, _BatchNorm)
+        and m.track_running_stats
+        and any(p.requires_grad for p in m.parameters())
+        and not has_frozen_statistics(m)
     ]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
-    with evaluating(encoder):
+    with eval_mode(encoder):
         for layer in layers:
             layer.train()
             layer.momentum = None  # the plain average, from the first batch on

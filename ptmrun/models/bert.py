@@ -1,14 +1,16 @@
 """BERT (Devlin et al. 2019, arXiv:1810.04805): transformers' BertForPreTraining, with both of its heads."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import BertConfig, BertForPreTraining
 
-from ptmrun.batch import Framing, Tokens, Vocabulary
-from ptmrun.models import library_format, local_attention_init, text_base
+from ptmrun.batch import Framing, TextSpec, Tokens, Vocabulary
+from ptmrun.models import attention_mask, base, library_format, local_attention_init, text_base
+from ptmrun.models.base import Family
 
 SIZES = {  # width, blocks; heads of 64. Google's miniatures (Turc et al. 2019, arXiv:1908.08962) and BERT-base
     "tiny": (128, 2),
@@ -17,28 +19,23 @@ SIZES = {  # width, blocks; heads of 64. Google's miniatures (Turc et al. 2019, 
     "medium": (512, 8),
     "base": (768, 12),
 }
-
-
 FRAMING = Framing(
     {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"},
     "[CLS] $A [SEP]",
     "[CLS] $A [SEP] $B:1 [SEP]:1",
 )
-
-
 TOKENIZER = "wordpiece"
-
-
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in a folder's config.json
 
 
-def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: TextSpec) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
     return local_attention_init.resolve(options, SIZES)
 
 
-def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
+def build(options: Any, spec: TextSpec, attention: str) -> "Encoder":
     """An encoder of texts of at most `length` tokens, from resolved options."""
+    vocabulary, length = spec
     width, depth, heads = text_base.shape(options, SIZES)
     config = BertConfig(
         vocab_size=vocabulary.size,
@@ -58,11 +55,13 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
     return encoder
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     """`net` is the library's network, its parameter names kept."""
 
+    attends = True
+    trims = True
     unit = "token"
-    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+    places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "values": r".*\.attention\.self\.(key|value)",
         "attention": r".*\.attention\.output\.dense",
         "feed_forward": r".*\.layer\.\d+\.output\.dense",
@@ -76,7 +75,7 @@ class Encoder(nn.Module):
 
     def hidden(self, tokens: Tokens) -> Tensor:
         """What the last block gives at every token: [B, T] -> [B, T, D]."""
-        seen = text_base.attention_mask(tokens)
+        seen = attention_mask.library_mask(tokens)
         return self.net.bert(tokens.ids, attention_mask=seen, token_type_ids=tokens.types).last_hidden_state
 
     def features(self, tokens: Tokens) -> Tensor:
@@ -99,8 +98,8 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token looks at each."""
-        seen = text_base.attention_mask(tokens)
-        return text_base.attention(self.net, self.net.bert, tokens.ids, seen, token_type_ids=tokens.types)
+        seen = attention_mask.library_mask(tokens)
+        return attention_mask.attention_weights(self.net, self.net.bert, tokens.ids, seen, token_type_ids=tokens.types)
 
     @property
     def pair_head(self) -> list[nn.Module]:
@@ -130,4 +129,7 @@ class Encoder(nn.Module):
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights of an encoder for longer texts as this one takes them, and notes on what was changed."""
-        return text_base.cut(tensors, "position_embeddings.weight", self.length)
+        return text_base.truncate_positions(tensors, "position_embeddings.weight", self.length)
+
+
+FAMILY = Family(resolve=resolve, build=build, shape=SHAPE, framing=FRAMING, tokenizer=TOKENIZER, sizes=SIZES)

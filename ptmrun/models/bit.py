@@ -1,36 +1,30 @@
 """BiT, Big Transfer (Kolesnikov et al. 2020, arXiv:1912.11370): transformers' BitModel, a ResNet-v2 with group normalisation and
 weight standardisation."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import BitConfig, BitForImageClassification, BitModel
 
+from ptmrun.batch import ImageSpec
 from ptmrun.models import map_encoder
+from ptmrun.models.base import Family
 
 LEAST = 56  # the side that leaves 2x2 positions
-
-
 SIZES = {  # blocks a stage, channels a stage, channels of the stem
     "micro": ((1, 1, 1, 1), (128, 256, 512, 1024), 32),
     "r50x1": ((3, 4, 6, 3), (256, 512, 1024, 2048), 64),
     "r101x1": ((3, 4, 23, 3), (256, 512, 1024, 2048), 64),
 }
-
-
 PUBLISHED = {"bit-r50x1": "google/bit-50"}
-
-
 SHAPE = ("depths", "hidden_sizes", "embedding_size")  # in a folder's config.json
-
-
 AS_PUBLISHED = {"size": "r50x1"}
-
-
 NORMALISED = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)  # means of the channels and deviations of published weights
 
 
-def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: ImageSpec) -> tuple[dict[str, Any], list[str]]:
+    size = spec.size
     changes, notes = map_encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
     name = options.size
     if name == "auto":
@@ -39,7 +33,8 @@ def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], lis
     return {**changes, "size": name}, notes
 
 
-def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
+    size, channels = spec
     return Encoder(options, channels, size)
 
 
@@ -51,8 +46,8 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's
 
 class Encoder(map_encoder.Encoder):
     whole = BitForImageClassification
-    names: ClassVar = TIMM
-    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+    names: Mapping[str, str] = TIMM
+    places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "feed_forward": r".*\.conv3",
     }
 
@@ -69,3 +64,8 @@ class Encoder(map_encoder.Encoder):
     @property
     def cam_layers(self) -> list[nn.Module]:
         return [*self.net.encoder.stages[:-1], self.net.norm]
+
+
+FAMILY = Family(
+    resolve=resolve, build=build, published=PUBLISHED, as_published=AS_PUBLISHED, shape=SHAPE, normalised=NORMALISED, sizes=SIZES
+)

@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptmrun.batch import ImageSpec
 from ptmrun.models import map_encoder
+from ptmrun.models.base import Family
 
 GRID = 7  # at most this many positions a side reach the linear layer, whatever the image's size
 
 
-def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: ImageSpec) -> tuple[dict[str, Any], list[str]]:
     return {}, []
 
 
-def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
+    size, channels = spec
     return Encoder(options.width, options.hidden, channels, size)
 
 
@@ -60,3 +63,6 @@ class Encoder(map_encoder.Encoder):
     @property
     def cam_layers(self) -> list[nn.Module]:
         return [self.net.shrink]
+
+
+FAMILY = Family(resolve=resolve, build=build)

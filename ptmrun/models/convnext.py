@@ -1,12 +1,15 @@
 """ConvNeXt (Liu et al. 2022, arXiv:2201.03545): transformers' ConvNextModel, smaller for small images."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import ConvNextConfig, ConvNextForImageClassification, ConvNextModel
 
+from ptmrun.batch import ImageSpec
 from ptmrun.models import map_encoder
+from ptmrun.models.base import Family
 
 SIZES = {  # blocks a stage, channels a stage, initial layer scale (a small one needs long training)
     "micro": ((2, 2, 2), (48, 96, 192), 0.1),
@@ -14,22 +17,17 @@ SIZES = {  # blocks a stage, channels a stage, initial layer scale (a small one 
     "small": ((3, 3, 27, 3), (96, 192, 384, 768), 1e-6),
     "base": ((3, 3, 27, 3), (128, 256, 512, 1024), 1e-6),
 }
-
-
 PUBLISHED = {
     "convnext-tiny": "facebook/convnext-tiny-224",
     "convnext-small": "facebook/convnext-small-224",
     "convnext-base": "facebook/convnext-base-224",
 }
-
-
 SHAPE = ("depths", "hidden_sizes")  # in a folder's config.json
-
-
 AS_PUBLISHED = {"size": "tiny", "patch": 4}
 
 
-def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: ImageSpec) -> tuple[dict[str, Any], list[str]]:
+    size = spec.size
     notes, name, patch = [], options.size, options.patch
     if name == "auto":
         name = "micro" if size <= 128 else "tiny"
@@ -40,7 +38,8 @@ def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], lis
     return {"size": name, "patch": patch}, notes
 
 
-def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
+    size, channels = spec
     return Encoder(options, channels, size)
 
 
@@ -59,8 +58,8 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's
 class Encoder(map_encoder.Encoder):
     whole = ConvNextForImageClassification
     layout = torch.channels_last
-    names: ClassVar = TIMM
-    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+    names: Mapping[str, str] = TIMM
+    places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "feed_forward": r".*\.pwconv2",
     }
 
@@ -98,3 +97,6 @@ class Encoder(map_encoder.Encoder):
     @property
     def cam_layers(self) -> list[nn.Module]:
         return list(self.net.encoder.stages)
+
+
+FAMILY = Family(resolve=resolve, build=build, published=PUBLISHED, as_published=AS_PUBLISHED, shape=SHAPE, sizes=SIZES)

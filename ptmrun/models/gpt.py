@@ -1,15 +1,17 @@
 """GPT-2 (Radford et al. 2019): transformers' GPT2LMHeadModel, which reads from left to right."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
-from ptmrun.batch import Framing, Tokens, Vocabulary, from_mark
-from ptmrun.models import library_format, text_base
+from ptmrun.batch import Framing, TextSpec, Tokens, Vocabulary, from_mark
+from ptmrun.models import attention_mask, base, library_format, sampling, text_base
+from ptmrun.models.base import Family
 
 SIZES = {  # width, blocks; heads of 64. small and medium: GPT-2's
     "tiny": (128, 2),
@@ -18,34 +20,25 @@ SIZES = {  # width, blocks; heads of 64. small and medium: GPT-2's
     "base": (768, 12),  # the same by another name
     "medium": (1024, 24),
 }
-
-
 END = "<|endoftext|>"  # before a text, so that its first token is predicted too, and after it
-
-
 FRAMING = Framing(
     {"bos_token": END, "eos_token": END, "unk_token": END, "pad_token": "<|pad|>"},
     f"{END} $A {END}",
     f"{END} $A {END} $B {END}",  # of one type: the library adds the embeddings of token 0 and 1 as those of types
 )
-
-
 TOKENIZER = "bpe"
-
-
 SHAPE = ("n_embd", "n_layer", "n_head")  # in a folder's config.json
-
-
 FRAMED = False  # a text goes on in the next block
 
 
-def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: TextSpec) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
     return text_base.sized(options, SIZES)
 
 
-def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
+def build(options: Any, spec: TextSpec, attention: str) -> "Encoder":
     """An encoder of texts of at most `length` tokens with the library's initial weights, from resolved options."""
+    vocabulary, length = spec
     width, depth, heads = text_base.shape(options, SIZES)
     config = GPT2Config(
         vocab_size=vocabulary.size,
@@ -65,11 +58,15 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
     return Encoder(config, vocabulary, options.pool, text_base.named("gpt", options))
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     """`net` is the library's network, its parameter names kept."""
 
+    attends = True
+    trims = True
+    writes = True
+
     unit = "token"
-    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+    places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "values": r".*\.attn\.c_attn",
         "attention": r".*\.attn\.c_proj",
         "feed_forward": r".*\.mlp\.c_proj",
@@ -95,7 +92,7 @@ class Encoder(nn.Module):
         if tokens.documents is None:
             return None
         begun = tokens._replace(documents=from_mark(tokens.documents))
-        return text_base.bias(text_base.seen(begun).tril())
+        return attention_mask.bias(attention_mask.visible(begun).tril())
 
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or the last one, which has seen all others."""
@@ -119,7 +116,7 @@ class Encoder(nn.Module):
         new, cache = tokens, DynamicCache()  # given by its place, as its name has changed in transformers
         for column in noise.T:
             output = self.net(None, cache, inputs_embeds=self.net.transformer.wte(new), use_cache=True, logits_to_keep=1)
-            new = text_base.sample(output.logits[:, -1], column, temperature, top_k, top_p)[:, None]
+            new = sampling.sample(output.logits[:, -1], column, temperature, top_k, top_p)[:, None]
             tokens = torch.cat([tokens, new], 1)
         return tokens
 
@@ -131,7 +128,7 @@ class Encoder(nn.Module):
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token looks at each."""
         mask = self.mask(tokens)  # where there is none, the library wants to know of padding
-        return text_base.attention(self.net, self.net.transformer, tokens.ids, tokens.mask if mask is None else mask)
+        return attention_mask.attention_weights(self.net, self.net.transformer, tokens.ids, tokens.mask if mask is None else mask)
 
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the head, whose weights are the token embeddings."""
@@ -154,4 +151,7 @@ class Encoder(nn.Module):
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
         """Weights of an encoder for longer texts as this one takes them, and notes on what was changed."""
-        return text_base.cut(tensors, "wpe.weight", self.length)
+        return text_base.truncate_positions(tensors, "wpe.weight", self.length)
+
+
+FAMILY = Family(resolve=resolve, build=build, shape=SHAPE, framing=FRAMING, tokenizer=TOKENIZER, framed=FRAMED, sizes=SIZES)

@@ -6,8 +6,9 @@ read in raster order after a start token.
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from sklearn.cluster import KMeans
@@ -17,8 +18,10 @@ from torch.nn import functional as F
 from transformers import DynamicCache, ImageGPTConfig, ImageGPTForCausalImageModeling
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
+from ptmrun.batch import ImageSpec
 from ptmrun.errors import UserError
-from ptmrun.models import library_format
+from ptmrun.models import base, library_format
+from ptmrun.models.base import Family
 from ptmrun.storage import tensor_files
 
 SIZES = {  # width, blocks, heads, the most tokens per side that `auto` takes, colours for gray and for RGB
@@ -28,16 +31,13 @@ SIZES = {  # width, blocks, heads, the most tokens per side that `auto` takes, c
     "medium": (1024, 36, 8, 32, 16, 512),
     "large": (1536, 48, 16, 48, 16, 512),
 }
-
-
 SCALE = 0.1  # of the first embeddings; with transformers' 0.02 the loss falls more slowly
-
-
 MOST_PIXELS = 50_000  # that k-means sees
 
 
-def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: ImageSpec) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why). `layer` stays auto: the probes choose it. Raises UserError."""
+    size, channels = spec
     notes = []
     name = options.size
     if name == "auto":
@@ -61,8 +61,9 @@ def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], lis
     return {"size": name, "side": side, "clusters": clusters}, notes
 
 
-def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options. Its attention is always PyTorch's fused one."""
+    channels = spec.channels
     width, depth, heads, *_ = SIZES[options.size]
     config = ImageGPTConfig(
         vocab_size=options.clusters + 1,  # the last one starts the sequence
@@ -77,11 +78,15 @@ def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
     return Encoder(config, options.side, channels, options.layer)
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     """`layer` is the block whose output gives the features: the middle one, until `choose` or the config names another."""
 
+    layered = True
+    learns_buffers = True
+    trims = True
+
     unit = "pixel"  # what a token is
-    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+    places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "values": r".*\.attn\.c_attn",
         "attention": r".*\.attn\.c_proj",
         "feed_forward": r".*\.mlp\.c_proj",
@@ -111,7 +116,7 @@ class Encoder(nn.Module):
         if self.free:
             self.chosen.fill_(1 + max(range(len(scores)), key=scores.__getitem__))
 
-    def fit(self, images: Tensor) -> dict[str, Tensor]:
+    def learn_buffers(self, images: Tensor) -> dict[str, Tensor]:
         """The colours: k-means of the pixels of normalised images [N, C, S, S], dark to bright, as the buffers to set.
 
         Always on one thread, because the sums of several come in any order. Raises UserError when there are fewer colours.
@@ -126,7 +131,7 @@ class Encoder(nn.Module):
             raise UserError(f"model.clusters={self.vocabulary}: the training images have {there} colours; choose at most that")
         return {"clusters": found[found.sum(1).argsort()].float().to(images.device)}
 
-    def fitted(self, folder: Path) -> dict[str, Tensor]:
+    def saved_buffers(self, folder: Path) -> dict[str, Tensor]:
         """The buffers of the encoder that `save` wrote: colours and layer, but not the weights. Raises UserError."""
         file = folder / library_format.FITTED
         tensors, wanted = tensor_files.load(file)[0], dict(self.named_buffers(recurse=False))
@@ -237,7 +242,7 @@ class Encoder(nn.Module):
         """Weights, colours and layer that `save` wrote. Raises UserError when a tensor is missing, unexpected or misshapen."""
         file = folder / "model.safetensors"
         weights = {f"gpt.{name}": value for name, value in tensor_files.load(file)[0].items()}
-        tensor_files.into(self, weights | self.fitted(folder), file)
+        tensor_files.into(self, weights | self.saved_buffers(folder), file)
 
 
 def attend(attention: Any, hidden: Tensor) -> Tensor:
@@ -247,3 +252,6 @@ def attend(attention: Any, hidden: Tensor) -> Tensor:
     dropout = attention.attn_dropout.p if attention.training else 0.0
     mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout)
     return attention.resid_dropout(attention.c_proj(mixed.transpose(1, 2).flatten(2)))
+
+
+FAMILY = Family(resolve=resolve, build=build, sizes=SIZES)

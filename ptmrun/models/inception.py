@@ -7,26 +7,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
+from ptmrun.batch import ImageSpec
 from ptmrun.models import map_encoder
+from ptmrun.models.base import Family
 
 PUBLISHED = {"inception_v3": "Inception_V3_Weights.IMAGENET1K_V1"}
-
-
 LEAST = 75  # the smallest side that leaves one position
-
-
 BELOW = ["Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2", "Mixed_5b",
          "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"]  # fmt: skip
-
-
 ABOVE = ["Mixed_7a", "Mixed_7b", "Mixed_7c"]
 
 
-def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: ImageSpec) -> tuple[dict[str, Any], list[str]]:
+    size = spec.size
     return map_encoder.resized(options, size, LEAST, "the least that its unpadded convolutions leave anything of")
 
 
-def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
+    size, channels = spec
     return Encoder(options, channels, size)
 
 
@@ -76,3 +74,6 @@ class Encoder(map_encoder.Encoder):
     @property
     def cam_layers(self) -> list[nn.Module]:
         return [self.net.Mixed_5d, self.net.Mixed_6e, self.net.Mixed_7c]
+
+
+FAMILY = Family(resolve=resolve, build=build, published=PUBLISHED)

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ptmrun.errors import UserError
-from ptmrun.runs.folder import remove
 from ptmrun.storage import tensor_files
+from ptmrun.storage.files import remove
 
 FITTED = "fitted.safetensors"  # what was learned from images before training, and has no place in the library's files
 

@@ -17,26 +17,12 @@ from transformers import BartModel, BertModel, XLNetModel
 from ptmrun.models import text_base
 
 OFFSETS = (-1, 1, -2, 2, -3, 3, -4, 4)  # of the tokens that the heads look at, one after the other through the blocks
-
-
 BEHIND = (0, -1, -2, -3)  # in a decoder, whose token 0 is the one before that to be written
-
-
 PLACES = 64  # dimensions of the positions; the words have the others
-
-
 RMS = 0.2  # of the positions' dimensions, and of the words' in a width of 128
-
-
 LONGEST = 100.0  # wavelength / 2 pi of the slowest sine
-
-
 RATES = LONGEST ** (-torch.arange(0, PLACES, 2) / PLACES)
-
-
 SMALL = ("tiny", "mini")  # sizes that little text is for
-
-
 SHARP = 1.5  # how clearly the heads look there: about half of the attention at the offset itself
 
 

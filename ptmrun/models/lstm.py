@@ -10,41 +10,39 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from ptmrun.batch import Framing, Tokens, Vocabulary, from_mark
-from ptmrun.models import library_format, text_base
+from ptmrun.batch import Framing, TextSpec, Tokens, Vocabulary, from_mark
+from ptmrun.models import base, library_format, sampling, text_base
+from ptmrun.models.base import Family
 
 SIZES = {"tiny": (128, 2), "small": (256, 2), "base": (650, 2)}  # width, layers; base: Zaremba et al.'s medium
-
-
 FRAMING = Framing(
     {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
     "<s> $A </s>",
     "<s> $A </s> $B:1 </s>:1",
 )
-
-
 TOKENIZER = "wordpiece"
-
-
 SCALE = 0.5  # of the first embeddings; with 1 / sqrt(width) the gates see next to nothing, and only frequencies are learned
-
-
 FRAMED = False  # a text goes on in the next block
 
 
-def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: TextSpec) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
     return text_base.sized(options, SIZES)
 
 
-def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
+def build(options: Any, spec: TextSpec, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options. It has no attention, and texts may be of any length."""
+    vocabulary, length = spec
     width, depth = SIZES[options.size]
     return Encoder(vocabulary, length, width, depth, options.bidirectional, options.dropout, options.pool, f"lstm-{options.size}")
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     """Two stacks that share embeddings and softmax, or the first alone. Dropout is between layers, never over time."""
+
+    from_library = False
+    writes = True
+    trims = True
 
     unit = "token"
 
@@ -126,7 +124,7 @@ class Encoder(nn.Module):
         new, state = tokens, None
         for column in noise.T:
             hidden, state = self.right(self.dropped(self.embedding(new)), state)
-            new = text_base.sample(self.logits(hidden[:, -1]), column, temperature, top_k, top_p)[:, None]
+            new = sampling.sample(self.logits(hidden[:, -1]), column, temperature, top_k, top_p)[:, None]
             tokens = torch.cat([tokens, new], 1)
         return tokens
 
@@ -172,3 +170,6 @@ def anew(stack: nn.LSTM, words: Tensor, documents: Tensor | None) -> Tensor:
     order = (place * len(first) + rank[begins.cumsum(0) - 1]).argsort()  # all first tokens, the longest document's in front ...
     found, _ = stack(PackedSequence(words.flatten(0, 1)[order], place.bincount().cpu()))
     return found.data[order.argsort()].unflatten(0, documents.shape)
+
+
+FAMILY = Family(resolve=resolve, build=build, framing=FRAMING, tokenizer=TOKENIZER, framed=FRAMED, sizes=SIZES)

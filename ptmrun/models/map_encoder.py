@@ -2,20 +2,20 @@
 
 import abc
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision import models
 
-from ptmrun.models import library_format
-from ptmrun.models.modes import evaluating
+from ptmrun.models import base, library_format
+from ptmrun.models.modes import eval_mode
 
 
-class Encoder(nn.Module, abc.ABC):
+class Encoder(base.Encoder):
     """`net` is the library's network without its last layer, its parameter names kept; a family says how it gives maps.
 
     Gray images become three equal channels, so that weights fit both ways. Images smaller than the network was made for are
@@ -23,12 +23,13 @@ class Encoder(nn.Module, abc.ABC):
     """
 
     net: Any
+    resize: int
     layout = torch.contiguous_format  # channels_last where it measures faster
     kind = ""  # torchvision's name of the network; family and size for transformers' ones
     whole: Any = None  # transformers' class with a linear layer on top
     last: str | None = None  # torchvision's name of its last linear layer,
     auxiliary_last = "AuxLogits.fc"  # and of the auxiliary one's
-    names: ClassVar[dict[str, str]] = {}  # other names of its parameters (patterns) -> the library's
+    names: Mapping[str, str] = {}  # other names of its parameters (patterns) -> the library's
     adapted: tuple[str, ...] = ()  # how the network differs from the published one
     alone = "it is no library's"  # why there is neither
 
@@ -46,7 +47,7 @@ class Encoder(nn.Module, abc.ABC):
     def map_shape(self) -> tuple[int, int]:
         """(D, h) of a map."""
         where = next(self.parameters()).device
-        with evaluating(self.net), torch.no_grad():
+        with eval_mode(self.net), torch.no_grad():
             _, width, side, _ = self.feature_map(torch.zeros(1, self.channels, self.side, self.side, device=where)).shape
         return width, side
 

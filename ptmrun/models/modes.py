@@ -8,7 +8,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """All of it in evaluation; afterwards each of its modules as it was before."""
     before = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -19,7 +19,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def drops(module: nn.Module) -> bool:
+def has_dropout(module: nn.Module) -> bool:
     """Whether a module leaves units out in training: a dropout layer, or one with a rate of its own, as BART's and an LSTM."""
     rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0.0)
     return isinstance(rate, float) and rate > 0

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from ptmrun.models import map_encoder
 
 PUBLISHED, NARROW, LARGE = 4096, 512, 128  # units of the linear layers: as published, and for images smaller than LARGE
-
-
 PUBLISHED_DROPOUT = 0.5  # of so many units; of a few it leaves too little
 
 

@@ -12,27 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptmrun.batch import Vocabulary
 from ptmrun.config.init_source import origin
 from ptmrun.errors import UserError
 from ptmrun.models import library_format, text_base
+from ptmrun.models.base import Encoder, Family
 from ptmrun.storage import tensor_files
 from ptmrun.storage.safe_read import plain_json
 
 HEADS = ("fc.", "classifier.", "AuxLogits.fc.", "pooler.", "head.")  # of classifiers; an encoder of the same name keeps its own
-
-
-IMAGENET = (0.485, 0.456, 0.406, 0.229, 0.224, 0.225)  # means and standard deviations of its channels
-
-
 FILES = ("model.safetensors", "pytorch_model.bin")  # of weights, in a folder of transformers' or timm's
-
-
 PATTERNS = ("*.json", "*.txt", "*.model")  # of what comes with them from the hub
-
-
 LEAST = 0.9  # of an encoder's parameters: with fewer it is not the same architecture
-
-
 IGNORED = {  # entries of a transformers config that do not change what the network computes, or show in its shapes
     "architectures", "attention_probs_dropout_prob", "drop_path_rate", "dtype", "encoder_stride", "hidden_dropout_prob",
     "attn_pdrop", "bos_token_id", "embd_pdrop", "eos_token_id", "id2label", "image_size", "initializer_range", "label2id",
@@ -120,7 +111,7 @@ def tensors_in(path: Path, init: str) -> dict[str, Tensor]:
     return dict(tensors)
 
 
-def normalisation(init: str, module: Any) -> list[float]:
+def normalisation(init: str, family: Family) -> list[float]:
     """Means of the channels and their standard deviations that weights from outside were trained with: what an image processor or
     timm's config says that lies beside them, else what the family's published ones have."""
     if init != "pretrained" and (folder := place(init)).is_dir():
@@ -132,7 +123,7 @@ def normalisation(init: str, module: Any) -> list[float]:
                 numbers = [x for key in keys if isinstance(found.get(key), list) for x in found[key]]
                 if len(numbers) in (2, 6) and all(isinstance(x, float) for x in numbers):
                     return numbers
-    return list(getattr(module, "NORMALISED", IMAGENET))
+    return list(family.normalised)
 
 
 def library_config(file: Path) -> dict[str, Any]:
@@ -140,28 +131,29 @@ def library_config(file: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def described(options: Any, module: Any, theirs: Mapping[str, Any]) -> dict[str, Any]:
+def described(options: Any, family: Family, theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Of a family's options those that are auto, by the config.json of weights: the shape, or the size of that shape where the
     family has named ones alone, and the patch."""
-    shape, found = [theirs.get(k) for k in module.SHAPE], {}
+    shape = [theirs.get(k) for k in family.shape]
+    found: dict[str, Any] = {}
     if hasattr(options, "shape"):
         if options.size == "auto" and options.shape is None and all(isinstance(n, int) for n in shape):
             found["shape"] = shape
     elif options.size == "auto":
-        sizes = {str(plain(known[: len(shape)])): name for name, known in module.SIZES.items()}
+        sizes = {str(plain(known[: len(shape)])): name for name, known in family.sizes.items()}
         found = {"size": sizes[str(shape)]} if str(shape) in sizes else {}
     if getattr(options, "patch", None) == "auto" and isinstance(theirs.get("patch_size"), int):
         found["patch"] = theirs["patch_size"]
     return found
 
 
-def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> list[str]:
+def load(encoder: Encoder, tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> list[str]:
     """Loads what fits by name, the heads of classifiers left out; returns notes on what did and what did not. Raises UserError
     when that is less than LEAST of the encoder's parameters, or not finite."""
     net = encoder.net
     tensors, notes = encoder.adjusted(renamed({k.removeprefix("module."): v for k, v in tensors.items()}, encoder))
-    if hasattr(encoder, "vocabulary"):
-        tensors, words = text_base.reworded(net, encoder.vocabulary.size, tensors)
+    if isinstance(vocabulary := getattr(encoder, "vocabulary", None), Vocabulary):
+        tensors, words = text_base.match_vocabulary(net, vocabulary.size, tensors)
         notes = [*notes, *words]
     found, missing, unexpected, mismatched = compared(net, tensors)
     heads = [k for k in unexpected if k.startswith(HEADS)]
@@ -191,7 +183,7 @@ def load(encoder: Any, tensors: Mapping[str, Tensor], config: Mapping[str, Any],
 def renamed(tensors: dict[str, Tensor], encoder: Any) -> dict[str, Tensor]:
     """Weights that timm or an older torchvision wrote, under the library's names; as they are where these fit better. What timm
     computes at once, queries, keys and values, becomes three tensors."""
-    names = {re.compile(pattern): new for pattern, new in getattr(encoder, "names", {}).items()}
+    names = {re.compile(pattern): new for pattern, new in encoder.names.items()}
     found: dict[str, Tensor] = {}
     for name, value in tensors.items():
         new = next((match.expand(new) for pattern, new in names.items() if (match := pattern.fullmatch(name))), name)

@@ -6,30 +6,27 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet
 
+from ptmrun.batch import ImageSpec
 from ptmrun.models import map_encoder
+from ptmrun.models.base import Family
 
 LEAST = 56  # the side that leaves 2x2 positions
-
-
 SIZES = {
     10: (resnet.BasicBlock, [1, 1, 1, 1]),
     18: (resnet.BasicBlock, [2, 2, 2, 2]),
     34: (resnet.BasicBlock, [3, 4, 6, 3]),
     50: (resnet.Bottleneck, [3, 4, 6, 3]),
 }
-
-
 PUBLISHED = {
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
     "resnet34": "ResNet34_Weights.IMAGENET1K_V1",
     "resnet50": "ResNet50_Weights.IMAGENET1K_V2",
 }
-
-
 AS_PUBLISHED = {"size": 18}
 
 
-def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: ImageSpec) -> tuple[dict[str, Any], list[str]]:
+    size = spec.size
     changes, notes = map_encoder.resized(options, size, LEAST, "so that its stem and stages leave 2x2 positions, not one")
     layers = options.size
     if layers == "auto":
@@ -38,7 +35,8 @@ def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], lis
     return {**changes, "size": layers}, notes
 
 
-def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
+    size, channels = spec
     return Encoder(options, channels, size)
 
 
@@ -75,3 +73,6 @@ class Encoder(map_encoder.Encoder):
     @property
     def cam_layers(self) -> list[nn.Module]:
         return [self.net.layer1, self.net.layer2, self.net.layer3, self.net.layer4]
+
+
+FAMILY = Family(resolve=resolve, build=build, published=PUBLISHED, as_published=AS_PUBLISHED)

@@ -1,12 +1,15 @@
 """Swin Transformer (Liu et al. 2021, arXiv:2103.14030): transformers' SwinModel, smaller for small images."""
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from transformers import SwinConfig, SwinForImageClassification, SwinModel
 
+from ptmrun.batch import ImageSpec
 from ptmrun.errors import UserError
 from ptmrun.models import map_encoder
+from ptmrun.models.base import Family
 
 SIZES = {  # blocks a stage, heads a stage, width of the first stage, window
     "micro": ((2, 2, 2), (3, 6, 12), 48, 4),
@@ -14,23 +17,18 @@ SIZES = {  # blocks a stage, heads a stage, width of the first stage, window
     "small": ((2, 2, 18, 2), (3, 6, 12, 24), 96, 7),
     "base": ((2, 2, 18, 2), (4, 8, 16, 32), 128, 7),
 }
-
-
 PUBLISHED = {
     "swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
     "swin-small": "microsoft/swin-small-patch4-window7-224",
     "swin-base": "microsoft/swin-base-patch4-window7-224",
 }
-
-
 SHAPE = ("depths", "num_heads", "embed_dim", "window_size")  # in a folder's config.json
-
-
 AS_PUBLISHED = {"size": "tiny", "patch": 4}
 
 
-def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: ImageSpec) -> tuple[dict[str, Any], list[str]]:
     """Every stage must hold whole windows: the first has a multiple of window * 2 ** (stages - 1) patches a side."""
+    size = spec.size
     notes, name = [], options.size
     if name == "auto":
         name = "micro" if size <= 128 else "tiny"
@@ -48,7 +46,8 @@ def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], lis
     return {"size": name, "patch": patch, "resize": side}, notes
 
 
-def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
+    size, channels = spec
     return Encoder(options, channels, size, attention)
 
 
@@ -72,8 +71,8 @@ TIMM = {  # timm's names of parameters (patterns) -> the library's, which counts
 
 class Encoder(map_encoder.Encoder):
     whole = SwinForImageClassification
-    names: ClassVar = TIMM
-    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+    names: Mapping[str, str] = TIMM
+    places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "values": r".*\.attention\.(k_proj|v_proj)",
         "attention": r".*\.attention\.o_proj",
         "feed_forward": r".*\.mlp\.fc2",
@@ -102,3 +101,6 @@ class Encoder(map_encoder.Encoder):
     def maps(self, images: Tensor) -> Tensor:
         side = self.resize // (self.net.config.patch_size * 2 ** (self.net.config.num_layers - 1))
         return self.net(images).last_hidden_state.transpose(1, 2).unflatten(2, (side, side))
+
+
+FAMILY = Family(resolve=resolve, build=build, published=PUBLISHED, as_published=AS_PUBLISHED, shape=SHAPE, sizes=SIZES)

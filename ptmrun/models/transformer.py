@@ -2,27 +2,23 @@
 transformers' BartForConditionalGeneration."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import BartConfig, BartForConditionalGeneration
 from transformers.models.bart.modeling_bart import shift_tokens_right
 
-from ptmrun.batch import Framing, Tokens, Vocabulary
+from ptmrun.batch import Framing, TextSpec, Tokens, Vocabulary
 from ptmrun.errors import UserError
-from ptmrun.models import library_format, local_attention_init, text_base
+from ptmrun.models import attention_mask, base, library_format, local_attention_init, text_base
+from ptmrun.models.base import Family
 
 SIZES = {"tiny": (128, 2), "mini": (256, 3), "small": (512, 6), "base": (768, 6)}  # width, layers of encoder and of decoder each
-
-
 TOKENIZER = "bpe"
-
-
 SHAPE = ("d_model", "encoder_layers", "encoder_attention_heads")  # in a folder's config.json
-
-
 FRAMING = Framing(
     special={
         "bos_token": "<s>",
@@ -38,13 +34,14 @@ FRAMING = Framing(
 )
 
 
-def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: TextSpec) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
     return local_attention_init.resolve(options, SIZES)
 
 
-def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
+def build(options: Any, spec: TextSpec, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options."""
+    vocabulary, length = spec
     width, depth, heads = text_base.shape(options, SIZES)
     config = BartConfig(
         vocab_size=vocabulary.size,
@@ -70,10 +67,13 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
     return encoder
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     """Features are the encoder's; the decoder serves objectives that write text, and goes with `trim`."""
 
-    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+    attends = True
+    trims = True
+
+    places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "values": r".*\.(self_attn|encoder_attn)\.(k_proj|v_proj)",
         "attention": r".*\.(self_attn|encoder_attn)\.out_proj",
         "feed_forward": r".*\.layers\.\d+\.fc2",
@@ -97,11 +97,13 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token of the source looks at each."""
-        return text_base.attention(self.bart, self.bart.model.encoder, tokens.ids, text_base.attention_mask(tokens))
+        return attention_mask.attention_weights(
+            self.bart, self.bart.model.encoder, tokens.ids, attention_mask.library_mask(tokens)
+        )
 
     def hidden(self, tokens: Tokens) -> Tensor:
         """The encoder's last layer: -> [B, T, D]."""
-        return self.bart.model.encoder(tokens.ids, attention_mask=text_base.attention_mask(tokens)).last_hidden_state
+        return self.bart.model.encoder(tokens.ids, attention_mask=attention_mask.library_mask(tokens)).last_hidden_state
 
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens."""
@@ -115,8 +117,8 @@ class Encoder(nn.Module):
         before = shift_tokens_right(target.ids, self.vocabulary.pad, self.vocabulary.end)
         own, across = None, source.mask
         if source.documents is not None and target.documents is not None:
-            own = text_base.bias(text_base.seen(target).tril())
-            across = text_base.bias((target.documents[:, :, None] == source.documents[:, None]) & source.mask[:, None])
+            own = attention_mask.bias(attention_mask.visible(target).tril())
+            across = attention_mask.bias((target.documents[:, :, None] == source.documents[:, None]) & source.mask[:, None])
         return self.bart.model.decoder(
             before,
             attention_mask=own,
@@ -179,3 +181,6 @@ class Encoder(nn.Module):
                 changed[name] = value[: len(wanted.weight)]
                 notes.append(f"positions ({name.split('.')[-3]}): the first {self.length} of {there}")
         return changed, notes
+
+
+FAMILY = Family(resolve=resolve, build=build, shape=SHAPE, framing=FRAMING, tokenizer=TOKENIZER, sizes=SIZES)

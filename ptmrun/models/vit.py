@@ -2,8 +2,9 @@
 
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +12,10 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
 
+from ptmrun.batch import ImageSpec
 from ptmrun.errors import UserError
-from ptmrun.models import library_format
+from ptmrun.models import base, library_format
+from ptmrun.models.base import Family
 from ptmrun.models.init_weights import xavier
 from ptmrun.models.vit_block import tail
 
@@ -24,27 +27,20 @@ SIZES = {  # width, blocks, heads, wanted patches per side
     "base": (768, 12, 12, 14),
     "large": (1024, 24, 16, 14),
 }
-
-
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in a folder's config.json
-
-
 PUBLISHED = {
     "vit-tiny": "WinKawaks/vit-tiny-patch16-224",
     "vit-small": "WinKawaks/vit-small-patch16-224",
     "vit-base": "google/vit-base-patch16-224-in21k",
     "vit-large": "google/vit-large-patch16-224-in21k",
 }
-
-
 AS_PUBLISHED = {"size": "base", "patch": 16}
-
-
 NORMALISED = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)  # means of the channels and deviations of published weights
 
 
-def resolve(options: Any, size: int, channels: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: ImageSpec) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why). Raises UserError when the patch does not divide the image."""
+    size = spec.size
     notes = []
     name = options.size
     if name == "auto":
@@ -70,8 +66,9 @@ def fitting(options: Any, size: int) -> int:
     return size if options.patch == "auto" else options.patch * max(2, round(size / options.patch))
 
 
-def build(options: Any, size: int, channels: int, attention: str) -> "Encoder":
+def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options."""
+    size, channels = spec
     width, depth, heads, _ = SIZES[options.size]
     return Encoder(
         ViTConfig(
@@ -112,11 +109,14 @@ def rescaled(weight: Tensor, patch: int) -> Tensor:
     return (weight.flatten(2).double() @ torch.linalg.pinv(scaled).T).unflatten(2, (patch, patch)).to(weight.dtype)
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     """ViTModel taken apart, so that an objective can leave patches out or replace them."""
 
-    names: ClassVar = TIMM
-    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+    patch: int
+    attends = True
+
+    names: Mapping[str, str] = TIMM
+    places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "values": r".*\.attention\.(k_proj|v_proj)",
         "attention": r".*\.attention\.o_proj",
         "feed_forward": r".*\.mlp\.fc2",
@@ -195,7 +195,7 @@ class Encoder(nn.Module):
 
     alone = "transformers' ViT classifies by its class token, model.pool=cls"
 
-    def classifier(self, head: nn.Linear, auxiliary: None, classes: list[str]) -> tuple[nn.Module, dict] | None:
+    def classifier(self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str]) -> tuple[nn.Module, dict] | None:
         """(transformers' own classifier of these weights, {}); None where the patches' mean is what is classified."""
         if self.pool == "mean":
             return None
@@ -242,3 +242,15 @@ class Encoder(nn.Module):
     def net(self) -> ViTModel:
         """The library's network."""
         return self.vit
+
+
+FAMILY = Family(
+    resolve=resolve,
+    build=build,
+    published=PUBLISHED,
+    as_published=AS_PUBLISHED,
+    shape=SHAPE,
+    normalised=NORMALISED,
+    sizes=SIZES,
+    fitting=fitting,
+)

@@ -4,25 +4,21 @@ It has no table of positions: attention sees how far two tokens are apart, as in
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import XLNetConfig, XLNetLMHeadModel
 
-from ptmrun.batch import Framing, Tokens, Vocabulary
-from ptmrun.models import library_format, local_attention_init, text_base
+from ptmrun.batch import Framing, TextSpec, Tokens, Vocabulary
+from ptmrun.models import attention_mask, base, library_format, local_attention_init, text_base
+from ptmrun.models.base import Family
 
 SIZES = {"tiny": (128, 2), "mini": (256, 4), "small": (512, 4), "base": (768, 12)}  # width, layers
-
-
 TOKENIZER = "unigram"
-
-
 SHAPE = ("d_model", "n_layer", "n_head")  # in a folder's config.json
-
-
 FRAMING = Framing(  # <cls> is a segment of its own, as in transformers' XLNetTokenizer
     special={
         "pad_token": "<pad>",
@@ -36,13 +32,14 @@ FRAMING = Framing(  # <cls> is a segment of its own, as in transformers' XLNetTo
 )
 
 
-def resolve(options: Any, vocabulary: Vocabulary, length: int) -> tuple[dict[str, Any], list[str]]:
+def resolve(options: Any, spec: TextSpec) -> tuple[dict[str, Any], list[str]]:
     """({key: value} for what is auto, notes on why)."""
     return local_attention_init.resolve(options, SIZES)
 
 
-def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> "Encoder":
+def build(options: Any, spec: TextSpec, attention: str) -> "Encoder":
     """An encoder with initial weights, from resolved options. Its attention is its own, whatever `attention` says."""
+    vocabulary, length = spec
     width, depth, heads = text_base.shape(options, SIZES)
     config = XLNetConfig(
         vocab_size=vocabulary.size,
@@ -62,10 +59,13 @@ def build(options: Any, vocabulary: Vocabulary, length: int, attention: str) -> 
     return encoder
 
 
-class Encoder(nn.Module):
+class Encoder(base.Encoder):
     """The library's weights, computed so that only targets have queries, and distances are projected once for a batch."""
 
-    places: ClassVar[dict[str, str]] = {  # where fine-tuning methods put what they add
+    attends = True
+    trims = True
+
+    places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "feed_forward": r".*\.ff\.layer_2",
     }
 
@@ -95,7 +95,7 @@ class Encoder(nn.Module):
         """The last layer, every token seeing all of its text: -> [B, T, D]."""
         body = self.xlnet.transformer
         content, sines = self.embedded(tokens)
-        blocked, apart = ~text_base.seen(tokens), segments_differ(tokens)
+        blocked, apart = ~attention_mask.visible(tokens), segments_differ(tokens)
         for layer in body.layer:
             content = layer.ff(attend(layer.rel_attn, content, *seen(layer.rel_attn, content, sines), blocked, apart))
         return body.dropout(content)
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
         places = target_mapping.argmax(-1)
         query = body.dropout(body.mask_emb.expand(*places.shape, -1))
         same = torch.eye(content.shape[1], dtype=torch.bool, device=content.device)
-        blocked, apart = perm_mask | ~text_base.seen(tokens), segments_differ(tokens)
+        blocked, apart = perm_mask | ~attention_mask.visible(tokens), segments_differ(tokens)
         rows = places[..., None].expand(-1, -1, content.shape[1])
         blocked_here, apart_here = blocked.gather(1, rows), apart.gather(1, rows)
         for i, layer in enumerate(body.layer, 1):
@@ -123,9 +123,9 @@ class Encoder(nn.Module):
 
     def attention(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, T, T]: how much each token looks at each."""
-        unseen = (~text_base.seen(tokens)).float()
+        unseen = (~attention_mask.visible(tokens)).float()
         body = self.xlnet.transformer
-        return text_base.attention(self.xlnet, body, tokens.ids, None, perm_mask=unseen, token_type_ids=tokens.types)
+        return attention_mask.attention_weights(self.xlnet, body, tokens.ids, None, perm_mask=unseen, token_type_ids=tokens.types)
 
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens, or the last one, <cls>."""
@@ -211,3 +211,6 @@ def shifted(scores: Tensor, places: Tensor | None) -> Tensor:
         return scores.flatten(2)[..., length:].unflatten(2, (length, 2 * length - 1))[..., :length]
     columns = length - places[..., None] + torch.arange(length, device=scores.device)
     return scores.gather(-1, columns[:, None].expand(-1, scores.shape[1], -1, -1))
+
+
+FAMILY = Family(resolve=resolve, build=build, shape=SHAPE, framing=FRAMING, tokenizer=TOKENIZER, sizes=SIZES)

@@ -7,20 +7,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
-from ptmrun.objectives.teacher import follow, mlp, momentum_at, teacher_of
+from ptmrun.objectives import base
+from ptmrun.objectives.teacher import ema_update, frozen_copy, mlp, momentum_at
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """`options`: momentum, hidden, projection (widths of the heads), and those of the views."""
 
-    remedies = "a task.momentum nearer to 1, a lower pretrain.lr, a larger pretrain.batch_size"
+    collapse_hints = "a task.momentum nearer to 1, a lower pretrain.lr, a larger pretrain.batch_size"
 
     def __init__(self, encoder: Any, options: Any):
         super().__init__()
         self.encoder, self.views, self.momentum = encoder, options, options.momentum
         self.projector = mlp(encoder.width, options.hidden, options.projection, norm=True)
         self.predictor = mlp(options.projection, options.hidden, options.projection, norm=True)
-        self.teacher: Any = nn.Sequential(teacher_of(encoder), teacher_of(self.projector))
+        self.teacher: Any = nn.Sequential(frozen_copy(encoder), frozen_copy(self.projector))
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
         """batch: views [2, B, C, S, S]. The loss is 2 - 2 cos, summed over both directions, mean over images."""
@@ -33,8 +34,8 @@ class Objective(nn.Module):
 
     def after_step(self, done: int, steps: int) -> None:
         momentum = momentum_at(self.momentum, done / steps)
-        follow(self.teacher[0], self.encoder, momentum)
-        follow(self.teacher[1], self.projector, momentum)
+        ema_update(self.teacher[0], self.encoder, momentum)
+        ema_update(self.teacher[1], self.projector, momentum)
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of predictions that have nothing to do with what they should be."""

@@ -8,13 +8,14 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
+from ptmrun.objectives import base
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """It has no heads of its own: the logits belong to the library's causal model."""
 
     def __init__(self, encoder: Any, options: Any):

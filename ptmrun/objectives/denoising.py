@@ -8,17 +8,18 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.batch import Tokens
 from ptmrun.loss import Loss
-from ptmrun.rng import Rows
+from ptmrun.objectives import base
+from ptmrun.rng import BatchRandom
 
 TAIL = 1e-7  # of the lengths' probability; longer spans are not drawn
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """`options`: infill (share of the tokens that spans cover), span (their mean length), shuffle (sentences).
 
     It has no heads of its own: the logits belong to the library's model.
@@ -52,11 +53,11 @@ class Objective(nn.Module):
         """Of equal probabilities: ln(vocabulary)."""
         return math.log(self.encoder.vocabulary.size)
 
-    def corrupted(self, tokens: Tokens, rows: Rows) -> Tokens:
+    def corrupted(self, tokens: Tokens, rows: BatchRandom) -> Tokens:
         """What the encoder reads, [B, T] as the original; special tokens are all there, in their order."""
         return self.infilled(self.shuffled(tokens, rows) if self.shuffle else tokens, rows)
 
-    def shuffled(self, tokens: Tokens, rows: Rows) -> Tokens:
+    def shuffled(self, tokens: Tokens, rows: BatchRandom) -> Tokens:
         """With the sentences between two special tokens in random order; special tokens stay where they are.
 
         A sentence ends with a stop, unless the next token is one too or goes on with its word ("3.14", a closing quote).
@@ -70,7 +71,7 @@ class Objective(nn.Module):
         order = place.masked_fill(~mask, math.inf).argsort(dim=1, stable=True)
         return tokens._replace(ids=ids.gather(1, order))
 
-    def infilled(self, tokens: Tokens, rows: Rows) -> Tokens:
+    def infilled(self, tokens: Tokens, rows: BatchRandom) -> Tokens:
         """With one mask token for each span of text. The spans have Poisson lengths, 0 too, and together cover exactly the share
         `infill` of the text (the last is cut); kept tokens and spans stand in any order with the same probability.
 
@@ -108,7 +109,7 @@ class Objective(nn.Module):
             documents = torch.cat([tokens.documents, own], 1).gather(1, order[:, :length])
         return Tokens(found.masked_fill(~there, self.encoder.vocabulary.pad), there, torch.zeros_like(ids), documents)
 
-    def spans(self, count: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    def spans(self, count: Tensor, rows: BatchRandom) -> tuple[Tensor, Tensor]:
         """Where spans start in texts of `count` [B, 1] tokens, and how long they are: [B, K] twice, in order of their starts;
         count + 1 and 0 where there is no span."""
         length, device = self.encoder.length, count.device

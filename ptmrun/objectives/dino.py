@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
-from ptmrun.objectives.teacher import follow, mlp, momentum_at, teacher_of
+from ptmrun.objectives import base
+from ptmrun.objectives.teacher import ema_update, frozen_copy, mlp, momentum_at
 
 GLOBAL = 2  # views that the teacher sees; all others are for the student alone
 
@@ -29,11 +30,13 @@ class Head(nn.Module):
             return F.normalize(found.to(self.prototypes.dtype), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """`options`: prototypes, hidden, bottleneck, momentum, center_momentum, student_temperature, teacher_temperature (reached
     after a share `warmup` of the steps, from `first_temperature`), and those of the views."""
 
-    remedies = "a lower task.teacher_temperature, a task.momentum nearer to 1, a lower pretrain.lr, a larger pretrain.batch_size"
+    collapse_hints = (
+        "a lower task.teacher_temperature, a task.momentum nearer to 1, a lower pretrain.lr, a larger pretrain.batch_size"
+    )
 
     center: Tensor
     seen: Tensor
@@ -43,7 +46,7 @@ class Objective(nn.Module):
         super().__init__()
         self.encoder, self.views, self.options = encoder, options, options
         self.head = Head(encoder.width, options.hidden, options.bottleneck, options.prototypes)
-        self.teacher: Any = nn.Sequential(teacher_of(encoder), teacher_of(self.head))
+        self.teacher: Any = nn.Sequential(frozen_copy(encoder), frozen_copy(self.head))
         self.register_buffer("center", torch.zeros(options.prototypes))
         self.register_buffer("seen", torch.zeros(options.prototypes + 1))  # of this step: the teacher's outputs, and how many
         self.register_buffer("progress", torch.zeros(()))
@@ -72,8 +75,8 @@ class Objective(nn.Module):
         self.seen.zero_()
         self.progress.fill_(done / steps)
         momentum = momentum_at(self.options.momentum, done / steps)
-        follow(self.teacher[0], self.encoder, momentum)
-        follow(self.teacher[1], self.head, momentum)
+        ema_update(self.teacher[0], self.encoder, momentum)
+        ema_update(self.teacher[1], self.head, momentum)
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities."""

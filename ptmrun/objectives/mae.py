@@ -13,10 +13,11 @@ from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from ptmrun.loss import Loss
 from ptmrun.models.init_weights import near_zero, xavier
 from ptmrun.models.vit_block import tail
+from ptmrun.objectives import base
 from ptmrun.objectives.patches import hidden_count, hog, normalised, patchify, pick, unpatchify
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """`options`: mask_ratio, target (normalised | pixels | hog), decoder_width (share of the encoder's), decoder_depth."""
 
     def __init__(self, encoder: Any, options: Any):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ptmrun.batch import Tokens, Vocabulary
 from ptmrun.errors import UserError
-from ptmrun.rng import Rows
+from ptmrun.rng import BatchRandom
 
 P, LONGEST = 0.2, 10  # of the geometric distribution of span lengths, which ends there; the mean is 3.8
 
@@ -44,7 +44,7 @@ class Masking(nn.Module):
         chances = P * (1 - P) ** torch.arange(LONGEST)
         self.register_buffer("lengths", (chances / chances.sum()).cumsum(0)[:-1], persistent=False)
 
-    def forward(self, tokens: Tokens, rows: Rows) -> Masked:
+    def forward(self, tokens: Tokens, rows: BatchRandom) -> Masked:
         """A function of the texts and of the random numbers of their rows: not of the padding, nor of the other rows.
 
         In each text, tokens are taken in random order (whole words, spans) until `ratio` of those that are not special are
@@ -81,7 +81,7 @@ class Masking(nn.Module):
         shown = torch.where(kind >= 1 - self.options.kept, ids, shown)
         return Masked(tokens._replace(ids=torch.where(hidden, shown, ids)), hidden)
 
-    def noise(self, purpose: str, tokens: Tokens, rows: Rows) -> Tensor:
+    def noise(self, purpose: str, tokens: Tokens, rows: BatchRandom) -> Tensor:
         """[B, T]. Drawn for the longest text that there may be, so that padding changes nothing."""
         whole = rows.uniform(f"mask/{purpose}", self.length)
         return whole[:, : tokens.ids.shape[1]].contiguous().to(tokens.ids.device)

@@ -10,16 +10,18 @@ the sum over hidden tokens is per pair as well, and accumulation gives the whole
 import math
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
+from ptmrun.objectives import base
 from ptmrun.objectives.masking import Masking, filled
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """It has no heads of its own: both belong to the library's model. `options`: those of `Masking`."""
 
+    fills = True
     pairs = True  # it wants pairs of texts
     initial_within = 1.5  # see mlm
 

@@ -8,20 +8,22 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.batch import Tokens
 from ptmrun.loss import Loss
-from ptmrun.rng import Rows
+from ptmrun.objectives import base
+from ptmrun.rng import BatchRandom
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """`options`: span (most tokens of one), context (one token in so many is a target).
 
     It has no heads of its own: the logits belong to the library's model.
     """
 
+    fills = True
     initial_within = 1.7  # heads that look at neighbours at first give 1.25 to 1.45 times the initial loss
 
     def __init__(self, encoder: Any, options: Any):
@@ -56,7 +58,7 @@ class Objective(nn.Module):
         """Of equal probabilities: ln(vocabulary)."""
         return math.log(self.encoder.vocabulary.size)
 
-    def choose(self, tokens: Tokens, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, tokens: Tokens, rows: BatchRandom) -> tuple[Tensor, Tensor, Tensor]:
         """perm_mask [B, T, T] bool: i may not see j; the targets' places [B, P], and which of the P there are [B, P] bool.
 
         Special tokens, like all that is no target, are seen by everybody and see no target.
@@ -74,7 +76,7 @@ class Objective(nn.Module):
         order = order.masked_fill(~target, -1.0)
         return target[:, None] & (order[:, :, None] <= order[:, None]), places, used
 
-    def ranks(self, text: Tensor, rows: Rows) -> Tensor:
+    def ranks(self, text: Tensor, rows: BatchRandom) -> Tensor:
         """Who becomes a target first, [B, T] int64: tokens of spans, then single ones, then (from text.sum(1) on) no text.
 
         The text, rotated by a random number of tokens so that every one is as likely, is cut into contexts, each with one span

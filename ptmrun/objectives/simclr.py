@@ -4,17 +4,19 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.loss import Loss
+from ptmrun.objectives import base
 from ptmrun.objectives.teacher import mlp
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """`options`: temperature, hidden, projection (widths of the head), and those of the views."""
 
-    remedies = (
+    compares = True
+    collapse_hints = (
         "a lower task.temperature, a larger pretrain.batch_size, stronger task.colour or a smaller task.crop, a lower pretrain.lr"
     )
 

@@ -12,20 +12,21 @@ from torch.nn import functional as F
 
 from ptmrun.loss import Loss
 from ptmrun.models.init_weights import near_zero
+from ptmrun.objectives import base
 from ptmrun.objectives.patches import hidden_count, patchify, pick, unpatchify
 
 UNITS = 7  # hidden squares a side where the encoder has no patches (the paper: 32 pixels of 224)
 
 
-class Objective(nn.Module):
+class Objective(base.Objective):
     """`options`: mask_ratio."""
 
-    remedies = "another task.mask_ratio, a lower pretrain.lr, task=simclr for convolutional encoders"
+    collapse_hints = "another task.mask_ratio, a lower pretrain.lr, task=simclr for convolutional encoders"
 
     def __init__(self, encoder: Any, options: Any):
         super().__init__()
         self.encoder = encoder
-        self.tokens = hasattr(encoder, "patch")
+        self.tokens = encoder.patch is not None
         self.patch = encoder.patch if self.tokens else unit(encoder.side)
         self.patches = (encoder.grid if self.tokens else encoder.side // self.patch) ** 2
         self.hidden = hidden_count(self.patches, options.mask_ratio)

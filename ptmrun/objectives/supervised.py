@@ -3,9 +3,10 @@
 from typing import Any
 
 from ptmrun.downstream.classification import Classifier
+from ptmrun.objectives import base
 
 
-class Objective(Classifier):
+class Objective(Classifier, base.Objective):
     """`options`: label_smoothing, mixup, cutmix."""
 
     def __init__(self, encoder: Any, options: Any, classes: int):

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 from ptmrun.batch import Tokens
 
 STEPS = 32  # of the integral
-
-
 LEAST = 3  # places a side that a map has at least, where there is one, to tell them apart
 
 

@@ -1,6 +1,7 @@
 """The pictures of a run, as PNG in figures/."""
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
@@ -10,8 +11,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun import rng
-from ptmrun.data.images.augment import augment
 from ptmrun.runs.folder import Run
 
 mpl.rcParams.update(
@@ -63,17 +62,6 @@ def tiled(batches: list[Tensor], count: int) -> np.ndarray:
     gap = -(-side // 30)
     whole = [F.pad(x.cpu(), (gap, gap, gap, gap, 0, 0, 0, count - len(x)), value=1.0) for x in batches]
     return as_array(torch.stack(whole).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2))
-
-
-def contact_sheet(run: Run, data: Any, normalise: Any, options: Any, strength: float, seed: int) -> None:
-    """A few training images as they are and four times as training sees them."""
-    images = data.train.some(10)
-    x = normalise(images)
-    sheet = {"original": normalise.back(x)}
-    for step in range(4):
-        changed = augment(x, options, strength, rng.Rows(seed, step, 0, len(x), len(x)))
-        sheet[f"augmented {step + 1}"] = normalise.back(changed)
-    rows(run, "augmented", sheet)
 
 
 def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
@@ -288,3 +276,11 @@ def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
         axis.set(xlim=(0, 1.15), xlabel=f"test {metric.replace('_', ' ')}", title=labels)
     figure.tight_layout()
     save(run, "scores", figure)
+
+
+DRAWERS: dict[str, Callable[..., None]] = {
+    "rows": rows,
+    "lengths": lengths,
+    "overlays": overlays,
+    "attention_maps": attention_maps,
+}  # by data/modality.Picture

@@ -13,8 +13,6 @@ METHODS = {
     "scratch_long": "the same, trained {longer} times as long",
     "tuned": "pretrained, then fine-tuned",
 }
-
-
 GROUP_TITLES = ["group", "samples", "accuracy", "macro F1"]
 
 
@@ -34,7 +32,7 @@ def group_lines(groups: dict[str, Any]) -> list[list[str]]:
     return [[name, f"{s['n']:,}", f"{s['accuracy']:.3f}", f"{s['f1_macro']:.3f}"] for name, s in order]
 
 
-def labels(number: int | None, counted: str = "labels a class") -> str:
+def labels(number: int | None, counted: str = "labels per class") -> str:
     """`counted`: what the problem counts."""
     if number is None:
         return "all labels"

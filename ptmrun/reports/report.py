@@ -5,9 +5,10 @@ import html
 from pathlib import Path
 from typing import Any
 
-from ptmrun.config import schema as config
+from ptmrun.config import schema
 from ptmrun.errors import printable
 from ptmrun.reports import phrases
+from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.storage.safe_read import read, text
 from ptmrun.training import recovery
@@ -27,8 +28,6 @@ FIGURES = {
     "grad_cam": "Which places speak for the predicted class: Grad-CAM of the fine-tuned model (first repeat, most labels).",
     "embedding": "Features of test samples in two dimensions, before and after pretraining; the colour is the class.",
 }
-
-
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d2430 }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } .verdict { font-size: 1.05rem }
@@ -52,7 +51,7 @@ def write(run: Run) -> Path:
         for x in run.manifest.get("alarms", [])
     ]
     if results := run.results():
-        parts += scores(results, config.load(run.path("config.yaml")))
+        parts += scores(results, config_file.load(run.path("config.yaml")))
     for name, caption in FIGURES.items():
         path = run.path("figures", f"{name}.png")
         if path.exists():
@@ -105,10 +104,10 @@ def samples(found: list[dict[str, Any]]) -> list[str]:
     return ["<h2>Samples (held-out texts)</h2>", html_table(titles, body).replace("<table>", '<table class="texts">')]
 
 
-def scores(results: dict[str, Any], cfg: config.Config) -> list[str]:
+def scores(results: dict[str, Any], cfg: schema.Config) -> list[str]:
     """The verdict and the table of scores."""
     sets = results["by_labels"]
-    methods, counted = phrases.methods(cfg.evaluate.longer, results.get("words", {})), results.get("counted", "labels a class")
+    methods, counted = phrases.methods(cfg.evaluate.longer, results.get("words", {})), results.get("counted", "labels per class")
     parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in phrases.conclusions(entry, methods, counted)]
     titles = ["", *(phrases.labels(entry["labels_per_class"], counted) for entry in sets)]
     body = []

@@ -2,32 +2,16 @@
 
 from typing import Any
 
-from ptmrun.config import schema as config
-from ptmrun.config.schema import Config
+from ptmrun.config import parsing, schema
+from ptmrun.config.schema import Config, Role, role_of
 from ptmrun.errors import UserError
 from ptmrun.runs.folder import Run
-from ptmrun.stages.context import ENCODER
-
-LOOPS = ("pretrain", "finetune")
-
-
-HARMLESS = {  # keys that do not change the weights
-    "device.workers",
-    "dataset.cache_gb",
-    "strict",
-    "skip_done",
-    "pretrain.probes",
-    "pretrain.sentences",
-    *(f"{loop}.{key}" for loop in LOOPS for key in ("log_every", "checkpoint_every")),
-}
-
-
-LONGER = {f"{loop}.{key}" for loop in LOOPS for key in ("steps", "epochs")}
+from ptmrun.runs.lineage import ENCODER
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted keys that differ -> (old, new)."""
-    a, b = config.flat(config.plain(old)), config.flat(config.plain(new))
+    a, b = schema.flat(parsing.plain(old)), schema.flat(parsing.plain(new))
     return {k: (a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)}
 
 
@@ -35,10 +19,11 @@ def allowed(run: Run, old: Config, new: Config) -> list[str]:
     """One line for each change, for the log. Raises UserError that names those which cannot be."""
     lines, refused = [], []
     for key, (before, after) in differences(old, new).items():
-        line = f"{key}: {config.shown(before)} -> {config.shown(after)}"
-        if key in HARMLESS or key.startswith("logger."):
+        role = role_of(old, key) | role_of(new, key)
+        line = f"{key}: {parsing.shown(before)} -> {parsing.shown(after)}"
+        if Role.HARMLESS in role:
             lines.append(line)
-        elif key in LONGER and all(isinstance(x, int | float) for x in (before, after)) and after > before:
+        elif Role.LONGER in role and all(isinstance(x, int | float) for x in (before, after)) and after > before:
             if begun_after(run, key.split(".")[0]):
                 refused.append(f"{line}: that stage is complete; --fork starts a new run from its weights")
             else:

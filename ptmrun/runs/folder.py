@@ -7,50 +7,20 @@ import fcntl
 import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
-from ptmrun.config import schema as config
-from ptmrun.config import secrets
+from ptmrun.config import parsing, schema, secrets
 from ptmrun.errors import UserError, printable
 from ptmrun.runs import records
+from ptmrun.runs.console import console
+from ptmrun.storage.files import lock, new_folder, remove, write_atomic
 from ptmrun.storage.safe_read import from_json, plain_json, read
 
-console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 160)
-
-
 STATUS = ("running", "done", "failed", "interrupted")
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Replaces `path` as a whole: after a crash at any moment it holds the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    remove(part)  # a left-over, or a link that leads elsewhere
-    try:
-        with open(part, "xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        error.filename = str(path)
-        raise
-
-
-def remove(path: Path) -> None:
-    """Whatever stands there: a file, a link (not what it leads to), a folder, or nothing."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 class Run:
@@ -62,7 +32,7 @@ class Run:
         self.tracker: Any = None  # tracking.Tracker, when the config asks for one
 
     @classmethod
-    def create(cls, cfg: config.Config, overrides: list[str], manifest: dict[str, Any]) -> "Run":
+    def create(cls, cfg: schema.Config, overrides: list[str], manifest: dict[str, Any]) -> "Run":
         """A new folder `outputs/<time>_<name>`; a name that is taken gets a number, so no two runs share a folder."""
         root = Path(cfg.outputs)
         words = [cfg.model.name, cfg.task.name, cfg.dataset.name, *([] if cfg.stage == "all" else [cfg.stage.replace("+", "-")])]
@@ -71,7 +41,7 @@ class Run:
             folder = new_folder(root, stem)
             run = cls(folder, manifest)
             try:
-                run.write("config.yaml", config.dump(cfg))
+                run.write("config.yaml", parsing.dump(cfg))
                 run.write("overrides.yaml", yaml.safe_dump(overrides))
                 run.update(status="running", started=now())
             except OSError:
@@ -129,7 +99,7 @@ class Run:
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Held by the process that works on the run; a second one is refused."""
-        return held(self.path(".lock"), f"{self.folder}: another process is working on this run")
+        return lock(self.path(".lock"), f"{self.folder}: another process is working on this run")
 
     def say(self, text: str) -> None:
         """A line for the terminal and for log.txt."""
@@ -193,30 +163,6 @@ class Run:
         return (probes[-1], probes[-1], "linear probe") if probes else (None, None, "")
 
 
-@contextlib.contextmanager
-def held(path: Path, refusal: str) -> Iterator[None]:
-    """A lock file that one process can hold; for others it is UserError(refusal). The system frees it when the process dies."""
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(refusal) from None
-        yield
-
-
-def new_folder(root: Path, stem: str) -> Path:
-    """Makes root/stem, or root/stem-2 ... when that is taken: a folder that was not there before."""
-    root.mkdir(parents=True, exist_ok=True)
-    folder, number = root / stem, 1
-    while True:
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = root / f"{stem}-{number}"
-
-
 def stamp() -> str:
     """The local time, as folder names begin."""
     return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}"
@@ -226,6 +172,13 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def parse_budget(text: str) -> float:
-    """`20m` -> seconds"""
-    return int(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]
+def locked(run: Run) -> bool:
+    """Whether some process works on a run."""
+    try:
+        with open(run.path(".lock")) as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

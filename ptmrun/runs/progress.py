@@ -5,7 +5,8 @@ from types import TracebackType
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ptmrun.runs.folder import Run, console
+from ptmrun.runs.console import console
+from ptmrun.runs.folder import Run
 
 EVERY = 15.0  # seconds between plain lines
 

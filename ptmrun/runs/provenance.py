@@ -1,15 +1,18 @@
 """What a result depends on beside its config: versions, code, hardware."""
 
 import hashlib
+import os
 import platform
 import shlex
 import subprocess
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
+import torch
+
 import ptmrun
-from ptmrun.config.schema import CONF, PACKAGE
-from ptmrun.training import device
+from ptmrun.config.choices import PACKAGE, folders, packages
 
 PACKAGES = ("torch", "torchvision", "transformers", "numpy", "scikit-learn", "hydra-core", "datasets")
 
@@ -24,15 +27,16 @@ def manifest(argv: list[str]) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "code_sha256": code_hash(),
         "git": git(),
-        "hardware": device.hardware(),
+        "hardware": hardware(),
         "parents": [],
     }
 
 
 def code_hash() -> str:
-    """A hash of the package's Python files and of conf/."""
+    """A hash of the Python and YAML files of the package and of plug-ins."""
     digest = hashlib.sha256()
-    for root, pattern in ((PACKAGE, "*.py"), (CONF, "*.yaml")):
+    roots = [(place, "*.py") for place in packages().values()] + [(folder, "*.yaml") for folder in folders().values()]
+    for root, pattern in roots:
         for path in sorted(root.rglob(pattern)):
             digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -51,3 +55,18 @@ def git() -> dict[str, Any] | None:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and accelerator, for the manifest."""
+    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpu": cpu, "cores": cores(), "memory_gb": round(memory, 1), "gpu": gpu, "system": platform.system()}

@@ -10,8 +10,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ptmrun.errors import UserError
 
 Natural = Annotated[int, Field(ge=0, le=2**53)]
-
-
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -28,8 +26,14 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class Fingerprint(Record):
+class Facts(Record):
+    """Of the data."""
+
     fingerprint: str
+    classes: list[str] | None = None
+    mean: list[float] = []
+    std: list[float] = []
+    longest_target: Annotated[int, Field(ge=1, le=2**20)] = 1
 
 
 class Parent(Record):
@@ -58,7 +62,7 @@ class Manifest(Record):
     packages: dict[str, str] = {}
     code_sha256: str = ""
     hardware: dict[str, Any] = {}
-    data: Fingerprint = Fingerprint(fingerprint="")
+    data: Facts = Facts(fingerprint="")
     parents: list[Parent] = []
     wall_s: dict[str, float] = {}
     weights_sha256: Hash = ""
@@ -117,7 +121,7 @@ class Results(Record):
     val_score: float | None
     seeds: Natural
     n_test: Natural
-    counted: Printable = "labels a class"
+    counted: Printable = "labels per class"
     words: dict[str, Printable] = {}
     metrics: Metrics = Metrics()
     by_labels: Annotated[list[Scores], Field(min_length=1)]
@@ -144,7 +148,7 @@ class Line(Record):
     probe_linear: float = 0
 
     @model_validator(mode="after")
-    def together(self) -> "Line":
+    def group_ids(self) -> "Line":
         for a, b in (("loss", "samples_per_s"), ("probe_knn", "probe_linear")):
             if a in self.model_fields_set and b not in self.model_fields_set:
                 raise ValueError(b)

@@ -6,23 +6,19 @@ from typing import Any
 
 import torch
 
-from ptmrun.config import schema as config
-from ptmrun.runs.folder import parse_budget
-from ptmrun.stages.context import Context, batches_of, labelled, steps_of
-from ptmrun.stages.trials import Trial, chosen_labels, classifier, label_counts, trials
+from ptmrun.config import parsing, schema
+from ptmrun.stages.context import Context, batches_of, labelled
+from ptmrun.stages.trials import Trial, chosen_labels, label_counts, new_model, trials
 from ptmrun.training import optim
 from ptmrun.training.loop import gradients
+from ptmrun.training.schedule import steps_of
 
 SHARE = 0.6  # of the budget for pretraining, the rest for fine-tuning and its baselines
-
-
 SLOW = 3.0  # seconds of steps that are enough to measure
-
-
 USABLE = 0.92  # of the budget for steps; probes, predictions and figures take the rest
 
 
-def size_steps(context: Context) -> tuple[config.Config, list[str]]:
+def size_steps(context: Context) -> tuple[schema.Config, list[str]]:
     """The config with steps instead of the budget, and notes on how they came about."""
     cfg, data = context.cfg, context.data
     assert cfg.budget is not None
@@ -48,17 +44,17 @@ def size_steps(context: Context) -> tuple[config.Config, list[str]]:
     changes |= {"pretrain__steps": max(1, int(left / pretrain)), "pretrain__epochs": None}
     notes = [f"{k.replace('__', '.')}={v}: for budget={cfg.budget}" for k, v in changes.items() if k.endswith("steps")]
     context.run.update(budget={"asked": cfg.budget, "pretrain_step_s": pretrain})
-    return config.replace(cfg, **changes), notes
+    return parsing.replace(cfg, **changes), notes
 
 
 def trial_step(context: Context, trial: Trial, split: Any) -> float:
     """Seconds of a step of fine-tuning."""
-    model, _ = classifier(context, trial)
+    model, _ = new_model(context, trial)
     batches = batches_of(context, model, split, context.cfg.finetune, context.cfg.seed, "budget")
     return seconds_per_step(context, model, batches, context.cfg.finetune)
 
 
-def scratch_lengths(cfg: config.Config) -> int:
+def scratch_lengths(cfg: schema.Config) -> int:
     """How many times the steps of fine-tuning the baselines from scratch take."""
     lengths = {"scratch": 1, "scratch_long": cfg.evaluate.longer}
     return sum(n for kind, n in lengths.items() if kind in cfg.evaluate.baselines)
@@ -83,3 +79,8 @@ def seconds_per_step(context: Context, model: torch.nn.Module, batches: Any, loo
         if len(times) >= 3 and sum(times) > SLOW:
             break
     return statistics.median(times[2:])
+
+
+def parse_budget(text: str) -> float:
+    """`20m` -> seconds"""
+    return int(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1]]

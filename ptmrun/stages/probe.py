@@ -1,29 +1,16 @@
-"""How good frozen features are: k nearest neighbours and a linear classifier."""
+"""How good frozen features are: k nearest neighbours, a linear classifier, their spread."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from ptmrun.models.modes import drops, evaluating
+from ptmrun.downstream.classical import USUAL, logistic, neighbours
+from ptmrun.models.modes import eval_mode, has_dropout
 
 MOST = 4000  # training images that a probe uses, evenly spaced
-
-
 LAYER = "probe_linear_layer_"  # and its number, in metrics
-
-
-STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # of an L2 penalty, as scikit-learn's C: the smaller, the stronger
-
-
-USUAL = 0.1  # where too few samples tell
-
-
-ENOUGH, FOLDS = 1000, 3  # samples that choose among them, and parts that these are cut into
-
-
 MOST_VALUE = 1e6  # of a feature: what a training that diverges gives can be probed too, and scores what it is worth
 
 
@@ -37,75 +24,13 @@ def features(
     dropout: bool = False,
 ) -> np.ndarray:
     """Frozen features of a split, float32 [N, D], by the encoder's method `of`; with `dropout` some units are left out."""
-    split, place = split.by_length()
-    with evaluating(encoder), autocast():
+    split, place = split.sorted_by_length()
+    with eval_mode(encoder), autocast():
         for module in encoder.modules() if dropout else ():
-            if drops(module):
+            if has_dropout(module):
                 module.training = True
         found = [getattr(encoder, of)(inputs(samples)).float().cpu() for samples in split.all()]
     return torch.cat(found)[place].numpy()
-
-
-def logistic(
-    train: np.ndarray, labels: np.ndarray, test: np.ndarray, c: float | None = None, standardise: bool = True
-) -> np.ndarray:
-    """Log-probabilities [N, classes seen] of scikit-learn's logistic regression, on standardised columns or as they are; without
-    `c` of the best strength."""
-    from sklearn.linear_model import LogisticRegression
-
-    mean, std = (train.mean(0), train.std(0) + 1e-6) if standardise else (0.0, 1.0)
-    train = (train - mean) / std
-    model = fitted(LogisticRegression(C=c or strength(train, labels), max_iter=300), train, labels)
-    return log_probabilities(model, (test - mean) / std)
-
-
-def fitted(model: Any, x: np.ndarray, labels: np.ndarray) -> Any:
-    """scikit-learn's model after its `max_iter` iterations: to compare features these are enough, converged or not."""
-    from sklearn.exceptions import ConvergenceWarning
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(x, labels)
-
-
-def log_probabilities(model: Any, x: np.ndarray) -> np.ndarray:
-    """Of the classes that a fitted model has seen, finite: [N, classes]."""
-    return np.log(np.maximum(model.predict_proba(x), np.finfo(np.float64).tiny))
-
-
-def strength(x: np.ndarray, labels: np.ndarray) -> float:
-    """Of STRENGTHS, the one with which logistic regression has the lowest loss in cross-validation: standardised features
-    [times * N, D] of samples that were seen once or several times over, and their labels [N]. USUAL where no two classes have
-    FOLDS samples. Features of small models want a hundredth of the decay that those of large ones do."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold
-
-    chosen = np.linspace(0, len(labels) - 1, min(len(labels), ENOUGH)).astype(int)
-    classes, counts = np.unique(labels[chosen], return_counts=True)
-    classes = classes[counts >= FOLDS]
-    if len(classes) < 2:
-        return USUAL
-    chosen = chosen[np.isin(labels[chosen], classes)]
-    x, labels = x.reshape(-1, len(labels), x.shape[1])[:, chosen], labels[chosen]
-    places = np.searchsorted(classes, labels)
-    x = np.nan_to_num(x, posinf=0.0, neginf=0.0)  # of a model that diverged, whose training will say so
-    losses = np.zeros(len(STRENGTHS))
-    for train, held in StratifiedKFold(FOLDS).split(chosen, labels):
-        seen, answers = x[:, train].reshape(-1, x.shape[2]), np.tile(labels[train], len(x))
-        model = LogisticRegression(max_iter=100, warm_start=True, tol=1e-3)
-        for i, c in enumerate(STRENGTHS):
-            fitted(model.set_params(C=c), seen, answers)
-            losses[i] -= log_probabilities(model, x[0, held])[np.arange(len(held)), places[held]].sum()
-    return STRENGTHS[int(losses.argmin())]
-
-
-def neighbours(train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int = 10) -> np.ndarray:
-    """Classes [N] by a vote of the k nearest (Euclidean, standardised columns)."""
-    from sklearn.neighbors import KNeighborsClassifier
-
-    mean, std = train.mean(0), train.std(0) + 1e-6
-    model = KNeighborsClassifier(min(k, len(train))).fit((train - mean) / std, labels)
-    return model.predict((test - mean) / std)
 
 
 def probe(encoder: Any, train: Any, held: Any, inputs: Callable[[Any], Any], autocast: Callable[[], Any]) -> dict[str, float]:
@@ -114,8 +39,8 @@ def probe(encoder: Any, train: Any, held: Any, inputs: Callable[[Any], Any], aut
 
     An encoder whose features may come from any layer takes them, from here on, from the one with the best linear probe.
     """
-    held = held.spaced(MOST)
-    layered = hasattr(encoder, "layer_features")
+    held = held.evenly_spaced(MOST)
+    layered = encoder.layered
 
     def look(split: Any) -> np.ndarray:
         """[N, layers, D]"""
@@ -128,7 +53,7 @@ def probe(encoder: Any, train: Any, held: Any, inputs: Callable[[Any], Any], aut
     z = look(held)
     if train.labels is None or held.labels is None or train.labels.ndim > 1 or len(train.labels.unique()) < 2:
         return spread(z[:, encoder.layer - 1 if layered else 0])
-    train = train.spaced(MOST)
+    train = train.evenly_spaced(MOST)
     x, y, truth = look(train), train.labels.numpy(), held.labels.numpy()
     linear = [float((np.unique(y)[logistic(x[:, i], y, z[:, i], USUAL).argmax(1)] == truth).mean()) for i in range(x.shape[1])]
     layers: dict[str, float] = {}

@@ -7,20 +7,20 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from ptmrun.config import schema as config
+from ptmrun.config import parsing
+from ptmrun.config.schema import Role, role_of
+from ptmrun.config.watched import bare
 from ptmrun.errors import UserError
 from ptmrun.reports import figures
-from ptmrun.runs.changes import HARMLESS
 from ptmrun.runs.folder import Run
-from ptmrun.stages.context import Context, source
+from ptmrun.runs.lineage import source
+from ptmrun.stages.context import Context
 
 SECTIONS = {  # of the config, that a stage's outcome depends on beside the weights it starts from
     "pretrain": ("model", "task", "dataset", "pretrain"),
     "finetune": ("model", "dataset", "downstream", "finetune"),
     "evaluate": ("model", "dataset", "downstream", "finetune", "evaluate"),
 }
-
-
 FILES = {  # that a stage makes; with the last of them in place it finds its work done
     "pretrain": (
         "figures/curves.png",
@@ -36,29 +36,27 @@ FILES = {  # that a stage makes; with the last of them in place it finds its wor
     "finetune": ("checkpoints/finetuned",),
     "evaluate": ("checkpoints/logits",),
 }
-
-
 METRICS = {
     "pretrain": "pretrain",
     "finetune": "finetune",
     "evaluate": "baseline",
 }  # the tag of its lines and recoveries
-
-
 PROBED = {"probe_knn", "probe_linear", "effective_rank", "feature_std"}  # on labelled samples, which a pretraining does not need
 
 
-def inputs(context: Context, stage: str) -> str:
+def inputs_hash(context: Context, stage: str) -> str:
     """A hash of everything that the outcome of a stage depends on."""
-    cfg, manifest = config.plain(context.cfg), context.run.manifest
-    sections = {s: {k: v for k, v in cfg[s].items() if f"{s}.{k}" not in HARMLESS} for s in (*SECTIONS[stage], "device")}
+    cfg, manifest = parsing.plain(context.cfg), context.run.manifest
+    own = bare(context.cfg)
+    sections = {
+        s: {k: v for k, v in cfg[s].items() if Role.HARMLESS not in role_of(own, f"{s}.{k}")}
+        for s in (*SECTIONS[stage], "device")
+    }
     weights = [p["weights_sha256"] for p in manifest["parents"]]
     weights += [] if stage == "pretrain" else [manifest.get("weights_sha256")]
     weights += [finetuned(context)] if stage == "evaluate" else []
     versions = [manifest[k] for k in ("code_sha256", "packages", "hardware")]
-    data = context.data.fingerprint
-    if stage == "pretrain":
-        data = getattr(context.data, "corpus_fingerprint", data)
+    data = context.data.corpus_print if stage == "pretrain" else context.data.fingerprint
     everything = [stage, sections, cfg["seed"], cfg["on_nan"], weights, data, versions]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
@@ -82,8 +80,8 @@ def take(context: Context, stage: str, wanted: str) -> None:
             for line in twin.metrics():
                 if line["stage"] == METRICS[stage]:
                     run.metric({k: v for k, v in line.items() if k != "time" and (same or k not in PROBED)})
-            sections = (*SECTIONS[stage], "device")
-            config.READ.update(key for key in twin.manifest.get("read", []) if key.split(".")[0] in sections)
+            sections, noted = (*SECTIONS[stage], "device"), context.cfg.noted
+            noted.update(key for key in twin.manifest.get("read", []) if key.split(".")[0] in sections)
             if stage == "pretrain" and same:
                 run.update(alarms=twin.manifest.get("alarms", []))
             mine = [e for e in run.manifest.get("recoveries", []) if not belongs(e, stage)]

@@ -8,24 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ptmrun.config import schema as config
-from ptmrun.config.init_source import OUTSIDE, origin
+from ptmrun.config import parsing, schema
+from ptmrun.config.init_source import origin
 from ptmrun.config.schema import Config
+from ptmrun.config.watched import watch
 from ptmrun.errors import Interrupted, UserError, printable
-from ptmrun.finetuning import methods
 from ptmrun.loggers import tracker
-from ptmrun.models import batchnorm
 from ptmrun.reports import projection, report
-from ptmrun.runs import changes, provenance
-from ptmrun.runs.folder import Run, console, now
+from ptmrun.runs import changes, config_file, provenance
+from ptmrun.runs.console import console
+from ptmrun.runs.folder import Run, now
 from ptmrun.stages import reuse
-from ptmrun.stages.context import LEAST, PASSES, Context, chosen_stages, labelled, layer_decay_of, steps_of, weights_hash
+from ptmrun.stages.context import chosen_stages, labelled
 from ptmrun.stages.evaluate import evaluate
+from ptmrun.stages.finetune import finetune
 from ptmrun.stages.prepare import prepare
 from ptmrun.stages.pretrain import pretrain
-from ptmrun.stages.trials import chosen_labels, classifier, label_counts, trials, tune, weights_file
-from ptmrun.storage import tensor_files
-from ptmrun.training import optim
 from ptmrun.training.signals import Stop
 
 
@@ -50,14 +48,14 @@ def resume(run: Run, cfg: Config) -> None:
         run.manifest = Run.open(run.folder).manifest
         if run.manifest["status"] == "done":
             raise UserError(f"{run.folder}: done already; nothing to resume (--fork starts a new run from its weights)")
-        changed = changes.allowed(run, config.load(run.path("config.yaml")), cfg)
+        changed = changes.allowed(run, config_file.load(run.path("config.yaml")), cfg)
         run.say(f"Resuming {run.folder} ({run.manifest['status']})")
         for line in changed:
             run.say(f"  changed: {line}")
         run.update(status="running", resumed=[*run.manifest.get("resumed", []), now()])
         if changed:
             run.update(changed=[*run.manifest.get("changed", []), *changed])
-            run.write("config.yaml", config.dump(cfg))
+            run.write("config.yaml", parsing.dump(cfg))
         execute(run, cfg)
 
 
@@ -96,21 +94,20 @@ def watched(run: Run) -> Iterator[None]:
 def execute(run: Run, cfg: Config) -> None:
     """Runs the stages that the config asks for; each skips what it finds done."""
     stop = Stop()
-    config.READ.clear()
     with watched(run), stop.handled():
         console.print(f"Run folder: {printable(str(run.folder))}", markup=False)
-        context = prepare(run, cfg, stop)
+        read = set(run.manifest.get("read", []))
+        context = prepare(run, watch(cfg, read), stop)
         cfg = context.cfg
         tracker.start(run, cfg)
         wall: dict[str, float] = dict(run.manifest.get("wall_s", {}))
-        read = set(run.manifest.get("read", []))
         stages = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
         chosen = chosen_stages(context)
         if not labelled(context) and cfg.stage == "all":
             run.say("The data has no classes to tell apart: only the pretraining stage runs.")
         for name in chosen:
             start = time.perf_counter()
-            inputs = reuse.inputs(context, name)
+            inputs = reuse.inputs_hash(context, name)
             if cfg.skip_done:
                 reuse.take(context, name, inputs)
             try:
@@ -118,7 +115,6 @@ def execute(run: Run, cfg: Config) -> None:
             finally:  # the time of an attempt that was interrupted counts; `watched` writes it
                 wall[name] = round(wall.get(name, 0.0) + time.perf_counter() - start, 1)
                 run.manifest = {**run.manifest, "wall_s": wall}
-            read |= config.READ
             run.update(inputs={**run.manifest.get("inputs", {}), name: inputs}, read=sorted(read))
         report_dead_keys(run, cfg, read)
         shutil.rmtree(run.path("checkpoints", "state"), ignore_errors=True)  # what only resuming needs
@@ -130,54 +126,12 @@ def execute(run: Run, cfg: Config) -> None:
 
 def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
     """Names the keys that were given and that nothing read: a warning, or with strict=true a UserError."""
-    overrides = config.load_plain(run.path("overrides.yaml"))
+    overrides = config_file.load_plain(run.path("overrides.yaml"))
     given = [o.lstrip("+").split("=", 1)[0] for o in overrides]
-    known = config.flat(config.plain(cfg))
+    known = schema.flat(parsing.plain(cfg))
     dead = [key for key in dict.fromkeys(given) if "." in key and key in known and key not in read]
     lines = [f"{key}: given, but nothing in this run reads it" for key in dead]
     for line in lines:
         run.say(f"Warning: {line}")
     if lines and cfg.strict:
         raise UserError(*lines)
-
-
-def recipe(context: Context, model: Any) -> list[str]:
-    """How long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
-    cfg, loop, lines = context.cfg, context.cfg.finetune, []
-    counts = [len(chosen_labels(context, trials(cfg, "tuned", n)[0])) for n in label_counts(cfg)]
-    many = [f"{n:,}" for n in counts if loop.layer_decay == "auto" and layer_decay_of(loop, n) == 1]
-    if many:
-        told = f"{', '.join(many)} {context.data.noun}"
-        lines.append(f"finetune.layer_decay=1 with {told}: enough for all blocks (with fewer {config.LAYER_DECAY})")
-    if loop.steps == "auto":
-        told = ", ".join(f"{steps_of(loop, n):,} with {n:,} {context.data.noun}" for n in counts)
-        lines.append(f"finetune.steps=auto: {told}: {PASSES} passes, at least {LEAST} steps")
-    if origin(cfg.init) in OUTSIDE and loop.lr == loop.published_lr and loop.name != "linear":
-        lines.append(f"finetune.lr={loop.lr:g}: for weights that were trained for long (finetune.published_lr)")
-    if origin(cfg.init) in OUTSIDE and any(map(batchnorm.kept, model.modules())):
-        lines.append("finetune.statistics=kept: batch normalisation's, of weights from outside: they saw more images")
-    return lines
-
-
-def finetune(context: Context) -> None:
-    """Fine-tunes for every number of labels and every repeat; writes checkpoints/finetuned/."""
-    cfg, run = context.cfg, context.run
-    wanted = [t for labels in label_counts(cfg) for t in trials(cfg, "tuned", labels)]
-    model, (trainable, every) = classifier(context, wanted[0])
-    share, moments = (
-        f"{trainable:,} of {every:,} parameters ({100 * trainable / every:.3g}%)",
-        optim.memory(trainable, cfg.finetune) / 1e6,
-    )
-    repeats = f"{cfg.finetune.seeds} repeat{'s' if cfg.finetune.seeds > 1 else ''}"
-    run.say(f"Fine-tuning ({cfg.finetune.name}): {share}, {moments:,.1f} MB of optimizer state, {repeats}")
-    for line in recipe(context, model):
-        run.say(f"  {line}")
-    del model  # its memory is for the trials
-    hashes = dict(run.manifest.get("finetuned_sha256", {}))
-    for trial in wanted:
-        file = run.path(weights_file(trial))
-        if not file.exists():
-            tensors = methods.trained(tune(context, trial))
-            tensor_files.save(file, tensors, {"relative_to": weights_hash(run)} if trainable < every else {})
-        hashes[trial.name] = tensor_files.sha256(tensor_files.load(file)[0])
-    run.update(finetuned_sha256=hashes)

@@ -9,25 +9,29 @@ import torch
 from torch import Tensor
 
 from ptmrun import rng
+from ptmrun.downstream.base import Model
 from ptmrun.errors import UserError
 from ptmrun.finetuning import linear, methods
 from ptmrun.models import batchnorm
-from ptmrun.models.modes import drops
-from ptmrun.stages.context import Context, check_stop, fit, layer_decay_of, source, steps_of, weights_hash
+from ptmrun.models.base import Encoder
+from ptmrun.models.modes import has_dropout
+from ptmrun.runs.lineage import source, weights_hash
+from ptmrun.stages.context import Context, planned
+from ptmrun.stages.networks import Networks
 from ptmrun.storage import tensor_files
+from ptmrun.training import loop as training
+from ptmrun.training.schedule import layer_decay_of, steps_of
+from ptmrun.training.signals import check_stop
 
 DROPPED = 8  # times that a few samples are seen with other units dropped
-
-
 ENOUGH = 4000  # samples that are plenty without
-
-
+UNKNOWN_STEPS = 2**31  # of what an older version trained; they matter to ranks that are allocated while training
 JUDGES = 1000  # samples that say whether training made a classifier better
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One fine-tuning: how many labels a class, from which weights, which repeat."""
+    """One fine-tuning: how many labels per class, from which weights, which repeat."""
 
     labels: int | None
     kind: str  # tuned | scratch | scratch_long
@@ -44,11 +48,11 @@ def trials(cfg: Any, kind: str, labels: int | None) -> list[Trial]:
 
 def chosen_labels(context: Context, trial: Trial) -> Any:
     train_split = context.data.train
-    indices = context.part("downstream").few(train_split, context.data.classes, trial.labels, trial.seed)
+    indices = context.problem.subset(train_split, context.classes, trial.labels, trial.seed)
     return train_split.subset(indices)
 
 
-def settings(cfg: Any, trial: Trial, samples: int) -> Any:
+def finetune_settings(cfg: Any, trial: Trial, samples: int) -> Any:
     """The settings of `finetune` for a trial with so many samples: random weights are all trained, at one rate, whatever the
     method, and have no statistics to keep."""
     options = cfg.finetune
@@ -58,23 +62,29 @@ def settings(cfg: Any, trial: Trial, samples: int) -> Any:
     return options.model_copy(update={"layer_decay": layer_decay_of(options, samples)})
 
 
-def classifier(context: Context, trial: Trial) -> tuple[Any, tuple[int, int]]:
+def new_model(context: Context, trial: Trial) -> tuple[Model, tuple[int, int]]:
     """The trial's model before training, and its (trainable, all) parameters."""
-    encoder = context.pretrained() if trial.kind == "tuned" else context.encoder("scratch", trial.seed)
-    problem = context.part("downstream")
-    if trims(context, encoder):
+    split = chosen_labels(context, trial)
+    options = finetune_settings(context.cfg, trial, len(split))
+    return build_model(context, trial, options, trial_steps(context.cfg, trial, len(split)), split.labels)
+
+
+def build_model(
+    networks: Networks, trial: Trial, options: Any, steps: int, labels: Tensor | None
+) -> tuple[Model, tuple[int, int]]:
+    """The same from the options of `finetune`, the steps that it is trained for and its labels; without these, weights of classes
+    are those that are loaded later."""
+    encoder = networks.pretrained() if trial.kind == "tuned" else networks.encoder("scratch", trial.seed)
+    if drops_pretraining_parts(networks, encoder):
         encoder.trim()
     rng.seed_everything(trial.seed, "head")
-    split = chosen_labels(context, trial)
-    options = settings(context.cfg, trial, len(split))
-    if options.resolution is not None:
-        encoder.resize = options.resolution
+    networks.processor.tune(encoder, options)
     if options.statistics == "kept":
-        batchnorm.keep(encoder)
-    model = problem.build(encoder, context.data, options).to(context.device)
-    if hasattr(model, "balance") and options.class_weights == "balanced":
-        model.balance(split.labels)
-    counts = methods.adapt(model, options, trial_steps(context.cfg, trial, len(split)))
+        batchnorm.freeze_statistics(encoder)
+    model = networks.problem.build(encoder, networks.task, options).to(networks.device)
+    if options.class_weights == "balanced":
+        model.balance_classes(labels)
+    counts = methods.adapt(model, options, steps)
     return model.train(), counts
 
 
@@ -83,32 +93,33 @@ def trial_steps(cfg: Any, trial: Trial, samples: int) -> int:
     return (cfg.evaluate.longer if trial.kind == "scratch_long" else 1) * steps_of(cfg.finetune, samples)
 
 
-def trims(context: Context, encoder: Any) -> bool:
+def drops_pretraining_parts(networks: Networks, encoder: Encoder) -> bool:
     """Whether fine-tuning leaves out what only pretraining needs."""
-    return hasattr(encoder, "trim") and not getattr(context.part("downstream"), "WHOLE", False)
+    return encoder.trims and not networks.problem.whole_encoder
 
 
 def tune(context: Context, trial: Trial) -> Any:
     """Trains the trial's classifier and returns it."""
     check_stop(context.stop)
     split = chosen_labels(context, trial)
-    loop, steps = settings(context.cfg, trial, len(split)), trial_steps(context.cfg, trial, len(split))
-    model, _ = classifier(context, trial)
+    loop, steps = finetune_settings(context.cfg, trial, len(split)), trial_steps(context.cfg, trial, len(split))
+    model, _ = new_model(context, trial)
     tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
-    context.refresh(model.encoder, split)
-    if loop.name == "linear" and hasattr(model, "take") and not loop.unfreeze:
+    context.recompute_statistics(model.encoder, split)
+    if loop.name == "linear" and model.linear_probe and not loop.unfreeze:
         linear.fit(context, model, split, steps, trial.seed, tags)
         return model
-    probed = loop.head == "probe" and hasattr(model, "start_from_probe")
+    probed = loop.head == "probe" and model.linear_probe
     if probed:
         start_from_probe(context, model, split, trial.seed)
     judged = loop.keep_probe and probed
     if judged:
-        start, before = {k: v.to("cpu", copy=True) for k, v in methods.trained(model).items()}, held_out(context, model)
-    fit(context, model, split, loop, steps, trial.seed, tags)
-    context.refresh(model.encoder, split)
+        start, before = {k: v.to("cpu", copy=True) for k, v in methods.trained(model).items()}, validation_score(context, model)
+    with planned(context, model, split, loop, steps, trial.seed, tags) as (batches, plan):
+        training.fit(model, batches, plan)
+    context.recompute_statistics(model.encoder, split)
     if judged:
-        after = held_out(context, model)
+        after = validation_score(context, model)
         context.run.metric({**tags, "step": steps, "probe_val_score": before, "val_score": after})
         if before - after > math.sqrt(before * (1 - before) / min(JUDGES, len(context.data.val))):  # a standard error
             model.load_state_dict(start, strict=False)
@@ -118,37 +129,37 @@ def tune(context: Context, trial: Trial) -> Any:
 
 
 def start_from_probe(context: Context, model: Any, split: Any, seed: int) -> None:
-    model.start_from_probe(dropped_features(context, model.encoder, split, seed), split.labels)
+    model.init_head_from_probe(dropped_features(context, model.encoder, split, seed), split.labels)
 
 
-def held_out(context: Context, model: Any) -> float:
+def validation_score(context: Context, model: Any) -> float:
     """The score on samples of the validation split, of which a thousand tell enough."""
-    val = context.data.val.spaced(JUDGES)
+    val = context.data.val.evenly_spaced(JUDGES)
     with context.autocast():
-        return context.part("downstream").score(said(context, model, val), val)
+        return context.problem.score(predict_split(context, model, val), val)
 
 
-def said(context: Context, model: Any, samples: Any) -> dict[str, Tensor]:
+def predict_split(context: Context, model: Any, samples: Any) -> dict[str, Tensor]:
     """What a model predicts of all samples, in their order."""
-    samples, place = samples.by_length()
-    return {name: rows[place] for name, rows in model.predict(context.inputs(batch) for batch in samples.all()).items()}
+    samples, place = samples.sorted_by_length()
+    return {name: rows[place] for name, rows in model.predict(context.processor(batch) for batch in samples.all()).items()}
 
 
-def dropped_features(context: Context, encoder: Any, split: Any, seed: int) -> Tensor:
+def dropped_features(context: Context, encoder: Encoder, split: Any, seed: int) -> Tensor:
     """Features as training will see them, [N, D], or where the encoder drops units several times over, [times * N, D]: a probe
     that had not seen dropout would rest on differences much smaller than it makes."""
-    if not any(map(drops, encoder.modules())):
+    if not any(map(has_dropout, encoder.modules())):
         return torch.from_numpy(context.features(encoder, split))
     rng.seed_everything(seed, "probe/dropout")
     times = max(1, min(DROPPED, ENOUGH // len(split)))
     return torch.cat([torch.from_numpy(context.features(encoder, split, dropout=True)) for _ in range(times)])
 
 
-def answered(context: Context, split: Any, size: int = 64) -> Iterator[dict[str, Any]]:
+def labelled_batches(context: Context, split: Any, size: int = 64) -> Iterator[dict[str, Any]]:
     """The whole split in order, in batches as in training: inputs and labels."""
     lists = torch.arange(len(split)).split(size)
     for indices, samples in zip(lists, split.batches(lists), strict=True):
-        yield {"inputs": context.inputs(samples), "labels": split.answers(indices).to(context.device)}
+        yield {"inputs": context.processor(samples), "labels": split.answers(indices).to(context.device)}
 
 
 def weights_file(trial: Trial) -> str:
@@ -161,14 +172,25 @@ def label_counts(cfg: Any) -> list[int | None]:
     return sorted(set(counts), key=lambda n: n or math.inf) if isinstance(counts, list) else [counts]
 
 
-def tuned(context: Context, trial: Trial) -> Any:
-    """The classifier that the fine-tuning stage trained. Raises UserError when it did not."""
-    path = source(context.run, context.cfg, weights_file(trial))
+def save_finetuned(context: Context, trial: Trial, model: Model, relative: bool) -> None:
+    """Writes what was trained, `relative` to frozen weights or not, with all that is needed to use it without the data."""
+    split = chosen_labels(context, trial)
+    state = {"classes": context.classes, "steps": trial_steps(context.cfg, trial, len(split))}
+    state |= {"relative_to": weights_hash(context.run)} if relative else {}
+    tensor_files.save(context.run.path(weights_file(trial)), methods.trained(model), state)
+
+
+def load_finetuned(networks: Networks, trial: Trial) -> Model:
+    """The model that the fine-tuning stage trained. Raises UserError when it did not."""
+    path = source(networks.run, networks.cfg, weights_file(trial))
     if path is None:
         raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
-    model, _ = classifier(context, trial)
-    (tensors, state), classes = tensor_files.load(path), len(context.data.classes)
-    if state.get("relative_to") not in (None, weights_hash(context.run)):
+    (tensors, state), classes = tensor_files.load(path), len(networks.classes)
+    steps = state.get("steps", UNKNOWN_STEPS)
+    if type(steps) is not int or not 0 < steps <= UNKNOWN_STEPS:
+        raise UserError(f"{path}: its header is not what ptmrun writes there; refused")
+    model, _ = build_model(networks, trial, finetune_settings(networks.cfg, trial, 1), steps, None)
+    if state.get("relative_to") not in (None, weights_hash(networks.run)):
         raise UserError(f"{path}: holds what was trained beside other frozen weights than this run's; refused")
     if classes and (bias := tensors.get("head.bias")) is not None and len(bias) != classes:
         raise UserError(f"{path}: its classifier tells {len(bias)} classes apart, the data has {classes}: stage=finetune first")
@@ -181,14 +203,13 @@ def predict(context: Context, trial: Trial, split: str = "test") -> dict[str, Te
     file = context.run.path(f"checkpoints/logits/{trial.name}{'' if split == 'test' else '-' + split}.safetensors")
     samples = getattr(context.data, split)
     if not file.exists():
-        model = tuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
+        model = load_finetuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
         with context.autocast():
-            found = said(context, model, samples)
-            if hasattr(model, "costs"):  # of the right answers, which the predictions do not tell
-                found |= model.costs(answered(context, samples))
+            found = predict_split(context, model, samples)
+            found |= model.reference_nll(labelled_batches(context, samples))
         tensor_files.save(file, found)
     found = tensor_files.load(file)[0]
-    known = context.part("downstream").fits(found, samples, context.data.classes)
+    known = context.problem.valid(found, samples, context.classes)
     if not known or not all(map(tensor_files.finite, found.values())):
         raise UserError(f"{file}: not finite predictions for these {len(samples)} samples and their classes; refused")
     return found

@@ -12,11 +12,7 @@ import yaml
 from ptmrun.errors import UserError
 
 MOST = 2**26  # bytes of a JSON file
-
-
 MOST_YAML = 2**17  # the parser is slow: about a second
-
-
 DEEPEST = 20  # levels of nesting; ptmrun writes at most 6
 
 

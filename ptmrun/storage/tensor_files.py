@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ptmrun.errors import UserError
-from ptmrun.runs.folder import remove
+from ptmrun.storage.files import remove
 from ptmrun.storage.safe_read import from_json
 
 

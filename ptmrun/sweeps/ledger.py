@@ -7,7 +7,6 @@ outputs/<time>_sweep/
     results.csv report.html
 """
 
-import fcntl
 import os
 import socket
 from pathlib import Path
@@ -17,7 +16,8 @@ from pydantic import Field, ValidationError
 
 from ptmrun.config.schema import Strict
 from ptmrun.errors import UserError
-from ptmrun.runs.folder import Run, write_atomic
+from ptmrun.runs.folder import Run, locked
+from ptmrun.storage.files import write_atomic
 from ptmrun.storage.safe_read import plain_json
 
 ENDED = ("done", "failed", "killed", "interrupted", "pruned")
@@ -112,18 +112,6 @@ def varying(jobs: list[Job]) -> dict[int, dict[str, str]]:
 
 def title(setting: dict[str, str]) -> str:
     return " ".join(f"{k}={v}" for k, v in setting.items()) or "the only job"
-
-
-def locked(run: Run) -> bool:
-    """Whether some process works on a run."""
-    try:
-        with open(run.path(".lock")) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def this_process() -> str:

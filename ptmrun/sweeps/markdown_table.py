@@ -1,18 +1,14 @@
 """Tables of a sweep as Markdown for a document: two settings against each other, or the methods for each value of one."""
 
-from ptmrun.commands.compare import Row
 from ptmrun.reports import phrases, significance
+from ptmrun.reports.scores_table import Row
 from ptmrun.runs.folder import Run
 
 SCORES = {"frozen": "logistic regression on the frozen features", "tuned": "fine-tuned"}
-
-
 FLOORS = {
     "frozen": {"raw": "raw input", "random_frozen": "untrained"},
     "tuned": {"raw": "raw input", "scratch": "scratch", "scratch_long": "scratch, longer"},
 }
-
-
 METHODS = {**FLOORS["frozen"], "frozen": "pretrained", **FLOORS["tuned"], "tuned": "fine-tuned"}
 
 
@@ -24,7 +20,7 @@ def markdown(rows: list[Row]) -> str | None:
     if len(keys) not in (1, 2) or not found:
         return None
     counts = dict.fromkeys(entry["labels_per_class"] for results in found for entry in results["by_labels"])
-    about = {n: (found[0]["metric"], phrases.labels(n, found[0].get("counted", "labels a class"))) for n in counts}
+    about = {n: (found[0]["metric"], phrases.labels(n, found[0].get("counted", "labels per class"))) for n in counts}
     if len(keys) == 1:
         tables = [methods(rows, keys[0], n, about[n]) for n in counts]
     else:

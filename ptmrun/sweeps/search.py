@@ -7,7 +7,8 @@ held-out training images, never the test split.
 from pathlib import Path
 from typing import Any
 
-from ptmrun.compose import compose, parsed
+from ptmrun.compose import compose
+from ptmrun.config.grammar import parsed
 from ptmrun.config.schema import Sweep
 from ptmrun.errors import UserError
 from ptmrun.sweeps.ledger import Job, Ledger

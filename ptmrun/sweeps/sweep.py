@@ -21,16 +21,17 @@ from typing import Any
 from pydantic import ValidationError
 from rich.markup import escape
 
-from ptmrun.compose import compose, compose_raw, parsed, quoted, sort_overrides, unknown
-from ptmrun.config import schema as config
+from ptmrun.compose import compose
+from ptmrun.config import choices, parsing, schema
+from ptmrun.config.grammar import compose_raw, parsed, quoted, sort_overrides, unknown
 from ptmrun.errors import Misfit, UserError
-from ptmrun.runs.folder import console, held, new_folder, remove, stamp, write_atomic
-from ptmrun.sweeps.ledger import ENDED, Job, Ledger, locked, this_process, title, varying
+from ptmrun.runs.console import console
+from ptmrun.runs.folder import locked, stamp
+from ptmrun.storage.files import lock, new_folder, remove, write_atomic
+from ptmrun.sweeps.ledger import ENDED, Job, Ledger, this_process, title, varying
 from ptmrun.training.signals import Stop
 
 EXTRAS = ("joblib", "submitit", "ray")
-
-
 Launch = Callable[[list[Job]], None]
 
 
@@ -53,7 +54,7 @@ def run(overrides: list[str]) -> int:
     ledger = Ledger(sweep_folder(settings, mine))
     console.print(f"Sweep folder: {ledger.folder}", markup=False)
     stopped = None
-    alone = held(ledger.inside(".lock"), f"{ledger.folder}: another process is running this sweep")
+    alone = lock(ledger.inside(".lock"), f"{ledger.folder}: another process is running this sweep")
     with alone, launcher(ledger, settings.prune, hydra) as launch, shown(ledger), Stop(then=ledger.stop).handled():
         remove(ledger.inside(".stop"))  # of an earlier attempt
         try:
@@ -74,7 +75,7 @@ def run(overrides: list[str]) -> int:
     return stopped or (1 if left else 0)
 
 
-def parse_settings(overrides: list[str]) -> config.Sweep:
+def parse_settings(overrides: list[str]) -> schema.Sweep:
     """The `sweep.` keys, with those that an experiment brings. Raises UserError, also where several would bring some."""
     known = compose_raw([], keep="sweep")
     typed = [o for o in overrides if o.startswith("sweep.")]
@@ -87,9 +88,9 @@ def parse_settings(overrides: list[str]) -> config.Sweep:
         experiments = []
     raw = compose_raw([*experiments, *typed], keep="sweep")["sweep"]
     try:
-        return config.Sweep.model_validate(raw)
+        return schema.Sweep.model_validate(raw)
     except ValidationError as error:
-        raise UserError(*config.explain(error, raw, "sweep.", config.Sweep)) from None
+        raise UserError(*parsing.explain(error, raw, "sweep.", schema.Sweep)) from None
 
 
 def grid(overrides: list[str]) -> list[list[str]]:
@@ -103,7 +104,7 @@ def grid(overrides: list[str]) -> list[list[str]]:
     return [list(job) for job in dict.fromkeys(itertools.product(*lists))]
 
 
-def combinations(settings: config.Sweep, overrides: list[str]) -> tuple[list[list[str]], dict[tuple[str, ...], tuple[str, ...]]]:
+def combinations(settings: schema.Sweep, overrides: list[str]) -> tuple[list[list[str]], dict[tuple[str, ...], tuple[str, ...]]]:
     """The jobs of a grid, and what is wrong with those that cannot be composed. The keys of `sweep.grid` take their values from
     there unless they are given. Raises UserError for values that nothing has."""
     more = left_open(settings, overrides)
@@ -116,7 +117,7 @@ def combinations(settings: config.Sweep, overrides: list[str]) -> tuple[list[lis
     return wanted, {tuple(w): found[tuple(w)].args for w in wanted if tuple(w) in found}
 
 
-def left_open(settings: config.Sweep, overrides: list[str]) -> list[str]:
+def left_open(settings: schema.Sweep, overrides: list[str]) -> list[str]:
     """The keys of `sweep.grid` that are not given, with their values."""
     given = {o.split("=", 1)[0] for o in overrides}
     return [f"{key}={','.join(map(str, values))}" for key, values in settings.grid.items() if key not in given]
@@ -130,7 +131,7 @@ def problem_of(overrides: list[str]) -> UserError | None:
     return None
 
 
-def sweep_folder(settings: config.Sweep, overrides: list[str]) -> Path:
+def sweep_folder(settings: schema.Sweep, overrides: list[str]) -> Path:
     """A new folder below `outputs`, or the one to go on with."""
     if settings.resume is None:
         given = {o.key_or_group: o.value() for o in parsed(overrides) if not o.is_sweep_override()}
@@ -175,7 +176,7 @@ def launcher(ledger: Ledger, prune: bool, overrides: list[str]) -> Iterator[Laun
 
     own = [f"+sweep.folder={quoted(ledger.folder.resolve())}", f"sweep.prune={prune}"]
     files = f"hydra.sweep.dir={quoted(ledger.inside('.launcher').resolve())}"
-    with initialize_config_dir(str(config.CONF), version_base="1.3", job_name="ptmrun"):
+    with initialize_config_dir(str(choices.CONF), version_base="1.3", job_name="ptmrun"):
         loader = GlobalHydra.instance().config_loader()
         try:
             settings = loader.load_configuration("config", [files, *overrides], run_mode=RunMode.MULTIRUN)
@@ -335,7 +336,7 @@ def shown(ledger: Ledger) -> Iterator[None]:
 
 def finish(ledger: Ledger) -> None:
     """Writes results.csv and report.html and shows the table: one row a setting, seeds and folds together."""
-    from ptmrun.commands import compare
+    from ptmrun.reports import scores_table
     from ptmrun.sweeps import markdown_table
 
     for entry in ledger.jobs():
@@ -344,8 +345,8 @@ def finish(ledger: Ledger) -> None:
     jobs = ledger.jobs()
     rows = rows_of(ledger, jobs)
     if rows:
-        console.print(compare.table(rows, "Scores (mean ± sd over seeds and folds)"))
-        write_atomic(ledger.folder / "results.csv", compare.csv_text(rows))
+        console.print(scores_table.table(rows, "Scores (mean ± sd over seeds and folds)"))
+        write_atomic(ledger.folder / "results.csv", scores_table.csv_text(rows))
         if text := markdown_table.markdown(rows):
             write_atomic(ledger.folder / "matrix.md", text)
             console.print(f"Table: {os.path.relpath(ledger.folder / 'matrix.md')}", markup=False)
@@ -353,13 +354,13 @@ def finish(ledger: Ledger) -> None:
     left = [f"{title(settings[j.number])}: {j.status}. {j.reason or ''}" for j in jobs if j.status != "done"]
     missing = [f"<li>{html.escape(line)}</li>" for line in left]
     before = f"<p>{len(jobs)} jobs, {len(missing)} of them without a result.</p><ul>{''.join(missing)}</ul>" if missing else ""
-    write_atomic(ledger.folder / "report.html", compare.page(rows, ledger.folder.resolve().name, before))
+    write_atomic(ledger.folder / "report.html", scores_table.page(rows, ledger.folder.resolve().name, before))
     console.print(f"Report: {os.path.relpath(ledger.folder / 'report.html')}", markup=False)
 
 
 def rows_of(ledger: Ledger, jobs: list[Job]) -> list[Any]:
     """One row a setting (the overrides that vary, but for seed and fold), with the runs that are done."""
-    from ptmrun.commands.compare import REPEATS, Row
+    from ptmrun.reports.scores_table import REPEATS, Row
 
     settings = varying(jobs)
     rows: dict[str, Row] = {}

@@ -7,34 +7,32 @@ import os
 import platform
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from threadpoolctl import threadpool_limits
 
-from ptmrun.config import schema as config
-from ptmrun.data.images.decode import cache_folder
+from ptmrun.config import parsing, schema
 from ptmrun.errors import UserError
-from ptmrun.runs.folder import write_atomic
+from ptmrun.runs.provenance import cores, hardware
+from ptmrun.storage.files import cache_folder, write_atomic
 from ptmrun.storage.safe_read import plain_json
 
 EMULATED = 0.2  # below this bfloat16 is not a matter of how busy the machine is
 
 
+def available(name: str) -> bool:
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}.get(name, True)
+
+
 def find(name: str) -> torch.device:
     """Raises UserError when the device is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {name: available(name) for name in ("cuda", "mps", "cpu")}
     if name == "auto":
         name = next(k for k, ok in there.items() if ok)
     if not there[name]:
         raise UserError(f"device={name}: not available here; there is: {', '.join(k for k, ok in there.items() if ok)}")
     return torch.device(name)
-
-
-def cores() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bf16_speed(device: torch.device, size: int = 768) -> float:
@@ -71,7 +69,7 @@ def known_bf16_speed(device: torch.device, threads: int) -> float:
     return known[key]
 
 
-def resolve(cfg: config.Config) -> tuple[config.Config, torch.device, list[str]]:
+def resolve(cfg: schema.Config) -> tuple[schema.Config, torch.device, list[str]]:
     """Replaces every `auto` of the device section and sets up PyTorch. Returns notes for the user on what was chosen."""
     device = find(cfg.device.name)
     threads = cores() if cfg.device.threads == "auto" else cfg.device.threads
@@ -87,7 +85,7 @@ def resolve(cfg: config.Config) -> tuple[config.Config, torch.device, list[str]]
         elif ratio < 1:
             notes.append(f"Warning: device.precision=bf16: {measured}; auto takes fp32")
     changes = {"name": device.type, "precision": precision, "threads": threads, "workers": workers}
-    return config.replace(cfg, **{f"device__{k}": v for k, v in changes.items()}), device, notes
+    return parsing.replace(cfg, **{f"device__{k}": v for k, v in changes.items()}), device, notes
 
 
 def setup(threads: int) -> None:
@@ -110,13 +108,3 @@ def autocast(device: torch.device, precision: str) -> Any:
 def attention(device: torch.device, precision: str) -> str:
     """transformers' attention: on the CPU, bfloat16's fused attention is slower than the plain one."""
     return "eager" if device.type == "cpu" and precision == "bf16" else "sdpa"
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores, memory and accelerator, for the manifest."""
-    cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpu": cpu, "cores": cores(), "memory_gb": round(memory, 1), "gpu": gpu, "system": platform.system()}

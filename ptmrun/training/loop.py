@@ -4,53 +4,18 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ptmrun import rng
-from ptmrun.config.schema import Loop
 from ptmrun.errors import Interrupted
 from ptmrun.training import optim, recovery
 from ptmrun.training.checkpoint import State, copied, restore, save, tensors_of
-
-
-class StepSource(Protocol):
-    """Gives the micro-batches of steps start ... stop-1."""
-
-    def iterate(self, start: int, stop: int) -> Iterator[list[dict[str, Any]]]: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a fit needs to know beside the model and the data."""
-
-    loop: Loop
-    steps: int
-    seed: int
-    purpose: str  # of the random numbers: "pretrain", "finetune/..."
-    samples: int  # in the training split, for the epoch in the metrics
-    batch_size: int
-    depth_of: Callable[[str], int]  # parameter name -> depth, for layer-wise learning-rate decay
-    depth: int  # of the head
-    autocast: Callable[[], contextlib.AbstractContextManager]
-    file: Path  # the resumable state
-    metric: Callable[[dict[str, Any]], None]
-    cut: Callable[[int], None]  # drops metrics after a step: those of a killed process, or of a path that diverged
-    stop: Callable[[], int | None]  # a pending signal
-    show: Callable[[int, dict[str, float]], None]  # progress
-    probe: Callable[[int], None] | None = None
-    probe_at: frozenset[int] = frozenset()
-    forward: Callable | None = None  # a compiled forward of the model, where there is one
-    precision: str = "fp32"  # of autocast
-    recover: bool = False  # go back and on more gently when training diverges, instead of stopping
-    recovered: Callable[[list[dict[str, Any]]], None] = lambda events: None  # all recoveries so far
-    bad: Path | None = None  # where weights and batch go when training stops because it diverges
-    replay: str = ""  # what to type then
+from ptmrun.training.plan import Plan, StepSource
+from ptmrun.training.schedule import lr_at
 
 
 def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
@@ -77,13 +42,13 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         begun = time.perf_counter()
         micros = next(steps)
         wait += time.perf_counter() - begun
-        rate = state.lr_scale * optim.lr_at(step, plan.steps, loop)
+        rate = state.lr_scale * lr_at(step, plan.steps, loop)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
         kept = {name: b.clone() for name, b in buffers.items()}
         autocast = plan.autocast if state.precision == plan.precision else contextlib.nullcontext
-        inside = partial(settings, autocast, plan.seed, plan.purpose, step * loop.accumulate)
+        inside = partial(forward_context, autocast, plan.seed, plan.purpose, step * loop.accumulate)
         sums = gradients(model, plan.forward or model, micros, inside)
         norm = float(nn.utils.clip_grad_norm_(parameters, loop.clip or math.inf))
         value = average_of(*sums["loss"])
@@ -99,8 +64,7 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
             if loop.ema:
                 with torch.no_grad():
                     torch._foreach_lerp_(average, list[Tensor](parameters), 1 - min(loop.ema, (1 + step) / (10 + step)))
-            if hasattr(model, "after_step"):
-                model.after_step(step + 1, plan.steps)
+            model.after_step(step + 1, plan.steps)
             for name, (total, n) in sums.items():
                 before = state.window.get(name, [0.0, 0.0])
                 state.window[name] = [before[0] + total, before[1] + n]
@@ -160,7 +124,7 @@ def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tens
 
 
 @contextlib.contextmanager
-def settings(
+def forward_context(
     autocast: Callable[[], contextlib.AbstractContextManager], seed: int, purpose: str, first: int, index: int
 ) -> Iterator[None]:
     """What a forward pass of the index-th micro-batch of a step runs in: its own dropout, and autocast."""
@@ -174,9 +138,9 @@ Inside = Callable[[int], contextlib.AbstractContextManager]
 
 def gradients(model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
     """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of what is logged."""
-    if len(micros) > 1 and hasattr(model, "count"):
+    if len(micros) > 1:
         model.count(micros)
-    together = len(micros) > 1 and hasattr(model, "embed")
+    together = len(micros) > 1 and model.compares
     return backward_together(model, micros, inside) if together else backward(model, forward, micros, inside)
 
 

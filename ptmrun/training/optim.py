@@ -1,31 +1,11 @@
 """Parameter groups, optimizers and the learning rate as a pure function of the step."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from ptmrun.config.schema import Loop
-
-STAIRS = (0.3, 0.6, 0.9)
-
-
-def lr_at(step: int, steps: int, loop: Loop) -> float:
-    """Learning rate of step 0 ... steps-1: linear warm-up to `lr`, then cosine or linear to `min_lr`, or constant, or a staircase
-    that falls to a tenth at each of STAIRS of the steps."""
-    warm = round(loop.warmup * steps)
-    if step < warm:
-        return loop.lr * (step + 1) / warm
-    progress = (step - warm) / max(1, steps - warm)
-    shape = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "linear": 1 - progress,
-        "constant": 1.0,
-        "staircase": 0.1 ** sum(step >= stair * steps for stair in STAIRS),
-    }[loop.schedule]
-    return loop.min_lr + (loop.lr - loop.min_lr) * shape
-
 
 PLAIN = (  # in the names of parameters that are not decayed, though they have two dimensions or more
     *("position_embeddings", "pos_embed", "embed_positions", ".wpe."),

@@ -3,26 +3,20 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ptmrun.batch import Tokens
+from ptmrun.batch import Samples, packed, unpacked
 from ptmrun.errors import UserError
-from ptmrun.rng import Rows
+from ptmrun.rng import BatchRandom
 from ptmrun.storage import tensor_files
 from ptmrun.training.checkpoint import State, save
-
-if TYPE_CHECKING:
-    from ptmrun.training.loop import Plan
+from ptmrun.training.plan import Plan
 
 ANCHORS = 10  # how often in a fit a state may become the good one; each is a copy in memory
-
-
 MOST = 5  # recoveries; the learning rate is then 1/32 of the one asked for: no longer the same recipe
-
-
 EXPLODED = 100  # times the first loss (or times 1, where that was less): training that gets there has lost what it learned
 
 
@@ -82,31 +76,36 @@ def save_batch(file: Path, model: nn.Module, micros: list[dict[str, Any]], state
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     for i, micro in enumerate(micros):
         for name, value in micro.items():
-            parts = value._asdict() if isinstance(value, Tokens) else {"": value}
-            tensors |= {f"batch.{i}.{name}.{k}".rstrip("."): v.clone() for k, v in parts.items() if isinstance(v, Tensor)}
+            if isinstance(value, Tensor | Samples):
+                tensors |= {f"batch.{i}.{name}.{k}".rstrip("."): v.clone() for k, v in packed(value).items()}
     rows = [dataclasses.asdict(m["rows"]) if "rows" in m else None for m in micros]
     step = {"purpose": plan.purpose, "seed": plan.seed, "step": state.step - 1, "first": (state.step - 1) * plan.loop.accumulate}
+    step["steps"] = plan.steps
     tensor_files.save(file, tensors, {**step, "precision": state.precision, "limit": limit(state), "rows": rows})
 
 
-def load_batch(file: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
-    """(weights, micro-batches, {purpose, seed, step, first, precision, limit}) that `save_batch` wrote."""
+def load_batch(file: Path, samples: type | None) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
+    """(weights, micro-batches, {purpose, seed, step, first, steps, precision, limit}) that `save_batch` wrote. samples: see
+    data.modality.Processor."""
     tensors, found = tensor_files.load(file)
-    kinds = {"purpose": str, "seed": int, "step": int, "first": int, "precision": str, "limit": float, "rows": list}
+    kinds = {"purpose": str, "steps": int, "seed": int, "step": int, "first": int, "precision": str, "limit": float, "rows": list}
     try:
         if any(type(found[k]) is not kind for k, kind in kinds.items()):
             raise TypeError
-        micros: list[dict[str, Any]] = [together(tensor_files.part(tensors, f"batch.{i}.")) for i in range(len(found["rows"]))]
+        micros: list[dict[str, Any]] = [
+            together(tensor_files.part(tensors, f"batch.{i}."), samples) for i in range(len(found["rows"]))
+        ]
         total = sum(len(micro["ids"]) for micro in micros)
         for micro, rows in zip(micros, found["rows"], strict=True):
             if rows:
-                micro["rows"] = Rows(**{**rows, "total": total})
+                micro["rows"] = BatchRandom(**{**rows, "total": total})
     except (KeyError, TypeError):
         raise UserError(f"{file}: not a batch that ptmrun saved; refused") from None
     return tensor_files.part(tensors, "model."), micros, found
 
 
-def together(named: dict[str, Tensor]) -> dict[str, Any]:
-    """What `save_batch` took apart, by name: tensors, and Tokens of those whose names have a dot."""
+def together(named: dict[str, Tensor], samples: type | None) -> dict[str, Any]:
+    """What `save_batch` took apart, by name: tensors, and samples of those whose names have a dot."""
     found: dict[str, Any] = {name: value for name, value in named.items() if "." not in name}
-    return found | {name: Tokens(**tensor_files.part(named, f"{name}.")) for name in {n.split(".")[0] for n in named if "." in n}}
+    dotted = {name.split(".")[0] for name in named if "." in name}
+    return found | {name: unpacked(tensor_files.part(named, f"{name}."), samples) for name in dotted}

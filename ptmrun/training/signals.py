@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from ptmrun.errors import Interrupted
+
 
 class Stop:
     """`pending()` is the signal that was received, or None; `then` is called when it is."""
@@ -36,3 +38,9 @@ class Stop:
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+def check_stop(stop: Stop) -> None:
+    """Raises Interrupted when a signal is pending."""
+    if signum := stop.pending():
+        raise Interrupted(signum)

@@ -1,1 +1,22 @@
 """Images as the data of a run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptmrun.data.images.load import of_run
+from ptmrun.data.images.processor import ImageProcessor
+from ptmrun.data.modality import Modality
+
+
+def processor(cfg: Any, facts: dict[str, Any], folder: Path | None, family: Any, device: torch.device) -> ImageProcessor:
+    return ImageProcessor(torch.tensor(facts["mean"]), torch.tensor(facts["std"]), device, cfg.dataset.image_size)
+
+
+def as_published(cfg: Any, normalisation: Callable[[], list[float]]) -> dict[str, Any]:
+    return {"dataset.normalise": normalisation()} if cfg.dataset.normalise == "auto" else {}
+
+
+MODALITY = Modality(noun="images", load=of_run, processor=processor, as_published=as_published)

@@ -7,10 +7,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.config.schema import Augment
-from ptmrun.rng import Rows
+from ptmrun.rng import BatchRandom
 
 
-def augment(images: Tensor, options: Augment, strength: float, rows: Rows) -> Tensor:
+def augment(images: Tensor, options: Augment, strength: float, rows: BatchRandom) -> Tensor:
     """float [B, C, H, W] -> the same shape: shift, rotation, scale, shear (times `strength`) and flip; edges are repeated."""
     amounts = options.rotate, options.shear, options.scale, options.shift
     if strength == 0 or not (any(amounts) or options.flip):
@@ -18,7 +18,7 @@ def augment(images: Tensor, options: Augment, strength: float, rows: Rows) -> Te
     return warp(images, geometry(options, strength, rows, "augment"))
 
 
-def geometry(options: Augment, strength: float, rows: Rows, purpose: str) -> Tensor:
+def geometry(options: Augment, strength: float, rows: BatchRandom, purpose: str) -> Tensor:
     """Affine maps from output to input coordinates (both in -1 ... 1), [B, 2, 3]."""
     limits = torch.tensor(
         [

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ptmrun import rng
@@ -10,24 +9,9 @@ from ptmrun.config.schema import Augment
 from ptmrun.data.epochs import Epochs
 from ptmrun.data.images import mixup, views
 from ptmrun.data.images.augment import augment
+from ptmrun.data.images.processor import ImageProcessor
+from ptmrun.data.images.split import Split
 from ptmrun.data.images.views import Views
-from ptmrun.data.splits import Split
-
-
-class Normalise:
-    """uint8 [B, C, H, W] -> float with mean 0 and standard deviation 1 over the training images."""
-
-    def __init__(self, mean: Tensor, std: Tensor, device: torch.device):
-        self.scale = (1 / (255 * std)).view(1, -1, 1, 1).to(device)
-        self.shift = (-mean / std).view(1, -1, 1, 1).to(device)
-        self.device = device
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return torch.addcmul(self.shift, images.to(self.device, torch.float32), self.scale)
-
-    def back(self, images: Tensor) -> Tensor:
-        """The inverse, clamped to [0, 1]."""
-        return ((images - self.shift) / self.scale / 255).clamp(0, 1)
 
 
 class Batches(Epochs):
@@ -38,7 +22,7 @@ class Batches(Epochs):
     def __init__(
         self,
         split: Split,
-        normalise: Normalise,
+        processor: ImageProcessor,
         options: Augment,
         strength: float,
         batch_size: int,
@@ -48,10 +32,10 @@ class Batches(Epochs):
         wanted: Views | None = None,
         alphas: tuple[float, float] = (0.0, 0.0),
     ):
-        super().__init__(split, normalise, batch_size, accumulate, seed, purpose)
+        super().__init__(split, processor, batch_size, accumulate, seed, purpose)
         self.options, self.strength, self.views, self.alphas = options, strength, wanted, alphas
 
-    def micro(self, samples: Tensor, ids: Tensor, rows: rng.Rows) -> dict[str, Any]:
+    def micro(self, samples: Tensor, ids: Tensor, rows: rng.BatchRandom) -> dict[str, Any]:
         place = slice(rows.start, rows.stop)
         x = self.inputs(samples[place])
         batch: dict[str, Any] = {"ids": ids[place], "rows": rows}

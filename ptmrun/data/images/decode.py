@@ -14,13 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ptmrun.data.sources import Pictures
 from ptmrun.errors import UserError
+from ptmrun.storage.files import cache_folder
 
 Image.MAX_IMAGE_PIXELS = 200_000_000
-
-
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
-
-
 GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
@@ -83,12 +80,7 @@ class Decoder(Dataset):
         yield from DataLoader(self, batch_sampler=index_lists, num_workers=workers)
 
 
-def cache_folder() -> Path:
-    """`$PTMRUN_CACHE`, or ptmrun in the user's cache folder."""
-    return Path(os.environ.get("PTMRUN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ptmrun").expanduser()
-
-
-def decoded(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> tuple[Tensor, np.ndarray]:
+def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> tuple[Tensor, np.ndarray]:
     """All pictures decoded once: uint8 [N, C, S, S] and which could be decoded, [N] bool.
 
     Kept as a memory-mapped file in the cache folder, keyed by the data's fingerprint, size and channels; where that folder

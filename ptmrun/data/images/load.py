@@ -4,7 +4,8 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,52 +13,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun.config.schema import Config, Dataset
+from ptmrun import rng
+from ptmrun.data import modality
 from ptmrun.data.images import decode
-from ptmrun.data.images.batches import Batches, Normalise
+from ptmrun.data.images.augment import augment
+from ptmrun.data.images.batches import Batches
+from ptmrun.data.images.processor import ImageProcessor
+from ptmrun.data.images.split import Split
+from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import Part, Source
-from ptmrun.data.splits import Split, divide
+from ptmrun.data.splits import divide
 from ptmrun.errors import UserError
 
 MOST_COLUMNS = 3072  # values of an image, for the classical baseline
 
 
-@dataclass
-class Images:
-    """The data of a run (see data/__init__.py). `mean` and `std` [C] are for images scaled to [0, 1], and `normalise` is
-    what dataset.normalise came to."""
+@dataclass(kw_only=True)
+class Images(Data):
+    """`mean` and `std` [C] are for images scaled to [0, 1], and `normalise` is what dataset.normalise came to."""
 
     noun = "images"
-    held = None  # pretraining is judged by probes
 
-    train: Split
-    val: Split
-    test: Split
-    classes: list[str]
     channels: int
     size: int
     mean: Tensor
     std: Tensor
     normalise: str | list[float]
-    fingerprint: str
-    notes: list[str] = field(default_factory=list)
-    made: dict[str, list[str]] = field(default_factory=dict)  # names of the images in splits that were made here
-    unreadable: list[str] = field(default_factory=list)
 
     @property
-    def corpus(self) -> Split:
-        return self.train
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.size, self.channels
-
-    @property
-    def preprocessing(self) -> tuple[list[float], list[float]]:
-        return self.mean.tolist(), self.std.tolist()
-
-    @property
-    def settled(self) -> dict[str, Any]:
+    def resolved_settings(self) -> dict[str, Any]:
         return {"dataset__image_size": self.size, "dataset__normalise": self.normalise}
 
     @property
@@ -68,16 +52,17 @@ class Images:
         channels = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels} channels")
         return f"{self.size}x{self.size} {channels}, {len(self.classes)} classes"
 
-    def inputs(self, device: torch.device) -> Normalise:
-        return Normalise(self.mean, self.std, device)
+    def processor(self, device: torch.device) -> ImageProcessor:
+        return ImageProcessor(self.mean, self.std, device, self.size)
 
-    def batches(
-        self, model: Any, split: Split, cfg: Config, loop: Any, size: int, seed: int, purpose: str, inputs: Any
-    ) -> Batches:
+    def batches(self, model: Any, split: Split, cfg: Any, loop: Any, size: int, seed: int, purpose: str, inputs: Any) -> Batches:
         """With `views` of each image, mixed with the `alphas` of MixUp and CutMix, or plain, as the model wants them."""
-        wanted, alphas = getattr(model, "views", None), getattr(model, "alphas", (0.0, 0.0))
         parts = min(loop.accumulate, size)
-        return Batches(split, inputs, cfg.dataset.augment, loop.augment, size, parts, seed, purpose, wanted, alphas)
+        augment = cfg.dataset.augment
+        return Batches(split, inputs, augment, loop.augment, size, parts, seed, purpose, model.views, model.alphas)
+
+    def plain(self, loop: Any) -> Any:
+        return loop.model_copy(update={"augment": 0.0})
 
     @functools.cached_property
     def test_pixels(self) -> np.ndarray:
@@ -86,10 +71,55 @@ class Images:
     def raw(self, train: Split) -> tuple[np.ndarray, np.ndarray, float]:
         return pixels(train), self.test_pixels, 1.0
 
+    def misfit(self, cfg: Any, parent: Any, error: UserError) -> UserError:
+        side, own = parent.dataset.image_size, cfg.dataset.image_size
+        hint = f"; dataset.image_size={side} gives images the side that it was made for" if side != own else ""
+        return UserError(f"init={cfg.init}: its encoder does not fit images of {own}: {error}{hint}")
+
+    def adapted(self, encoder: Any) -> list[str]:
+        side = encoder.resize
+        if side is None or side >= self.size:
+            return []
+        return [f"images are scaled down from {self.size} pixels a side to the model's {side} (model.resize)"]
+
+    def pictures_of_samples(self, cfg: Any, processor: Any) -> list[Picture]:
+        """A few training images as they are and four times as training sees them."""
+        strength = cfg.pretrain.augment if cfg.stage in ("all", "pretrain") else cfg.finetune.augment
+        x = processor(self.train.some(10))
+        sheet = {"original": processor.back(x)}
+        for step in range(4):
+            changed = augment(x, cfg.dataset.augment, strength, rng.BatchRandom(cfg.seed, step, 0, len(x), len(x)))
+            sheet[f"augmented {step + 1}"] = processor.back(changed)
+        return [Picture("rows", ("augmented", sheet))]
+
+    def pictures_of_pretraining(
+        self, cfg: Any, objective: Any, processor: Any, batch_of: Callable[[Any], dict[str, Any]], autocast: Callable[[], Any]
+    ) -> list[Picture]:
+        """The views of a few held-out images, what the objective makes of them, and what the encoder attends to."""
+        back, batch = processor.back, batch_of(self.val.evenly_spaced(8))
+        images, found = batch["inputs"], []
+        if "views" in batch:
+            views = {f"view {i + 1}": back(x) for i, x in enumerate(batch["views"])}
+            found.append(Picture("rows", ("views", {"original": back(images), **views})))
+        with autocast():
+            shown = objective.pictures(batch)
+        if shown:
+            found.append(Picture("rows", ("reconstructions", {title: back(x.float()) for title, x in shown.items()})))
+        if objective.encoder.attends:
+            maps = objective.encoder.attention(images)
+            found.append(Picture("overlays", ("attention", back(images), maps, "attention\nrollout")))
+        return found
+
+
+def of_run(told: modality.Source) -> Images:
+    """The images of a run; see `load`."""
+    cfg, fitting = told.cfg, partial(told.family.fitting, told.cfg.model) if told.cfg.init != "random" else int
+    return load(told.read, cfg.dataset, int(cfg.device.workers), told.progress, fitting)
+
 
 def load(
     read: Callable[[Any], Source],
-    options: Dataset,
+    options: Any,
     workers: int,
     progress: Callable[[str, int, int], None],
     fitting: Callable[[int], int] = int,
@@ -120,7 +150,7 @@ def load(
         notes.append(f"{len(unreadable)} of {total} images cannot be decoded and are skipped (listed in unreadable.txt)")
     train, val, test, made = divide(sets, options, "images", notes)
     listed = {name: [names["train"](int(r)) for r in split.rows] for name, split in made.items()}
-    normalise = "data" if options.normalise == "auto" else options.normalise
+    normalise: Any = "data" if options.normalise == "auto" else options.normalise
     mean, std = moments(train) if normalise == "data" else given(normalise, channels)
     key = [
         source.fingerprint,
@@ -130,10 +160,24 @@ def load(
         *(hashlib.sha256(json.dumps(s.groups.tolist()).encode()).hexdigest() for s in (train, val, test) if s.groups is not None),
     ]
     fingerprint = hashlib.sha256("/".join(map(str, key)).encode()).hexdigest()
-    return Images(train, val, test, source.classes, channels, size, mean, std, normalise, fingerprint, notes, listed, unreadable)
+    return Images(
+        train=train,
+        val=val,
+        test=test,
+        classes=source.classes,
+        channels=channels,
+        size=size,
+        mean=mean,
+        std=std,
+        normalise=normalise,
+        fingerprint=fingerprint,
+        notes=notes,
+        created_splits=listed,
+        unreadable=unreadable,
+    )
 
 
-def shape(source: Source, options: Dataset) -> tuple[int, int]:
+def shape(source: Source, options: Any) -> tuple[int, int]:
     """(side, channels): the data's own where images are in memory and square, else from a survey of the pictures."""
     images = source.parts["train"].images
     if isinstance(images, np.ndarray):
@@ -165,7 +209,7 @@ def as_split(
     fingerprint: str,
     size: int,
     channels: int,
-    options: Dataset,
+    options: Any,
     workers: int,
     progress: Callable[[str, int, int], None],
 ) -> tuple[Split, list[str]]:
@@ -179,7 +223,7 @@ def as_split(
     decoder = decode.Decoder(pictures, size, channels)
     if len(pictures) * channels * size**2 > options.cache_gb * 2**30:
         return Split(None, decoder, torch.arange(len(pictures)), labels, workers, part.groups), []
-    pixels, good = decode.decoded(decoder, fingerprint, workers, lambda n: progress("decoding", n, len(pictures)))
+    pixels, good = decode.decoded_once(decoder, fingerprint, workers, lambda n: progress("decoding", n, len(pictures)))
     rows = torch.from_numpy(np.flatnonzero(good))
     bad = [pictures.label_of(int(i)) for i in np.flatnonzero(~good)]
     return Split(pixels, None, torch.arange(len(pictures)), labels, groups=part.groups).subset(rows), bad

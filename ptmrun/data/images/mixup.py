@@ -4,10 +4,10 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from ptmrun.rng import Rows
+from ptmrun.rng import BatchRandom
 
 
-def mix(images: Tensor, others: Tensor, alphas: tuple[float, float], rows: Rows) -> tuple[Tensor, Tensor]:
+def mix(images: Tensor, others: Tensor, alphas: tuple[float, float], rows: BatchRandom) -> tuple[Tensor, Tensor]:
     """float [B, C, H, W] and their partners -> (mixed images, share of the first [B]).
 
     `alphas` are the parameters of the Beta distributions of MixUp and CutMix; 0: none; with both, each image gets one of them.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ptmrun.config.schema import Augment
 from ptmrun.data.images.augment import geometry, warp
-from ptmrun.rng import Rows
+from ptmrun.rng import BatchRandom
 
 # luminance and two colour axes (YIQ), which are 0 for gray; hue is a turn of the latter
 YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -28,12 +28,12 @@ class Views(Protocol):
     blur: float  # share of the views that are blurred
 
 
-def make(images: Tensor, options: Augment, strength: float, wanted: Views, rows: Rows) -> Tensor:
+def make(images: Tensor, options: Augment, strength: float, wanted: Views, rows: BatchRandom) -> Tensor:
     """float [B, C, S, S] -> [V, B, C, S, S]"""
     return torch.stack([view(images, options, strength, wanted, rows, f"view{i}") for i in range(wanted.views)])
 
 
-def view(images: Tensor, options: Augment, strength: float, wanted: Views, rows: Rows, purpose: str) -> Tensor:
+def view(images: Tensor, options: Augment, strength: float, wanted: Views, rows: BatchRandom, purpose: str) -> Tensor:
     """One interpolation for crop and geometry together, then colour and blur."""
     inner = geometry(options, strength, rows, f"{purpose}/geometry")
     x = warp(images, inner @ square(crop(wanted.crop, rows.uniform(f"{purpose}/crop", 4))))

@@ -14,8 +14,6 @@ from ptmrun.data.sources import Part, Source
 from ptmrun.errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jfif"}
-
-
 SPLITS = {
     "train": "train",
     "training": "train",
@@ -26,8 +24,6 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-
-
 METADATA = "metadata.csv"
 
 

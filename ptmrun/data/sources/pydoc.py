@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ptmrun.data.sources import TextSource
-from ptmrun.data.sources.text import Row, gathered
+from ptmrun.data.sources.rows import Row, gathered
 
 
 def read(options: Any) -> TextSource:

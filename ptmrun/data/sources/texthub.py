@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from ptmrun.data.sources import TextSource, hub
-from ptmrun.data.sources.text import Row, gathered
+from ptmrun.data.sources.rows import Row, gathered
 from ptmrun.errors import UserError, nearest
 
 

@@ -1,1 +1,21 @@
 """Texts as the data of a run."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptmrun.data.modality import Modality
+from ptmrun.data.text import tokenizer
+from ptmrun.data.text.load import of_run
+from ptmrun.data.text.processor import TextProcessor
+from ptmrun.errors import UserError
+
+
+def processor(cfg: Any, facts: dict[str, Any], folder: Path | None, family: Any, device: torch.device) -> TextProcessor:
+    if folder is None:
+        raise UserError("the run has no tokenizer")
+    return TextProcessor(tokenizer.of_run(folder, family.framing), cfg.model.length, device)
+
+
+MODALITY = Modality(noun="texts", load=of_run, processor=processor)

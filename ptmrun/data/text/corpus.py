@@ -16,17 +16,14 @@ from torch.nn import functional as F
 
 from ptmrun import rng
 from ptmrun.batch import Tokens
-from ptmrun.data.images.decode import cache_folder
 from ptmrun.data.sources import TextPart
-from ptmrun.data.text.tokenizer import CUT, Tokenizer, pieces, room, shares
+from ptmrun.data.text.sentences import CUT, pieces
+from ptmrun.data.text.tokenizer import Tokenizer, room, shares
 from ptmrun.errors import UserError
+from ptmrun.storage.files import cache_folder
 
 STEP = 2.0**-24  # between float32 random numbers
-
-
 VERSION = 1  # of what stands in the files
-
-
 BATCH = 2**22  # characters that are tokenised at a time
 
 

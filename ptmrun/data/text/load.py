@@ -3,257 +3,122 @@ run's seed."""
 
 import functools
 import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ptmrun import rng
-from ptmrun.batch import Tokens, Vocabulary
-from ptmrun.config.schema import Config, spec
-from ptmrun.data.epochs import Epochs
+from ptmrun.config.choices import spec
+from ptmrun.data import modality
+from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import text
 from ptmrun.data.splits import divide
-from ptmrun.data.text import corpus, tokenizer
+from ptmrun.data.text import corpus, sentences, tokenizer, tokenizer_training
+from ptmrun.data.text.batches import TextBatches
+from ptmrun.data.text.processor import TextProcessor
+from ptmrun.data.text.split import Sequences, TextSplit, framed
+from ptmrun.data.text.tf_idf import STRENGTH, tf_idf
 from ptmrun.errors import UserError
 
+SHOWN = 24  # tokens of a text in the picture of attention
 LENGTH = 128  # tokens of a sequence, for model.length=auto
 
 
-BUCKET = 32  # batches whose samples are sorted by length together, so that little is padded
-
-
-C = 10.0  # of logistic regression on TF-IDF
-
-
-@dataclass
-class TextSplit:
-    """Texts of one split, tokenized and framed with special tokens.
-
-    ids, types: of every text of the source, int arrays [T]; texts: as they were read; seconds: of pairs, the second ones, else
-    none; rows [N]: which of them this split has. labels: classes [N], or 0 and 1 [N, classes] where a text may have several, or
-    none; groups [N] or none.
-    """
-
-    ids: list[np.ndarray]
-    types: list[np.ndarray]
-    texts: list[str]
-    pad: int
-    rows: Tensor
-    labels: Tensor | None
-    groups: np.ndarray | None = None
-    seconds: list[str] | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each text, [N]."""
-        return torch.tensor([len(self.ids[r]) for r in self.rows.tolist()])
-
-    def read(self) -> list[str]:
-        """The texts themselves, of pairs one after the other."""
-        seconds = self.seconds
-        return [self.texts[r] if seconds is None else f"{self.texts[r]}\n{seconds[r]}" for r in self.rows.tolist()]
-
-    def documents(self) -> list[str]:
-        """All that its samples are made of, text by text."""
-        return [source[r] for source in (self.texts, self.seconds) if source for r in self.rows.tolist()]
-
-    def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tokens]:
-        """The texts of each list of this split's indices, padded to the longest."""
-        for indices in index_lists:
-            rows = self.rows[indices].tolist()
-            yield padded([self.ids[r] for r in rows], [self.types[r] for r in rows], self.pad)
-
-    def subset(self, indices: Tensor) -> Self:
-        labels = None if self.labels is None else self.labels[indices]
-        groups = None if self.groups is None else self.groups[indices.numpy()]
-        return replace(self, rows=self.rows[indices], labels=labels, groups=groups)
-
-    def answers(self, indices: Tensor) -> Any:
-        """What a model is to say of these samples: their labels, or what a subclass has instead of them; with `to(device)`."""
-        return None if self.labels is None else self.labels[indices]
-
-    def spaced(self, count: int) -> Self:
-        """At most `count` of the texts, evenly spaced."""
-        return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
-
-    def by_length(self) -> tuple[Self, Tensor | slice]:
-        """The same texts, the shortest first, so that little is padded; and the place of each in that order, [N], by which rows
-        that were made of them are put back."""
-        order = self.lengths.argsort(stable=True)
-        return self.subset(order), order.argsort()
-
-    def all(self, size: int = 64) -> Iterator[Tokens]:
-        """The whole split in order, in batches."""
-        return self.batches(torch.arange(len(self)).split(size))
-
-
-def padded(ids: list[np.ndarray], types: list[np.ndarray], pad: int) -> Tokens:
-    """Sequences of different lengths as one batch."""
-    lengths = torch.tensor([len(x) for x in ids])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    filled, kinds = torch.full(mask.shape, pad), torch.zeros(mask.shape, dtype=torch.int64)
-    filled[mask] = torch.from_numpy(np.concatenate(ids)).long()
-    kinds[mask] = torch.from_numpy(np.concatenate(types)).long()
-    return Tokens(filled, mask, kinds)
-
-
-@dataclass
-class Sequences:
-    """Full-length sequences of a tokenized corpus, documents packed one after the other; rows [N]: which of them these are."""
-
-    blocks: Any  # corpus.Blocks
-    rows: Tensor
-    labels = None
-    groups = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @functools.cached_property
-    def pairs(self) -> Any:
-        """Pairs of texts from the same corpus."""
-        return self.blocks.corpus.sentence_pairs(self.blocks.length)
-
-    @property
-    def bytes_per_token(self) -> float:
-        return self.blocks.corpus.bytes / self.blocks.total
-
-    def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tokens]:
-        for indices in index_lists:
-            yield self.blocks.batch(self.rows[indices])
-
-    def subset(self, indices: Tensor) -> "Sequences":
-        return Sequences(self.blocks, self.rows[indices])
-
-    def spaced(self, count: int) -> "Sequences":
-        return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
-
-    def by_length(self) -> tuple["Sequences", slice]:
-        """They are of one length: they stay in order."""
-        return self, slice(None)
-
-    def all(self, size: int = 64) -> Iterator[Tokens]:
-        return self.batches(torch.arange(len(self)).split(size))
-
-
-class TextBatches(Epochs):
-    """Of token sequences. Texts of different lengths stand beside others of about their length; with `pairs` the batches are not
-    of the split's own sequences but of two pieces of its corpus and, as `next` [b], whether the second one followed the first."""
-
-    def __init__(self, split: Any, inputs: Any, batch_size: int, accumulate: int, seed: int, purpose: str, pairs: bool):
-        super().__init__(split, inputs, batch_size, accumulate, seed, purpose)
-        self.pairs = pairs
-
-    def order(self, epoch: int) -> Tensor:
-        known = epoch in self.orders
-        drawn = super().order(epoch)
-        if known or not isinstance(self.split, TextSplit):
-            return drawn
-        lengths, parts = self.split.lengths, []
-        for chunk in drawn.split(BUCKET * self.batch_size):
-            batches = chunk[lengths[chunk].argsort(stable=True)].split(self.batch_size)
-            full = [b for b in batches if len(b) == self.batch_size]
-            mixed = rng.permutation(self.seed, f"{self.purpose}/buckets", len(full), epoch).tolist()
-            parts += [*(full[i] for i in mixed), *batches[len(full) :]]
-        self.orders[epoch] = torch.cat(parts)
-        return self.orders[epoch]
-
-    def micro(self, samples: Tokens, ids: Tensor, rows: rng.Rows) -> dict[str, Any]:
-        place = slice(rows.start, rows.stop)
-        batch: dict[str, Any] = {"ids": ids[place], "rows": rows}
-        if self.pairs:
-            tokens, follows = self.split.pairs.batch(rows.uniform("pairs", self.split.pairs.draws))
-            tokens = self.inputs(tokens)
-            return {"inputs": tokens, "next": follows.to(tokens.ids.device), **batch}
-        tokens = self.inputs(samples.map(lambda x: x[place]))
-        if isinstance(self.split, TextSplit) and (answers := self.split.answers(ids[place])) is not None:
-            batch["labels"] = answers.to(tokens.ids.device)
-        return {"inputs": tokens, **batch}
-
-
-@dataclass
-class Texts:
-    """The data of a run (see data/__init__.py). Without labels its splits are the corpus's own."""
+@dataclass(kw_only=True)
+class Texts(Data):
+    """Without labels its splits are the corpus's own."""
 
     noun = "texts"
 
-    train: Any
-    val: Any
-    test: Any
-    corpus: Sequences
-    held: Sequences
-    unseen: Sequences | None  # the corpus's test split, where it came with one
-    classes: list[str]
+    sequences: Sequences
+    val_corpus: Sequences
+    test_corpus: Sequences | None  # where the corpus came with one
     tokenizer: Any  # tokenizer.Tokenizer
     length: int
-    fingerprint: str
-    corpus_fingerprint: str  # of what is pretrained on, whatever is labelled
-    notes: list[str] = field(default_factory=list)
-    made: dict[str, list[str]] = field(default_factory=dict)
-    unreadable: list[str] = field(default_factory=list)
+    corpus_fingerprint: str
 
     @property
-    def shape(self) -> tuple[Vocabulary, int]:
-        return self.tokenizer.vocabulary, self.length
+    def corpus(self) -> Sequences:
+        return self.sequences
 
     @property
-    def preprocessing(self) -> tuple[Any]:
-        return (self.tokenizer,)
+    def corpus_print(self) -> str:
+        return self.corpus_fingerprint
 
     @property
-    def settled(self) -> dict[str, Any]:
+    def resolved_settings(self) -> dict[str, Any]:
         return {"model__length": self.length, "model__vocabulary": self.tokenizer.vocabulary.size}
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"tokenizer": self.tokenizer.fingerprint, "tokens": self.corpus.blocks.corpus.tokens}
+        return {"tokenizer": self.tokenizer.fingerprint, "tokens": self.corpus.blocks.corpus.tokens, **self.train.facts}
 
     def __str__(self) -> str:
         vocabulary = f"a vocabulary of {self.tokenizer.vocabulary.size:,}"
         corpus = f"{self.corpus.blocks.corpus.tokens:,} tokens, {vocabulary}, {len(self.corpus):,} sequences of {self.length}"
         return f"{corpus}, {len(self.classes)} classes" if self.classes else corpus
 
-    def encoded(self, texts: list[str]) -> Tokens:
-        """Other texts as the model reads them."""
-        pairs = [self.tokenizer.frame(ids, None, self.length) for ids in self.tokenizer.encode(texts)]
-        return padded([ids for ids, _ in pairs], [types for _, types in pairs], self.tokenizer.vocabulary.pad)
+    def processor(self, device: torch.device) -> TextProcessor:
+        return TextProcessor(self.tokenizer, self.length, device)
 
-    def inputs(self, device: torch.device) -> Callable[[Tokens], Tokens]:
-        return lambda tokens: tokens.to(device)
+    def save_processor(self, folder: Path) -> None:
+        self.tokenizer.save(folder)
 
     def batches(
-        self, model: Any, split: Any, cfg: Config, loop: Any, size: int, seed: int, purpose: str, inputs: Any
+        self, model: Any, split: Any, cfg: Any, loop: Any, size: int, seed: int, purpose: str, inputs: Any
     ) -> TextBatches:
-        return TextBatches(split, inputs, size, min(loop.accumulate, size), seed, purpose, getattr(model, "pairs", False))
+        return TextBatches(split, inputs, size, min(loop.accumulate, size), seed, purpose, model.pairs)
 
     def raw(self, train: TextSplit) -> tuple[Any, Any, float]:
         """TF-IDF of words and pairs of words, as the training texts have them."""
         texts = train.read()
         vectorizer = tf_idf(texts, sublinear_tf=True, ngram_range=(1, 2))
-        return vectorizer.transform(texts), vectorizer.transform(self.test.read()), C
+        return vectorizer.transform(texts), vectorizer.transform(self.test.read()), STRENGTH
+
+    def judged(self, found: dict[str, float], split: Sequences) -> dict[str, float]:
+        """Perplexity, of the tokens that are predicted, and with bits_per_token bits_per_byte where tokens hold every byte, so
+        that it can be compared between tokenizers."""
+        more = {"perplexity": math.exp(min(found.get("loss_mlm", found["held_loss"]), 700.0))}
+        if "bits_per_token" in found and self.tokenizer.kind == "bpe":
+            more["bits_per_byte"] = found["bits_per_token"] / split.bytes_per_token
+        return more
+
+    def pictures_of_samples(self, cfg: Any, processor: Any) -> list[Picture]:
+        """How many tokens the labelled texts have."""
+        if not isinstance(self.train, TextSplit):
+            return []
+        counts = {name: split.lengths.numpy() for name, split in {"train": self.train, "test": self.test}.items()}
+        return [Picture("lengths", (counts, self.length))]
+
+    def pictures_of_pretraining(
+        self, cfg: Any, objective: Any, processor: Any, batch_of: Callable[[Any], dict[str, Any]], autocast: Callable[[], Any]
+    ) -> list[Picture]:
+        """What the encoder attends to in the sentences that the config gives, or in the beginnings of two held-out sequences."""
+        encoder = objective.encoder
+        if not encoder.attends:
+            return []
+        sentences = cfg.pretrain.sentences
+        texts = processor.read(sentences) if sentences else next(self.val_corpus.evenly_spaced(2).all())
+        tokens = processor(texts).map(lambda x: x[:, :SHOWN])
+        lengths = tokens.mask.sum(1).tolist()
+        pieces = [self.tokenizer.pieces(row[:n]) for row, n in zip(tokens.ids.tolist(), lengths, strict=True)]
+        maps = [weights[:n, :n] for weights, n in zip(encoder.attention(tokens), lengths, strict=True)]
+        return [Picture("attention_maps", (pieces, maps))]
 
 
-def tf_idf(texts: list[str], **options: Any) -> Any:
-    """Scikit-learn's TF-IDF, fitted to these texts: of words of two characters and more, or where there are none, as in texts
-    of emoji alone, of what stands between spaces."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    words = r"(?u)\b\w\w+\b"
-    return TfidfVectorizer(token_pattern=words if any(re.search(words, t) for t in texts) else r"\S+", **options).fit(texts)
+def of_run(told: modality.Source) -> Texts:
+    """The texts of a run; see `load`."""
+    return load(told.read, told.cfg, told.family, told.problem, told.folder, told.progress)
 
 
 def load(
     read: Callable[[Any], Any],
-    cfg: Config,
+    cfg: Any,
     family: Any,
     problem: Any,
     folder: Path | None,
@@ -261,7 +126,7 @@ def load(
 ) -> Texts:
     """Reads the corpus, tokenizes it once, and frames the labelled texts, which are the corpus's own or those of downstream.root.
 
-    `family` is the model's module (FRAMING, TOKENIZER), `problem` that of the labelled problem, `folder` where a tokenizer is
+    `family` is the model's models.base.Family, `problem` the downstream.base.Problem, `folder` where a tokenizer is
     that the run's weights belong to. Raises UserError for data that cannot be used.
     """
     options, source = cfg.dataset, read(cfg.dataset)
@@ -269,10 +134,10 @@ def load(
     length = LENGTH if cfg.model.length == "auto" else cfg.model.length
     train = source.parts["train"]
     if folder:
-        own = tokenizer.of_run(folder, family.FRAMING)
+        own = tokenizer.of_run(folder, family.framing)
     else:
-        own = tokenizer.choose(cfg.model, family.TOKENIZER, family.FRAMING, train, progress)
-    alone = [tokenizer.CUT, source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
+        own = tokenizer_training.choose(cfg.model, family.tokenizer, family.framing, train, progress)
+    alone = [sentences.CUT, source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
     sets, classes, other = labelled(cfg, source, problem, own, length, notes)
     marks, made = [*alone, *other], dict[str, Any]()
     if sets:
@@ -313,19 +178,32 @@ def load(
     if not sets:
         first, val, test = sequences, judged, unseen or judged
     listed = {name: [f"row {r}" for r in split.rows.tolist()] for name, split in made.items()}
-    prints = fingerprint_of(marks), fingerprint_of([*alone, len(sequences)])
-    return Texts(first, val, test, sequences, judged, unseen, classes, own, length, *prints, notes, listed)
+    return Texts(
+        train=first,
+        val=val,
+        test=test,
+        sequences=sequences,
+        val_corpus=judged,
+        test_corpus=unseen,
+        classes=classes,
+        tokenizer=own,
+        length=length,
+        fingerprint=fingerprint_of(marks),
+        corpus_fingerprint=fingerprint_of([*alone, len(sequences)]),
+        notes=notes,
+        created_splits=listed,
+    )
 
 
 def labelled(
-    cfg: Config, source: Any, problem: Any, own: Any, length: int, notes: list[str]
+    cfg: Any, source: Any, problem: Any, own: Any, length: int, notes: list[str]
 ) -> tuple[dict[str, Any], list[str], list[str]]:
     """(splits, classes, fingerprint in a list) of what is fine-tuned on: files of the problem's own kind, the texts of
     downstream.root, or the corpus's own, whose fingerprint is known. Empty where there is nothing."""
-    if hasattr(problem, "sets") and cfg.downstream.root:
-        sets, classes, mark = problem.sets(cfg.downstream, own, length, notes)
+    if problem.read_splits and cfg.downstream.root:
+        sets, classes, mark = problem.read_splits(cfg.downstream, own, length, notes)
         return sets, classes, [mark]
-    if hasattr(problem, "sets") and cfg.stage != "pretrain":
+    if problem.read_splits and cfg.stage != "pretrain":
         raise UserError(f"downstream.root: downstream={cfg.downstream.name} needs a file or folder of its own")
     if cfg.downstream.root:
         with text.as_downstream():
@@ -350,27 +228,5 @@ def without(rows: Tensor, count: int) -> Tensor:
 
 def packed(tokenized: Any, length: int, family: Any, apart: bool) -> Sequences:
     """All blocks of a corpus; those of causal models are text and marks alone."""
-    blocks = tokenized.blocks(length, framed=getattr(family, "FRAMED", True), apart=apart)
+    blocks = tokenized.blocks(length, framed=family.framed, apart=apart)
     return Sequences(blocks, torch.arange(len(blocks)))
-
-
-def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
-    """The labelled splits of a source, every text with its special tokens and at most `length` tokens."""
-    found = {}
-    for name, part in source.parts.items():
-        firsts, seconds = list(part.documents()), part.seconds
-        ids = tokenizer.encode(firsts)
-        others = tokenizer.encode(seconds) if seconds else [None] * len(ids)
-        pairs = [tokenizer.frame(a, b, length) for a, b in zip(ids, others, strict=True)]
-        labels = None if part.labels is None else torch.from_numpy(part.labels)
-        found[name] = TextSplit(
-            [ids for ids, _ in pairs],
-            [types for _, types in pairs],
-            firsts,
-            tokenizer.vocabulary.pad,
-            torch.arange(len(firsts)),
-            labels,
-            part.groups,
-            seconds,
-        )
-    return found

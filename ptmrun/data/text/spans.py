@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ptmrun.data.sources.text import as_downstream, by_split, decoded
+from ptmrun.data.sources.text import as_downstream, by_split
+from ptmrun.data.sources.textfile import decoded
 from ptmrun.data.text.tokenizer import slices
 from ptmrun.errors import UserError, printable
 

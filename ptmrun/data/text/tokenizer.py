@@ -1,97 +1,32 @@
 """Tokenizers: trained on the texts, or taken from a folder or the hub; with the special tokens of a model family."""
 
-import contextlib
 import copy
 import hashlib
 import json
-import math
-import os
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import chain, islice, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 import torch
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, processors
 
 from ptmrun.batch import Framing, Vocabulary
-from ptmrun.data.images.decode import cache_folder
-from ptmrun.data.sources import TextPart
-from ptmrun.data.sources.text import ends
+from ptmrun.data.text.sentences import stops
 from ptmrun.errors import UserError
 from ptmrun.storage import safe_read
 
 KINDS = ("wordpiece", "bpe", "unigram")
-
-
-ENOUGH = 2**28  # bytes to train on; of more text, evenly spaced documents
-
-
-CUT = 2  # version of how documents are cut into pieces
-
-
-SENTENCE, LONGEST = 500, 10_000  # characters of a sentence over several lines, and of a piece
-
-
 SHOWN = 16  # characters of a token in a picture
-
-
 TOGETHER = 4096  # texts that the library gets at a time: it takes 40 times their memory
-
-
-LEAST, MOST = 2000, 32_000  # tokens, where vocabulary=auto
-
-
-LINE = re.compile(r"[^\n]+\n*|\n+")
-
-
-LINE_END = re.compile(r"[^\S\n]*\n")
-
-
-BREAK = re.compile(r"(?<=\S)\s*?\n\s*\n")  # between paragraphs
-
-
-CLOSING = "\"'”’»)]"
-
-
-ENDS = set(".!?…。！？")  # of sentences
-
-
-def pieces(document: str) -> list[str]:
-    """The sentences of a document with all that stands between them, so that together they are the document.
-
-    Its lines, or, where most sentences end inside of these, as in text that is broken to a width, what lies between the
-    ends of sentences and of paragraphs, of tables and the like lines too. What is longer than LONGEST is cut at a space, or
-    anywhere.
-    """
-    parts, stops = LINE.findall(document), ends(document)
-    inside = sum(LINE_END.match(document, stop) is None for stop in stops)
-    if len(parts) == 1 or 2 * inside > len(stops):
-        breaks = [match.start() for match in BREAK.finditer(document)]
-        found = (document[a:b] for a, b in pairwise(sorted({0, *stops, *breaks, len(document)})))
-        parts = [part for piece in found for part in (LINE.findall(piece) if len(piece) > SENTENCE else [piece])]
-    if all(len(part) <= LONGEST for part in parts):
-        return parts
-    return [short for part in parts for short in shortened(part)]
 
 
 def slices(texts: list[str]) -> Iterator[list[str]]:
     return (texts[start : start + TOGETHER] for start in range(0, len(texts), TOGETHER))
-
-
-def shortened(part: str) -> Iterator[str]:
-    start = 0
-    while len(part) - start > LONGEST:
-        stop = max(part.rfind(" ", start + 1, start + LONGEST), part.rfind("\n", start + 1, start + LONGEST))
-        stop = stop if stop > start else start + LONGEST
-        yield part[start:stop]
-        start = stop
-    yield part[start:]
 
 
 class Template:
@@ -233,23 +168,6 @@ def word_of(token: str, kind: str) -> tuple[bool, str]:
     return not starts and inside, text
 
 
-def stops(text: str) -> bool:
-    """Whether a token is a full stop, perhaps with closing quotation marks."""
-    bare = text.rstrip(CLOSING)
-    return bool(bare) and set(bare) <= ENDS
-
-
-def choose(
-    options: Any, kind: str, framing: Framing, part: TextPart, progress: Callable[[str, int, int], None] = lambda *_: None
-) -> Tokenizer:
-    """What options.tokenizer says: auto (the family's `kind`), a kind, to be trained on `part` with options.vocabulary and
-    .lowercase, or a folder or hub id."""
-    choice = options.tokenizer
-    if choice != "auto" and choice not in KINDS:
-        return load(choice, framing)
-    return train(kind if choice == "auto" else choice, options.vocabulary, framing, part, options.lowercase, progress)
-
-
 def load(source: str, framing: Framing) -> Tokenizer:
     """A fast tokenizer from a transformers folder or the hub. Special tokens that it has stand in for those of the family."""
     from transformers import AutoTokenizer
@@ -290,145 +208,3 @@ def with_own(framing: Framing, own: dict[str, str | None]) -> Framing:
         return " ".join(re.sub(r"^(.*?)(:\d+)?$", lambda m: renamed.get(m[1], m[1]) + (m[2] or ""), w) for w in template.split())
 
     return Framing(special, translated(framing.single), translated(framing.pair))
-
-
-def train(
-    kind: str,
-    size: int | str,
-    framing: Framing,
-    part: TextPart,
-    lowercase: bool = False,
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> Tokenizer:
-    """A tokenizer of this kind for these texts, the same in every process; kept in the cache folder.
-
-    wordpiece: BERT's normaliser and words (Devlin et al., 2019), cased unless `lowercase`: what case says is lost to all that
-    comes after, names above all. bpe: byte-level as GPT-2's (Radford et al., 2019), which encodes any text. unigram: as
-    SentencePiece's (Kudo, 2018), NFKC. `size` in tokens, special ones included; auto is 3 sqrt(bytes of text), as the number of
-    different words grows (Heaps' law), at least twice the number of different characters, within LEAST and MOST. The texts
-    may give fewer.
-    """
-    settings = [CUT, part.fingerprint, kind, size, lowercase, framing.special, tokenizers.__version__]
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
-    file = cache_folder() / f"{key}.tokenizer.json"
-    if file.exists():
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(file)), framing)
-    special = list(dict.fromkeys(framing.special.values()))
-    backend = {"wordpiece": wordpiece, "bpe": bpe, "unigram": unigram}[kind](
-        size, special, framing.special.get("unk_token"), part, lowercase, progress
-    )
-    new = file.with_name(f".{key}-{os.getpid()}.json")
-    with contextlib.suppress(OSError):  # where it cannot be kept, it is trained again the next time
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            new.write_text(backend.to_str(), encoding="utf-8")
-            os.replace(new, file)
-        finally:
-            new.unlink(missing_ok=True)
-    return Tokenizer(backend, framing)
-
-
-def bpe(size: Any, special: list[str], unknown: Any, part: TextPart, lowercase: bool, progress: Any) -> tokenizers.Tokenizer:
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    total = tokens_in_all(size, part, 0, 256 + len(special), "bytes")
-    trainer = trainers.BpeTrainer(
-        vocab_size=total,
-        min_frequency=2,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts_of(part, progress), trainer)
-    return backend
-
-
-def wordpiece(
-    size: Any, special: list[str], unknown: Any, part: TextPart, lowercase: bool, progress: Any
-) -> tokenizers.Tokenizer:
-    """The rarest characters are left out where all of them would take more than half of the vocabulary."""
-    backend = tokenizers.Tokenizer(models.WordPiece(unk_token=unknown))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece(prefix="##")
-    counts = characters(backend, part)
-    total = tokens_in_all(size, part, len(counts), len(special) + 4, "characters")
-    kept, inner, budget = [], [], total // 2
-    for c in sorted(counts, key=lambda c: (-counts[c], c)):
-        joins = len(backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str("a" + c))) == 1
-        budget -= 1 + joins
-        if budget < 0:
-            break
-        kept.append(c)
-        inner += [f"##{c}"] * joins
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=total,
-        min_frequency=2,
-        special_tokens=special + sorted(inner),  # else the trainer numbers these in the order of a hash table
-        initial_alphabet=sorted(kept),
-        limit_alphabet=len(kept),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts_of(part, progress), trainer)
-    learned = tokenizers.Tokenizer(models.WordPiece(backend.get_vocab(), unk_token=unknown))  # where ##e is not special
-    learned.normalizer, learned.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
-    learned.decoder = backend.decoder
-    return learned
-
-
-def unigram(size: Any, special: list[str], unknown: Any, part: TextPart, lowercase: bool, progress: Any) -> tokenizers.Tokenizer:
-    """The other special tokens come after the pieces: a piece called "<sep>" would be found in texts."""
-    backend = tokenizers.Tokenizer(models.Unigram())
-    steps = [normalizers.Nmt(), normalizers.NFKC(), *([normalizers.Lowercase()] if lowercase else [])]
-    backend.normalizer = normalizers.Sequence([*steps, normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoders.Metaspace()
-    counts = characters(backend, part)
-    least = len(special) + len(counts) + 2  # with the mark of a space, and something to learn
-    total = tokens_in_all(size, part, len(counts), least, "characters") - len(special) + 1
-    trainer = trainers.UnigramTrainer(vocab_size=total, special_tokens=[unknown], unk_token=unknown, show_progress=False)
-    backend.train_from_iterator(texts_of(part, progress), trainer)
-    scores = dict(json.loads(backend.to_str())["model"]["vocab"])
-    del scores[unknown]
-    backend.model = models.Unigram([(unknown, 0.0), *settled(scores)], unk_id=0)
-    return backend
-
-
-def settled(scores: dict[str, float]) -> list[tuple[str, float]]:
-    """Pieces with scores that do not depend on the order of a hash table, which the trainer's do: by rounding, as it sums
-    in that order, and for the characters that only just got in, which it scores 1e-4 apart in that order."""
-    lowest = min(scores.values())
-    bottom = lowest + 1e-4 * sum(len(piece) == 1 for piece in scores)
-    level = {p: round(lowest if len(p) == 1 and s <= bottom else s, 4) for p, s in scores.items()}
-    return sorted(level.items(), key=lambda item: (-item[1], item[0]))
-
-
-def tokens_in_all(size: Any, part: TextPart, different: int, least: int, what: str) -> int:
-    """The size of the vocabulary; see `train`."""
-    if size == "auto":
-        return min(max(LEAST, round(3 * math.sqrt(part.size)), 2 * different), max(MOST, least))
-    if size < least:
-        raise UserError(f"model.vocabulary={size}: expected at least {least}, for the {what} of the texts and the special tokens")
-    return size
-
-
-def characters(backend: tokenizers.Tokenizer, part: TextPart) -> Counter[str]:
-    """How often each character is in the normalised texts, spaces left out."""
-    counts: Counter[str] = Counter()
-    for batch in texts_of(part):
-        counts.update(backend.normalizer.normalize_str("\n".join(batch)))
-    return Counter({c: n for c, n in counts.items() if not c.isspace()})
-
-
-def texts_of(part: TextPart, progress: Callable[[str, int, int], None] = lambda *_: None) -> Iterator[list[str]]:
-    """What there is to train on, in batches of pieces."""
-    step, batch = math.ceil(part.size / ENOUGH), list[str]()
-    for number, document in enumerate(islice(part.documents(), 0, None, step)):
-        batch += pieces(document)
-        if len(batch) > TOGETHER:
-            yield from slices(batch)
-            batch = []
-            progress("training the tokenizer", number * step, part.count)
-    yield batch
-    progress("training the tokenizer", part.count, part.count)

@@ -1,0 +1,148 @@
+"""The choices of each config group: the YAML files of conf/, and what their `spec` blocks say."""
+
+import functools
+import importlib.util
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import Field, create_model
+
+from ptmrun.config.schema import SECTIONS, TYPES, Role, Strict, base, flat
+from ptmrun.errors import UserError
+
+PACKAGE = Path(__file__).parents[1]
+CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in the source tree
+GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "logger", "experiment")
+FOLDERS = {"model": "models", "task": "objectives", "downstream": "downstream", "dataset": "data/sources", "logger": "loggers"}
+PLUGINS = "ptmrun.plugins"  # entry points: packages with the folders conf, models, objectives, data and downstream of this one
+
+
+@functools.cache
+def packages() -> dict[str, Path]:
+    """This package and those of plug-ins by name, none of them imported. Raises UserError for one that is not there."""
+    found = {"ptmrun": PACKAGE}
+    for point in metadata.entry_points(group=PLUGINS):
+        where = importlib.util.find_spec(point.value)
+        if where is None or not where.submodule_search_locations:
+            raise UserError(f"plug-in {point.name}: there is no package {point.value}; install it again, or remove it")
+        found[point.value] = Path(where.submodule_search_locations[0])
+    return found
+
+
+def folders() -> dict[str, Path]:
+    """The folder of YAML files of each package."""
+    return {name: CONF if name == "ptmrun" else place / "conf" for name, place in packages().items()}
+
+
+@functools.cache
+def files(group: str) -> dict[str, tuple[str, Path]]:
+    """The choices of a config group: {name: (package, file)}. Raises UserError where two packages have one of the same name."""
+    found: dict[str, tuple[str, Path]] = {}
+    for package, folder in folders().items():
+        for file in sorted((folder / group).glob("*.yaml")):
+            if file.stem in found:
+                raise UserError(
+                    f"{group}={file.stem}: is in the packages {found[file.stem][0]} and {package}; uninstall one of them"
+                )
+            found[file.stem] = package, file
+    return found
+
+
+def names(group: str) -> list[str]:
+    """The names of a config group."""
+    return sorted(files(group))
+
+
+def text(group: str, name: str) -> str:
+    """The YAML of a choice."""
+    return files(group)[name][1].read_text(encoding="utf-8")
+
+
+def summary(group: str, name: str) -> str:
+    """The one line that describes a choice: its first comment."""
+    lines = text(group, name).splitlines()
+    return next(x[2:].strip() for x in lines if x.startswith("# ") and "@package" not in x)
+
+
+def settings_of_other_groups(group: str, name: str) -> dict[str, Any]:
+    """What a choice sets outside of its own group, by dotted key."""
+    block = yaml.safe_load(text(group, name))
+    return flat({k: v for k, v in block.items() if k not in (group, "defaults")})
+
+
+def choices_of_experiment(experiment: str) -> dict[str, str]:
+    """The choices that an experiment makes in its defaults: `override /dataset: digits` -> {dataset: digits}."""
+    block = yaml.safe_load(text("experiment", experiment))
+    lines = [(k.removeprefix("override /"), v) for line in block.get("defaults", []) if line != "_self_" for k, v in line.items()]
+    return {group: choice for group, choice in lines if group in SECTIONS}
+
+
+class Spec(NamedTuple):
+    module: str | None  # dotted
+    needs: frozenset[str]
+    provides: frozenset[str]
+    requires: frozenset[str]
+    types: dict[str, str]
+    roles: dict[str, Role]  # of keys in `types`
+
+
+@functools.cache
+def spec(group: str, name: str) -> Spec:
+    """The `spec` block of a choice, always from the installed YAML, never from a saved config."""
+    block = yaml.safe_load(text(group, name))[group].get("spec", {})
+    roles = {key: Role[role.upper()] for key, role in block.get("roles", {}).items()}
+    needs, provides, requires = (frozenset(block.get(k, ())) for k in ("needs", "provides", "requires"))
+    module = block.get("module") and module_name(group, block["module"], files(group)[name][0])
+    return Spec(module, needs, provides, requires, block.get("types", {}), roles)
+
+
+def module_name(group: str, module: str, package: str) -> str:
+    """Of the package whose YAML names it, or where that has none, of this one."""
+    folder = FOLDERS[group]
+    place = packages()[package] / folder / module
+    home = package if place.with_suffix(".py").is_file() or (place / "__init__.py").is_file() else "ptmrun"
+    return f"{home}.{folder.replace('/', '.')}.{module}"
+
+
+def kind(dataset: str) -> str:
+    """The kind of data that a data set is of: among what it provides, that which is a folder of data/."""
+    provided = sorted(spec("dataset", dataset).provides)
+    kinds = [name for name in provided if package_of(name)]
+    if len(kinds) != 1:
+        raise UserError(f"dataset={dataset}: provides {', '.join(provided)}; expected one kind of data among it")
+    return kinds[0]
+
+
+def package_of(kind: str) -> str | None:
+    """The package that a kind of data is in. Raises UserError where two have it."""
+    found = [name for name, place in packages().items() if (place / "data" / kind / "__init__.py").is_file()]
+    if len(found) > 1:
+        raise UserError(f"data of the kind {kind}: is in the packages {' and '.join(found)}; uninstall one of them")
+    return f"{found[0]}.data.{kind}" if found else None
+
+
+def parse_type(text: str) -> Any:
+    """`auto|count` -> Literal["auto"] | Count"""
+    union: Any = None
+    for word in re.split(r"\|(?![^\[]*\])", text):  # not at the bars within a list
+        if word == "null":
+            kind: Any = type(None)
+        elif word.startswith("["):
+            kind = Annotated[list[parse_type(word[1:-1])], Field(min_length=1)]  # type: ignore[misc]
+        else:
+            kind = TYPES.get(word, Literal[int(word) if word.isdigit() else word])
+        union = kind if union is None else union | kind
+    return union
+
+
+@functools.cache
+def section(group: str, name: str, kind: str) -> type[Strict]:
+    """The type of a group's section for one choice and kind of data: its base class and the keys of the choice's `spec.types`."""
+    own = spec(group, name)
+    fields: dict[str, Any] = {
+        key: (Annotated[parse_type(text), own.roles.get(key, Role(0))], ...) for key, text in own.types.items()
+    }
+    return create_model(f"{group}_{name}", __base__=base(group, kind), **fields)

@@ -1,0 +1,98 @@
+"""Combinations of choices and keys that cannot work."""
+
+from ptmrun.config import choices
+from ptmrun.config.init_source import origin
+from ptmrun.config.schema import Config, ImageFinetune, TextPretrain
+
+METHOD_NEEDS = {  # of fine-tuning methods, in words
+    "maps": "a network that works at any side",
+    "layers": "plain linear or convolutional layers in its blocks",
+    "blocks": "residual blocks",
+    "values": "layers of keys and values",
+    "prefixes": "transformers' own attention",
+}
+
+
+def incompatible(names: dict[str, str]) -> list[str]:
+    """Combinations that cannot work, with the list of what can."""
+    lines = []
+    if "model" in names and "finetune" in names and not fine_tunes(names["finetune"], names["model"]):
+        unmet = choices.spec("finetune", names["finetune"]).requires - choices.spec("model", names["model"]).provides
+        wanted = ", ".join(METHOD_NEEDS[x] for x in sorted(unmet))
+        fits = [m for m in choices.names("model") if fine_tunes(names["finetune"], m)]
+        methods = [f for f in choices.names("finetune") if fine_tunes(f, names["model"])]
+        lines.append(
+            f"model={names['model']} finetune={names['finetune']}: the method needs {wanted}, which the model does not have; "
+            f"with finetune={names['finetune']} there is: model={', '.join(fits)}; with model={names['model']}: "
+            f"finetune={', '.join(methods)}"
+        )
+    if "model" in names and "task" in names:
+        model = choices.spec("model", names["model"])
+        if lacking := choices.spec("task", names["task"]).requires - model.provides:
+            fits = [t for t in choices.names("task") if choices.spec("task", t).requires <= model.provides]
+            lines.append(
+                f"model={names['model']} task={names['task']}: the task needs {', '.join(sorted(lacking))}, "
+                f"which the model does not have; with model={names['model']} there is: task={', '.join(fits)}"
+            )
+    if "model" in names and "downstream" in names:
+        problem = choices.spec("downstream", names["downstream"])
+        if lacking := problem.requires - choices.spec("model", names["model"]).provides:
+            fits = [m for m in choices.names("model") if problem.requires <= choices.spec("model", m).provides]
+            lines.append(
+                f"model={names['model']} downstream={names['downstream']}: the problem needs {', '.join(sorted(lacking))}, which "
+                f"the model does not have; with downstream={names['downstream']} there is: model={', '.join(fits)}"
+            )
+    for group in ("model", "task", "downstream"):
+        if group in names and "dataset" in names:
+            needs, there = choices.spec(group, names[group]).needs, choices.spec("dataset", names["dataset"]).provides
+            if lacking := needs - there:
+                fits = [d for d in choices.names("dataset") if needs <= choices.spec("dataset", d).provides]
+                others = [x for x in choices.names(group) if choices.spec(group, x).needs <= there]
+                lines.append(
+                    f"{group}={names[group]} dataset={names['dataset']}: the data has no {', '.join(sorted(lacking))}; "
+                    f"with {group}={names[group]} there is: dataset={', '.join(fits)}; "
+                    f"with dataset={names['dataset']}: {group}={', '.join(others)}"
+                )
+    return lines
+
+
+def fine_tunes(method: str, model: str) -> bool:
+    return choices.spec("finetune", method).requires <= choices.spec("model", model).provides
+
+
+def contradictions(config: Config) -> list[str]:
+    """Keys that are right alone and wrong together."""
+    lines = []
+    for name, loop in (("pretrain", config.pretrain), ("finetune", config.finetune)):
+        if (loop.epochs is None) == (loop.steps is None):
+            lines.append(f"{name}.epochs, {name}.steps: set exactly one of them, the other to null")
+        if loop.steps == "auto" and name == "pretrain":
+            lines.append("pretrain.steps=auto: expected a number (finetune.steps alone follows from the number of labels)")
+        if loop.layer_decay == "auto" and name == "pretrain":
+            lines.append("pretrain.layer_decay=auto: expected a number (finetune.layer_decay alone follows from the labels)")
+        if loop.accumulate > loop.batch_size:
+            lines.append(f"{name}.accumulate={loop.accumulate}: expected at most {name}.batch_size={loop.batch_size}")
+        if loop.min_lr > loop.lr:
+            lines.append(f"{name}.min_lr={loop.min_lr:g}: expected at most {name}.lr={loop.lr:g}")
+    if (
+        isinstance(config.finetune, ImageFinetune)
+        and isinstance(config.finetune.resolution, int)
+        and "maps" not in choices.spec("model", config.model.name).provides
+    ):
+        fits = [m for m in choices.names("model") if "maps" in choices.spec("model", m).provides]
+        lines.append(
+            f"finetune.resolution={config.finetune.resolution}: model={config.model.name} works at one side only; "
+            f"there is: model={', '.join(fits)}"
+        )
+    if (
+        isinstance(config.pretrain, TextPretrain)
+        and config.pretrain.document_mask
+        and "sentence_pairs" in choices.spec("task", config.task.name).requires
+    ):
+        why = f"task={config.task.name} reads pairs of texts, which are not packed"
+        lines.append(f"pretrain.document_mask=true: {why}; leave it out")
+    if config.stage == "evaluate" and origin(config.init) != "run":
+        lines.append("stage=evaluate: needs init=<run folder> of a run that fine-tuned")
+    if config.budget is not None and config.stage != "all":
+        lines.append(f"budget={config.budget}: sizes the three stages together, so it goes with stage=all")
+    return lines

@@ -1,0 +1,44 @@
+"""Settings that follow from others when a config is composed."""
+
+from typing import Any
+
+from ptmrun.config import schema
+from ptmrun.config.grammar import compose_raw
+from ptmrun.config.init_source import OUTSIDE, origin
+
+LARGE_SCRATCH_LR = 1e-3  # AdamW's, of networks that weights from outside are for: at 3e-3 MiniLM's stays at chance
+
+
+def defaults(saved: dict[str, Any], keys: list[str]) -> dict[str, Any]:
+    """What composing the same choices now gives for keys that a saved config lacks."""
+    raw = compose_raw([f"{group}={saved[group]['name']}" for group in schema.SECTIONS])  # which is changed below
+    published_rates(raw | {"init": saved.get("init", raw["init"])}, set())
+    known = schema.flat(raw)
+    return {key: known[key] for key in keys if key in known}
+
+
+def steps_or_epochs(raw: dict[str, Any], typed: set[str], brought: set[str]) -> None:
+    """Of `epochs` and `steps`, the one that was typed, else the one that an experiment brought, takes the other's place."""
+    for section in ("pretrain", "finetune"):
+        both = {f"{section}.epochs", f"{section}.steps"}
+        given = both & typed or both & brought
+        if len(given) == 1 and isinstance(raw[section], dict):
+            [other] = both - given
+            raw[section][other.removeprefix(f"{section}.")] = None
+
+
+def published_rates(raw: dict[str, Any], given: set[str]) -> None:
+    """Weights from outside are trained at the rate for published ones, unless a rate was given, and keep their statistics; their
+    networks from scratch at one that large networks bear."""
+    outside, tuning = origin(raw["init"]) in OUTSIDE, raw["finetune"]
+    if tuning["statistics"] == "auto":
+        tuning["statistics"] = "kept" if outside else "batch"
+    if outside:
+        if tuning["layer_decay"] == "auto":
+            tuning["layer_decay"] = schema.LAYER_DECAY
+        for section in ("pretrain", "finetune"):
+            loop = raw[section]
+            if loop["published_lr"] and f"{section}.lr" not in given:
+                loop["lr"] = loop["published_lr"]
+        if "finetune.scratch_lr" not in given and tuning["optimizer"] == "adamw":
+            tuning["scratch_lr"] = LARGE_SCRATCH_LR

@@ -1,0 +1,123 @@
+"""Overrides in Hydra's grammar, and Hydra's compose. With compose.py and sweeps/ all that knows Hydra."""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ptmrun.config import choices, parsing, schema, secrets
+from ptmrun.errors import UserError, nearest
+
+
+def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """Overrides -> {group: choice}, {dotted key: value as text}, mistakes. A `+` before a known key means nothing more."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    groups: dict[str, str] = {}
+    values: dict[str, str] = {}
+    mistakes = []
+    secrets.refuse({key.lstrip("+"): text for key, _, text in (o.partition("=") for o in overrides)})
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            mistakes.append(f"{text}: expected key=value in Hydra's grammar (quote what is special in it)")
+            continue
+        key = override.key_or_group
+        if not key:
+            mistakes.append(f"{text}: expected key=value; the key is missing")
+        elif override.is_delete():
+            mistakes.append(f"{text}: a key cannot be removed; set it to null where that is allowed")
+        elif override.is_sweep_override() and not sweep:
+            mistakes.append(f"{text}: several values are a sweep, which needs -m")
+        elif key.split(".")[0].split("/")[0] in ("hydra", "sweep"):
+            if not sweep:
+                mistakes.append(f"{text}: settings of hydra and sweep need -m")
+        elif key.removesuffix(".name") in schema.SECTIONS and key.endswith(".name"):
+            mistakes.append(f"{text}: the name comes with the choice; type {text.replace('.name=', '=', 1).lstrip('+')}")
+        elif key in choices.GROUPS:
+            sweeps = override.is_sweep_override()
+            wanted = list(override.sweep_string_iterator()) if sweeps else [parsing.shown(override.value())]
+            there = choices.names(key)
+            allowed = {*there, "null"} if key == "experiment" else set(there)
+            mistakes += [f"{key}={c}: no such {key}{nearest(c, there)}" for c in wanted if c not in allowed]
+            if not sweep and wanted[0] in there:
+                groups[key] = wanted[0]
+        else:
+            values[key] = text.split("=", 1)[1]
+    return groups, values, mistakes
+
+
+def parsed(overrides: list[str]) -> list[Any]:
+    """Hydra's own parse of overrides that are known to be right."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_overrides(overrides)
+
+
+def compose_raw(overrides: list[str], keep: str = "") -> dict[str, Any]:
+    """Hydra's compose as a plain dict, without the `spec` blocks and, unless kept, without what is no part of a run."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    outer = GlobalHydra.instance().hydra  # that of a sweep, whose jobs are composed here too
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(choices.CONF), version_base="1.3", job_name="ptmrun"):
+            return settings_only(OmegaConf.to_container(hydra_compose("config", [*overrides, *searchpath()]), resolve=True), keep)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(" ".join(str(error).split())) from None
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+@functools.cache
+def composed_choices(*choices: str) -> dict[str, Any]:
+    """What choices of groups give, to be read only: once for all jobs of a sweep that have the same."""
+    return compose_raw(list(choices))
+
+
+def settings_only(raw: Any, keep: str) -> dict[str, Any]:
+    """The composed config without what describes it."""
+    raw = {k: v for k, v in raw.items() if k == keep or k not in ("experiment", "certificate", "sweep")}
+    return {k: {n: v for n, v in part.items() if n != "spec"} if isinstance(part, dict) else part for k, part in raw.items()}
+
+
+def unknown(key: str, raw: dict[str, Any]) -> str | None:
+    """What is wrong with a dotted key, if anything."""
+    where: Any = raw
+    *parents, last = key.split(".")
+    for depth, part in enumerate([*parents, last]):
+        if not isinstance(where, dict) or part not in where:
+            names = where if isinstance(where, dict) else {}
+            near = nearest(part, names)
+            if "did you mean" not in near and (home := [k for k in raw if isinstance(raw[k], dict) and last in raw[k]]):
+                near = f" (did you mean {' or '.join(f'{k}.{last}' for k in home)}?)"
+            return f"{'.'.join([*parents, last][: depth + 1])}: no such key{near}"
+        where = where[part]
+    return None
+
+
+def searchpath() -> list[str]:
+    """Where Hydra finds the YAML files of plug-ins, as an override."""
+    places = [quoted(folder).replace("'", "'file://", 1) for name, folder in choices.folders().items() if name != "ptmrun"]
+    return [f"hydra.searchpath=[{','.join(places)}]"] if places else []
+
+
+def quoted(path: Path) -> str:
+    """A path as a value in Hydra's grammar."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def hydra_main(job: Callable[[Any], None], argv: list[str]) -> None:
+    import hydra
+
+    sys.argv = [sys.argv[0], *argv]
+    hydra.main(config_path=os.fspath(choices.CONF), config_name="config", version_base="1.3")(job)()

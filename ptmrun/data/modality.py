@@ -1,0 +1,223 @@
+"""What a kind of data is: a folder of data/ with its `MODALITY`, which makes the `Data` of a run. A data set names it among what
+its YAML `provides`."""
+
+import abc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptmrun.batch import unpacked
+from ptmrun.data.epochs import Epochs
+from ptmrun.errors import UserError
+
+Progress = Callable[[str, int, int], None]  # (title, done, of how many)
+
+
+class Split(abc.ABC):
+    """Samples of one split. labels: classes [N], 0 and 1 [N, classes] where a sample may have several, or none. groups [N] or
+    none: names of the subgroups that scores are told apart by."""
+
+    labels: Tensor | None
+    groups: np.ndarray | None
+    facts: ClassVar[dict[str, Any]] = {}  # for the manifest
+    answered = False  # there is something to learn, though there are no classes
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    def group_ids(self) -> Tensor | None:
+        """[N]: samples with equal ones stay together when a split is cut; None: each is alone."""
+        return None
+
+    @abc.abstractmethod
+    def subset(self, indices: Tensor) -> Self: ...
+
+    @abc.abstractmethod
+    def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Any]:
+        """The samples of each list of this split's indices, in order."""
+
+    def answers(self, indices: Tensor) -> Any:
+        """What a model is to say of these samples: their labels, or what a subclass has instead of them; with `to(device)`."""
+        return None if self.labels is None else self.labels[indices]
+
+    def evenly_spaced(self, count: int) -> Self:
+        """At most `count` of the samples, evenly spaced."""
+        return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
+
+    def sorted_by_length(self) -> tuple[Self, Tensor | slice]:
+        """The same samples, the shortest first, so that little is padded; and the place of each in that order, [N], by which rows
+        that were made of them are put back. As they are where they have one length."""
+        return self, slice(None)
+
+    def all(self, size: int = 64) -> Iterator[Any]:
+        """The whole split in order, in batches."""
+        return self.batches(torch.arange(len(self)).split(size))
+
+
+class Processor(abc.ABC):
+    """How samples become what encoders take. It goes with saved weights and needs no data set."""
+
+    tokenizer: Any = None  # of texts
+    samples: type | None = None  # what splits give: one tensor, or a batch.Samples
+
+    @abc.abstractmethod
+    def __call__(self, samples: Any) -> Any:
+        """What splits give -> what encoders take, on the device."""
+
+    @abc.abstractmethod
+    def read(self, raw: list[Any]) -> Any:
+        """Pictures, strings ... -> what splits give."""
+
+    def back(self, inputs: Any) -> Any:
+        """What a person sees of inputs: of images [B, C, S, S] from 0 to 1."""
+        raise TypeError(f"{type(self).__name__}: nothing to look at")
+
+    @abc.abstractmethod
+    def noise(self, count: int) -> Any:
+        """Random samples."""
+
+    def unpacked(self, named: dict[str, Tensor]) -> Any:
+        """Samples from their tensors by name, as batch.packed gives them. Raises UserError when they are others."""
+        try:
+            return unpacked(named, self.samples)
+        except (KeyError, TypeError):
+            raise UserError(f"samples of {', '.join(named)}: not what ptmrun saved; refused") from None
+
+    @property
+    @abc.abstractmethod
+    def spec(self) -> Any:
+        """What a family's `resolve` and `build` are told."""
+
+    @property
+    @abc.abstractmethod
+    def preprocessing(self) -> tuple[Any, ...]:
+        """What an encoder's `save` is given."""
+
+    def tune(self, encoder: Any, options: Any) -> str | None:
+        """Sets an encoder up as the options of `finetune` want it; which key it followed, as key=value, where there is one."""
+        return None
+
+    def mixing(self, options: Any) -> tuple[float, float]:
+        """The alphas of MixUp and CutMix in these options."""
+        return 0.0, 0.0
+
+
+class Picture(NamedTuple):
+    """Something to draw: a function of reports/figures.py, and what it is given after the run."""
+
+    drawer: str
+    parts: tuple[Any, ...]
+
+
+@dataclass(kw_only=True)
+class Data(abc.ABC):
+    """The data of a run, for all its stages."""
+
+    noun: ClassVar[str] = "samples"
+    train: Any
+    val: Any
+    test: Any
+    classes: list[str]  # names, in the order of the labels
+    fingerprint: str
+    notes: list[str] = field(default_factory=list)
+    created_splits: dict[str, list[str]] = field(default_factory=dict)  # names of the samples in splits that were made here
+    unreadable: list[str] = field(default_factory=list)
+    val_corpus: Any = None  # what pretraining is judged by; None where probes alone judge it
+    test_corpus: Any = None  # the same of the test split
+
+    @property
+    def corpus(self) -> Any:
+        """The split that pretraining reads."""
+        return self.train
+
+    @property
+    def corpus_print(self) -> str:
+        """The fingerprint of what is pretrained on, whatever is labelled."""
+        return self.fingerprint
+
+    @abc.abstractmethod
+    def processor(self, device: torch.device) -> Processor: ...
+
+    @property
+    @abc.abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """For the manifest: all that `Modality.processor` needs to make the processor again."""
+
+    @property
+    def resolved_settings(self) -> dict[str, Any]:
+        """{config key: value} of what was auto."""
+        return {}
+
+    @abc.abstractmethod
+    def batches(
+        self, model: Any, split: Any, cfg: Any, loop: Any, size: int, seed: int, purpose: str, inputs: Processor
+    ) -> Epochs:
+        """Batches of a split as a loss.Learner wants them."""
+
+    @abc.abstractmethod
+    def raw(self, train: Any) -> tuple[Any, Any, float]:
+        """For logistic regression: matrices of a training split and of the test split, and its C."""
+
+    def save_processor(self, folder: Path) -> None:  # noqa: B027
+        """Writes what `facts` have no place for."""
+
+    def plain(self, loop: Any) -> Any:
+        """The settings of a loop that sees samples as they are."""
+        return loop
+
+    def judged(self, found: dict[str, float], split: Any) -> dict[str, float]:
+        """What follows from an objective's means over a split."""
+        return {}
+
+    def misfit(self, cfg: Any, parent: Any, error: UserError) -> UserError:
+        """Why the encoder of the run `parent` does not fit these data."""
+        return UserError(f"init={cfg.init}: its encoder does not fit this data: {error}")
+
+    def adapted(self, encoder: Any) -> list[str]:
+        """Notes on what an encoder changes in these data."""
+        return []
+
+    def pictures_of_samples(self, cfg: Any, processor: Processor) -> list[Picture]:
+        return []
+
+    def pictures_of_pretraining(
+        self,
+        cfg: Any,
+        objective: Any,
+        processor: Processor,
+        batch_of: Callable[[Any], dict[str, Any]],
+        autocast: Callable[[], Any],
+    ) -> list[Picture]:
+        """`batch_of`: a batch as the objective has it, of all samples of a split."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What `Modality.load` is told. read: the data set's own; family, problem: what is to be trained; folder: where a run is that
+    has what goes with the weights that are there already, None where there is none; start: whether weights are there already."""
+
+    read: Callable[[Any], Any]
+    cfg: Any
+    family: Any
+    problem: Any
+    folder: Path | None
+    progress: Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Modality:
+    """Where a kind of data comes from."""
+
+    noun: str
+    load: Callable[[Source], Data]  # raises UserError
+    processor: Callable[[Any, dict[str, Any], Path | None, Any, torch.device], Processor]
+    """(cfg, `facts` of the manifest, folder of what it saved or None, family, device) -> that of the data, without them."""
+    as_published: Callable[[Any, Callable[[], list[float]]], dict[str, Any]] = lambda cfg, normalisation: {}
+    """(cfg, how inputs of the weights from outside are normalised) -> {dotted key: value} of what is auto in `dataset`."""

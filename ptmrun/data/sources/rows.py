@@ -1,0 +1,156 @@
+"""Rows of texts with labels, second texts and groups -> a source."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ptmrun.data.sources import TextPart, TextSource
+from ptmrun.errors import UserError, nearest, printable
+
+
+class Row(NamedTuple):
+    """A text and what belongs to it; `where` is what the user calls it: a file and line, or row."""
+
+    where: str
+    text: str
+    second: str | None = None
+    label: Any = None
+    group: Any = None
+
+
+def number(value: str) -> bool:
+    return re.fullmatch(r"\s*[+-]?\d+(\.\d*)?\s*", value, re.ASCII) is not None
+
+
+def kept(rows: Callable[[], Iterator[Row]], errors: str) -> Iterator[str]:
+    """The texts of rows that have one (in a pair, two)."""
+    for row in rows():
+        if row.text.strip() and (row.second is None or row.second.strip()):
+            yield row.text if errors == "strict" else mended(row.text)
+
+
+def mended(text: str) -> str:
+    """Half a surrogate pair, which JSON can hold and UTF-8 cannot, as question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def gathered(
+    makers: dict[str, Callable[[], Iterator[Row]]],
+    root: str,
+    separator: str | None,
+    errors: str,
+    notes: Iterable[str] = (),
+    classes: Iterable[str] = (),
+    labelled: bool = False,
+) -> TextSource:
+    """Splits that stream rows -> the source. Class names are sorted unless given; labels come as text, numbers or lists."""
+    said, columns = list(notes), {name: Scan(rows, errors, separator) for name, rows in makers.items()}
+    for name, scan in columns.items():
+        if not scan.count:
+            what = f"all {scan.skipped} texts are empty" if scan.skipped else "no text there"
+            raise UserError(f"dataset.root={root}: {what} in the {name} split")
+        if scan.skipped > scan.count and (scan.labels or scan.seconds):  # a corpus may have a column that few rows have
+            raise UserError(
+                f"{scan.empty}: has no text, as {scan.skipped:,} of {scan.skipped + scan.count:,} in the {name} split; "
+                "name the column of the texts (dataset.text_column), or take the empty ones away"
+            )
+        if scan.skipped:
+            said.append(f"{scan.skipped} empty texts of the {name} split are skipped, the first at {scan.empty}")
+    names = list(classes) or sorted(columns["train"].first, key=lambda c: (not number(c), float(c) if number(c) else 0.0, c))
+    if labelled and not names:
+        raise UserError(
+            f"dataset.root={root}: no text of the training split has a label; expected a column of them (dataset.label_column), "
+            "or .txt files in a folder for each class"
+        )
+    for name, scan in columns.items():
+        if strange := [c for c in scan.first if c not in names]:
+            raise UserError(
+                f"{scan.first[strange[0]]}: the label {printable(strange[0])} of the {name} split is none of the training split"
+                f"{nearest(printable(strange[0]), map(printable, names))}"
+            )
+    index = {c: i for i, c in enumerate(names)}
+    several = any(scan.several for scan in columns.values())
+    parts, digest = {}, hashlib.sha256()
+    for name, scan in columns.items():
+        labels = scan.array(index, several) if names else None
+        groups = np.array(scan.groups) if scan.groups else None
+        parts[name] = TextPart(
+            partial(kept, makers[name], errors), scan.count, scan.size, scan.fingerprint, labels, scan.seconds or None, groups
+        )
+        digest.update(json.dumps([name, scan.fingerprint, scan.labels, scan.seconds, scan.groups]).encode())
+    digest.update(json.dumps(names).encode())
+    return TextSource(parts, names, digest.hexdigest(), said)
+
+
+class Scan:
+    """What one pass over the rows of a split finds."""
+
+    def __init__(self, rows: Callable[[], Iterator[Row]], errors: str, separator: str | None):
+        self.count = self.size = self.skipped = 0
+        self.labels: list[list[str]] = []
+        self.seconds: list[str] = []
+        self.groups: list[str] = []
+        self.first: dict[str, str] = {}  # class -> where it was seen first
+        self.empty = ""  # where the first empty text is
+        self.several = separator is not None
+        digest = hashlib.sha256()
+        for row in rows():
+            if not row.text.strip() or (row.second is not None and not row.second.strip()):
+                self.skipped, self.empty = self.skipped + 1, self.empty or row.where
+                continue
+            try:
+                data = row.text.encode("utf-8", errors)
+                if row.second is not None:
+                    self.seconds.append(row.second.encode("utf-8", errors).decode())
+            except UnicodeEncodeError:
+                raise UserError(
+                    f"{row.where}: half a surrogate pair (\\ud800 ...); mend it, or set dataset.errors=replace"
+                ) from None
+            digest.update(len(data).to_bytes(8, "little"))
+            digest.update(data)
+            self.count += 1
+            self.size += len(data)
+            if row.group is not None:
+                self.groups.append(str(row.group))
+            if row.label is not None:
+                self.several |= isinstance(row.label, list)
+                self.labels.append(self.names(row, separator))
+        self.fingerprint = digest.hexdigest()
+
+    def names(self, row: Row, separator: str | None) -> list[str]:
+        """The classes of a row."""
+        if isinstance(row.label, list):
+            found = [class_name(c, row.where) for c in row.label]
+        elif separator is not None:
+            found = [c.strip() for c in class_name(row.label, row.where).split(separator) if c.strip()]
+        else:
+            found = [class_name(row.label, row.where)]
+        if not all(found):
+            raise UserError(
+                f"{row.where}: the label is empty; give it one, or remove the row; a corpus needs none (label_column=null)"
+            )
+        for name in found:
+            self.first.setdefault(name, row.where)
+        return found
+
+    def array(self, index: dict[str, int], several: bool) -> np.ndarray:
+        """int64 [N], or bool [N, classes] where a text may have several classes."""
+        if not several:
+            return np.array([index[c] for [c] in self.labels], dtype=np.int64)
+        labels = np.zeros((self.count, len(index)), dtype=bool)
+        for row, names in enumerate(self.labels):
+            labels[row, [index[c] for c in names]] = True
+        return labels
+
+
+def class_name(label: Any, where: str) -> str:
+    """A label as text; NaN, which tables have where there is none, is empty."""
+    if isinstance(label, dict | list):
+        raise UserError(f"{where}: expected a label, found {printable(repr(label))[:80]}")
+    return "" if isinstance(label, float) and math.isnan(label) else str(label).strip()

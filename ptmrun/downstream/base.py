@@ -1,0 +1,88 @@
+"""What a labelled problem is to the stages. Each file or folder of downstream/ has one, as its `PROBLEM`."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from ptmrun.loss import Learner
+
+FLOORS = ("chance", "raw", "random_frozen", "frozen")
+MOST_RAW = 10_000  # training samples of a baseline on the raw input
+
+Predictions = dict[str, Tensor]
+Features = Callable[[str, Any], np.ndarray]  # (random_frozen or frozen, a split) -> [N, D]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model must know of the labels, beside its encoder; a run has it without its data set.
+
+    classes: names, in the order of the labels; empty where answers are of another kind. options: the `downstream` section of
+    the config. processor: that of the data, see data/modality.py. facts: what the manifest says of the data.
+    """
+
+    classes: list[str]
+    options: Any
+    processor: Any
+    facts: dict[str, Any]
+
+
+class Model(Learner):
+    """An encoder with a head. Its `forward` takes batches with labels."""
+
+    linear_probe = False  # whether it has `set_head` and `init_head_from_probe`
+
+    @abstractmethod
+    def predict(self, batches: Iterable[Any]) -> Predictions:
+        """What it says of all samples, on the CPU, from the inputs of an encoder."""
+
+    def set_head(self, head: Any, mean: Tensor, std: Tensor) -> None:
+        """Takes a linear layer that was trained on standardised features."""
+        raise TypeError(f"{type(self).__name__} has no linear head on features")
+
+    def init_head_from_probe(self, features: Tensor, labels: Tensor) -> None:
+        """Sets the head to a linear probe of frozen features [times * N, D] of samples labelled [N]."""
+        raise TypeError(f"{type(self).__name__} has no linear head on features")
+
+    def balance_classes(self, labels: Tensor | None) -> None:
+        """From here on every class weighs as much as any other among these labels, or as saved weights say that are loaded later;
+        nothing where there are no classes."""
+
+    def reference_nll(self, batches: Iterable[dict[str, Any]]) -> Predictions:
+        """What predictions do not tell of the right answers: {} or {"nats": [N]}."""
+        return {}
+
+
+class ReadSplits(Protocol):
+    """Files of the problem's own kind -> ({split: its samples}, classes, fingerprint). Raises UserError."""
+
+    def __call__(
+        self, options: Any, tokenizer: Any, length: int, notes: list[str]
+    ) -> tuple[Mapping[str, Any], list[str], str]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """The functions and constants of a labelled problem."""
+
+    metric: str  # of its score, 0 to 1
+    counted: str  # what downstream.labels_per_class counts
+    build: Callable[[Any, Task, Any], Model]  # (encoder, task, options of `finetune`) -> the model before training
+    subset: Callable[[Any, list[str], int | None, int], Tensor]  # (split, classes, labels, seed) -> indices; raises UserError
+    valid: Callable[[Predictions, Any, list[str]], bool]  # (predictions, split, classes): whether they can be of this split
+    score: Callable[[Predictions, Any], float]
+    per_sample_scores: Callable[[Predictions, Any], np.ndarray]  # [N]
+    baseline_predictions: Callable[[str, Any, Any, Features], Predictions]  # (floor, data, training split, features)
+    columns_of_predictions: Callable[[Predictions, Any, list[str]], dict[str, pa.Array]]
+    metrics: Callable[[Predictions, Any, list[str], int], dict[str, Any]]  # (predictions, split, classes, bins)
+    read_splits: ReadSplits | None = None  # None: the labels of a data set
+    files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda found, split, options: {}  # {name: content as JSON}
+    floors: tuple[str, ...] = FLOORS
+    words: dict[str, str] = field(default_factory=dict)  # what its floors are, where they are its own
+    most_raw: int = MOST_RAW
+    whole_encoder: bool = False  # it needs what only pretraining needs elsewhere

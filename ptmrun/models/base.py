@@ -1,0 +1,136 @@
+"""What a model family is: a file of models/ with its `FAMILY`, which makes an `Encoder`.
+
+An encoder knows nothing of the objective it serves. Beside what the class below names there are, for those who ask:
+
+    those of images:    channels, preprocessing(mean, std), prepare(images)
+    those with patches: patch, grid, embed(images), positions, encode(tokens, last)
+    those with maps:    feature_map(images) [B, C, S, S] -> [B, D, h, w], map_shape (D, h = w), above_map (modules between map and
+                        features)
+    those of pixels:    vocabulary, unit, tokens(images), logits(tokens), complete(tokens, noise), images(tokens)
+    those of texts:     vocabulary, unit, length, hidden(tokens) [B, T] -> [B, T, D] (no padding influences what is no
+                        padding; with tokens.documents no document influences another one, here and in all that follows),
+                        logits(hidden) of chosen positions [n, D] -> float32 [n, vocabulary]
+    of pairs of texts:  next_sentence(hidden) -> [B, 2]
+    those that read in one direction: next_tokens(inputs) -> (logits [n, vocabulary], the tokens themselves [n])
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from ptmrun.batch import Framing
+
+IMAGENET = (0.485, 0.456, 0.406, 0.229, 0.224, 0.225)  # means and standard deviations of its channels
+
+
+class Encoder(nn.Module, abc.ABC):
+    """Inputs -> features. Where it is built on a library's network, that is `net`, its parameter names kept."""
+
+    net: Any
+    width: int  # of its features
+    depth: int  # in blocks
+    kind: str = ""  # the name of its network in the family's `published`
+    from_library = True  # its `net` is a library's, so that weights from outside fit
+    names: Mapping[str, str] = MappingProxyType({})  # other names of its parameters (patterns) -> the library's
+    places: Mapping[str, str] = MappingProxyType({})  # where fine-tuning methods put what they add
+    alone = ""  # why the library has no classifier like it
+    patch: int | None = None  # side of a patch in pixels
+    resize: int | None = None  # side in pixels that images are scaled to inside
+    auxiliary_width: int = 0  # of the features of an auxiliary branch, which `auxiliary` switches on
+    layered = False  # its features may come from any layer: `layer`, `layer_features`, `choose`
+    attends = False  # it has `attention`
+    writes = False  # it has `generate`
+    trims = False  # `trim` leaves something out
+    learns_buffers = False  # it learns buffers from inputs before it is trained: `learn_buffers`, `saved_buffers`
+
+    @abc.abstractmethod
+    def features(self, inputs: Any) -> Tensor:
+        """[B, ...] -> [B, width]"""
+
+    @abc.abstractmethod
+    def depth_of(self, name: str) -> int:
+        """How deep a parameter sits: 0 embeddings or stem, 1 ... depth its blocks, depth + 1 the rest."""
+
+    @abc.abstractmethod
+    def save(self, folder: Path, *preprocessing: Any) -> None:
+        """A folder in the library's own format; replaced as a whole. `preprocessing` is that of the data."""
+
+    @abc.abstractmethod
+    def load(self, folder: Path) -> None:
+        """What `save` wrote. Raises UserError when a tensor does not fit."""
+
+    def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """Weights of an encoder of other data (sizes, lengths) as this one takes them, and notes on what was changed."""
+        return tensors, []
+
+    def classifier(self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str]) -> tuple[nn.Module, dict] | None:
+        """(the library's own classifier of these weights, a description for config.json where it writes none); None where there
+        is none."""
+        return None
+
+    def trim(self) -> None:
+        """Leaves out for good what `features` does not need."""
+
+    @property
+    def cam_layers(self) -> list[nn.Module]:
+        """The modules that end a stage, the last of them with the map that features come from, for Grad-CAM."""
+        return []
+
+    @property
+    def embeddings(self) -> nn.Module | None:
+        """Of words, for attributions to tokens."""
+        return None
+
+    @property
+    def pair_head(self) -> list[nn.Module]:
+        """What next-sentence prediction alone trains."""
+        return []
+
+    def attention(self, inputs: Any) -> Tensor:
+        """How much each token looks at each [B, T, T], or each patch flows into the features [B, h, w]."""
+        raise TypeError(f"{type(self).__name__} has no attention to show")
+
+    def generate(
+        self, tokens: Tensor, noise: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
+    ) -> Tensor:
+        """What follows n given tokens: [B, n] and uniform noise [B, m] -> [B, n + m]."""
+        raise TypeError(f"{type(self).__name__} does not write")
+
+    def layer_features(self, inputs: Any) -> Tensor:
+        """Of every layer: [B, depth, width]."""
+        raise TypeError(f"{type(self).__name__} has features of one layer")
+
+    def choose(self, scores: list[float]) -> None:
+        """Takes the features from the layer with the best score from here on."""
+
+    def learn_buffers(self, inputs: Any) -> dict[str, Tensor]:
+        """Buffers from some inputs."""
+        return {}
+
+    def saved_buffers(self, folder: Path) -> dict[str, Tensor]:
+        """The same of the encoder that `save` wrote."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """The functions and constants of a model family. `spec` is what its data are: a batch.ImageSpec, TextSpec or the like."""
+
+    resolve: Callable[[Any, Any], tuple[dict[str, Any], list[str]]]  # (options, spec) -> {key: value} of what is auto, and notes
+    build: Callable[[Any, Any, str], Encoder]  # (resolved options, spec, attention) -> with initial weights
+    published: Mapping[str, str] = field(default_factory=dict)  # `kind` of an encoder -> name of published weights
+    as_published: Mapping[str, Any] = field(default_factory=dict)  # what is auto in models that take weights from outside
+    sizes: Mapping[str, tuple] = field(default_factory=dict)
+    shape: tuple[
+        str, ...
+    ] = ()  # keys of a folder's config.json that say which of `sizes` it holds, or its width, layers and heads
+    normalised: tuple[float, ...] = IMAGENET  # how the inputs of published weights are normalised
+    fitting: Callable[[Any, int], int] = lambda options, size: size  # the side of images that a model of fixed options takes
+    framing: Framing | None = None  # of texts: special tokens
+    tokenizer: str = ""  # of texts: its kind
+    framed: bool = True  # of texts: packed sequences have special tokens

@@ -1,0 +1,86 @@
+"""Which runs a run started from, and the weights that it has from them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptmrun.config.init_source import origin
+from ptmrun.config.schema import Config, Role, roles
+from ptmrun.config.watched import bare
+from ptmrun.errors import UserError
+from ptmrun.runs import config_file
+from ptmrun.runs.folder import Run
+from ptmrun.storage import tensor_files
+
+ENCODER = "checkpoints/encoder"
+PROCESSOR = "checkpoints/tokenizer"  # what a kind of data saves to make its processor again; of texts the tokenizer
+CHAIN = 20  # runs that start from one another, at most
+EXAMPLES = "checkpoints/examples.safetensors"  # a few test samples, on which exported models are compared
+START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
+
+
+def source(run: Run, cfg: Config, name: str) -> Path | None:
+    """A file or folder of this run or, when this run has not made it, of the run that `init` names, and so on."""
+    for _ in range(CHAIN):
+        if run.path(name).exists():
+            return run.path(name)
+        if origin(cfg.init) != "run":
+            return None
+        run = Run.open(Path(cfg.init))
+        cfg = config_file.load(run.path("config.yaml"))
+    raise UserError(f"init={cfg.init}: the chain of runs that start from one another has no end")
+
+
+def load_weights(encoder: Any, run: Run, cfg: Config) -> bool:
+    """Gives an encoder what this run has pretrained or began with, or the run that `init` names; whether there is any."""
+    if folder := source(run, cfg, ENCODER):
+        encoder.load(folder)
+    elif file := source(run, cfg, START):
+        tensor_files.into(encoder, encoder.adjusted(tensor_files.load(file)[0])[0], file)
+    else:
+        return False
+    return True
+
+
+def weights_hash(run: Run) -> str | None:
+    """Of the encoder that was fine-tuned: this run's, or its parent's."""
+    parents = [p["weights_sha256"] for p in run.manifest["parents"]]
+    return run.manifest.get("weights_sha256") or next(iter(parents), None)
+
+
+def parent_of(cfg: Config, start: Path | None = None) -> dict[str, Any]:
+    """Name, weight hash and data of the run that `init` names; `start` is where the weights of an unfinished one were copied."""
+    parent = Run.open(Path(cfg.init))
+    saved = config_file.load(parent.path("config.yaml"))
+    folder = source(parent, saved, ENCODER)
+    if folder is not None:
+        weights: str | None = encoder_hash(folder)
+    elif (file := start if start and start.exists() else source(parent, saved, START)) is not None:
+        weights = tensor_files.sha256(tensor_files.load(file)[0])
+    elif tensors := unfinished(parent):
+        weights = tensor_files.sha256(tensors)
+    elif cfg.stage == "evaluate":  # what was fine-tuned from random weights can still be evaluated
+        weights = None
+    else:
+        raise UserError(f"init={cfg.init}: that run has no {ENCODER}, nor a checkpoint of its pretraining")
+    data = parent.manifest.get("data", {}).get("fingerprint") if reads(saved) == reads(cfg) else None
+    return {"run": parent.folder.resolve().name, "weights_sha256": weights, "data": data}
+
+
+def reads(cfg: Config) -> list[Any]:
+    """The settings that decide what the data is."""
+    labelled = cfg.downstream.model_dump(exclude={"labels_per_class"})
+    same = {name for name, field in type(bare(cfg).dataset).model_fields.items() if Role.SAME_DATA in roles(field)}
+    return [cfg.dataset.model_dump(exclude=same), labelled, getattr(cfg.model, "length", None)]
+
+
+def unfinished(run: Run) -> dict[str, torch.Tensor]:
+    """The encoder's weights in the last checkpoint of a run's pretraining; empty where there is none."""
+    file = run.path("checkpoints", "state", "pretrain.safetensors")
+    return tensor_files.part(tensor_files.load(file)[0], "model.encoder.") if file.exists() else {}
+
+
+def encoder_hash(folder: Path) -> str:
+    files = {folder / "model.safetensors", *folder.glob("*.safetensors")}  # the library's, and what it has no place for
+    return tensor_files.sha256({k: v for file in files for k, v in tensor_files.load(file)[0].items()})

@@ -1,0 +1,49 @@
+"""The baselines without a training loop."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ptmrun.downstream.base import Problem
+from ptmrun.models.base import Encoder
+from ptmrun.stages.context import Context
+from ptmrun.stages.trials import chosen_labels, trials
+from ptmrun.training.signals import check_stop
+
+
+class FeatureCache:
+    """The features that methods without a training loop see. Those of the test split are made once."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.encoders: dict[str, Any] = {}
+        self.tests: dict[str, np.ndarray] = {}
+
+    def of(self, kind: str, split: Any) -> np.ndarray:
+        """[N, D]; kind: random_frozen or frozen."""
+        if split is self.context.data.test and kind in self.tests:
+            return self.tests[kind]
+        if kind not in self.encoders:
+            self.encoders[kind] = self.context.pretrained() if kind == "frozen" else self.untrained()
+        found = self.context.features(self.encoders[kind], split)
+        if split is self.context.data.test:
+            self.tests[kind] = found
+        return found
+
+    def untrained(self) -> Encoder:
+        encoder = self.context.encoder("scratch")
+        self.context.recompute_statistics(encoder, self.context.data.train)
+        return encoder
+
+
+def baseline_predictions(
+    context: Context, problem: Problem, kind: str, labels: int | None, inputs: FeatureCache
+) -> list[dict[str, Tensor]]:
+    """Predictions for the test split of a baseline without a training loop, once a repeat where the labels differ."""
+    found = []
+    for trial in trials(context.cfg, "tuned", labels)[: 1 if kind == "chance" else None]:
+        split = chosen_labels(context, trial).evenly_spaced(problem.most_raw)
+        found.append(problem.baseline_predictions(kind, context.data, split, inputs.of))
+        check_stop(context.stop)
+    return found

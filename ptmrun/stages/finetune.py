@@ -1,0 +1,53 @@
+"""The fine-tuning stage: a model for every number of labels and every repeat."""
+
+from typing import Any
+
+from ptmrun.config import schema
+from ptmrun.config.init_source import OUTSIDE, origin
+from ptmrun.models import batchnorm
+from ptmrun.stages.context import Context
+from ptmrun.stages.trials import chosen_labels, label_counts, new_model, save_finetuned, trials, tune, weights_file
+from ptmrun.storage import tensor_files
+from ptmrun.training import optim
+from ptmrun.training.schedule import LEAST, PASSES, layer_decay_of, steps_of
+
+
+def recipe(context: Context, model: Any) -> list[str]:
+    """How long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
+    cfg, loop, lines = context.cfg, context.cfg.finetune, []
+    counts = [len(chosen_labels(context, trials(cfg, "tuned", n)[0])) for n in label_counts(cfg)]
+    many = [f"{n:,}" for n in counts if loop.layer_decay == "auto" and layer_decay_of(loop, n) == 1]
+    if many:
+        told = f"{', '.join(many)} {context.data.noun}"
+        lines.append(f"finetune.layer_decay=1 with {told}: enough for all blocks (with fewer {schema.LAYER_DECAY})")
+    if loop.steps == "auto":
+        told = ", ".join(f"{steps_of(loop, n):,} with {n:,} {context.data.noun}" for n in counts)
+        lines.append(f"finetune.steps=auto: {told}: {PASSES} passes, at least {LEAST} steps")
+    if origin(cfg.init) in OUTSIDE and loop.lr == loop.published_lr and loop.name != "linear":
+        lines.append(f"finetune.lr={loop.lr:g}: for weights that were trained for long (finetune.published_lr)")
+    if origin(cfg.init) in OUTSIDE and any(map(batchnorm.has_frozen_statistics, model.modules())):
+        lines.append("finetune.statistics=kept: batch normalisation's, of weights from outside: they saw more images")
+    return lines
+
+
+def finetune(context: Context) -> None:
+    """Fine-tunes for every number of labels and every repeat; writes checkpoints/finetuned/."""
+    cfg, run = context.cfg, context.run
+    wanted = [t for labels in label_counts(cfg) for t in trials(cfg, "tuned", labels)]
+    model, (trainable, every) = new_model(context, wanted[0])
+    share, moments = (
+        f"{trainable:,} of {every:,} parameters ({100 * trainable / every:.3g}%)",
+        optim.memory(trainable, cfg.finetune) / 1e6,
+    )
+    repeats = f"{cfg.finetune.seeds} repeat{'s' if cfg.finetune.seeds > 1 else ''}"
+    run.say(f"Fine-tuning ({cfg.finetune.name}): {share}, {moments:,.1f} MB of optimizer state, {repeats}")
+    for line in recipe(context, model):
+        run.say(f"  {line}")
+    del model  # its memory is for the trials
+    hashes = dict(run.manifest.get("finetuned_sha256", {}))
+    for trial in wanted:
+        file = run.path(weights_file(trial))
+        if not file.exists():
+            save_finetuned(context, trial, tune(context, trial), relative=trainable < every)
+        hashes[trial.name] = tensor_files.sha256(tensor_files.load(file)[0])
+    run.update(finetuned_sha256=hashes)

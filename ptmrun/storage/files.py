@@ -1,0 +1,64 @@
+"""Files that are replaced as a whole, locks, new folders, and the cache folder."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from ptmrun.errors import UserError
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Replaces `path` as a whole: after a crash at any moment it holds the old content or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    remove(part)  # a left-over, or a link that leads elsewhere
+    try:
+        with open(part, "xb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        error.filename = str(path)
+        raise
+
+
+def remove(path: Path) -> None:
+    """Whatever stands there: a file, a link (not what it leads to), a folder, or nothing."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def lock(path: Path, refusal: str) -> Iterator[None]:
+    """A lock file that one process can hold; for others it is UserError(refusal). The system frees it when the process dies."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(refusal) from None
+        yield
+
+
+def new_folder(root: Path, stem: str) -> Path:
+    """Makes root/stem, or root/stem-2 ... when that is taken: a folder that was not there before."""
+    root.mkdir(parents=True, exist_ok=True)
+    folder, number = root / stem, 1
+    while True:
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            number += 1
+            folder = root / f"{stem}-{number}"
+
+
+def cache_folder() -> Path:
+    """`$PTMRUN_CACHE`, or ptmrun in the user's cache folder."""
+    return Path(os.environ.get("PTMRUN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ptmrun").expanduser()
