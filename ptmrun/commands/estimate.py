@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from ptmrun.config.compared import FROM_SCRATCH
 from ptmrun.runs.lineage import ENCODER
 from ptmrun.stages import probe
 from ptmrun.stages.budget import scratch_lengths, seconds_per_step, trial_step
@@ -100,7 +101,7 @@ def disk(context: Context) -> tuple[int, int]:
             wrote = next(p for p in files if p.parent.name == Path(weights_file(tuned[0])).parent.name)
             total += len(tuned) * wrote.stat().st_size
         if "evaluate" in stages:
-            kinds = 1 + len({"scratch", "scratch_long"} & set(cfg.evaluate.baselines))
+            kinds = 1 + len({*FROM_SCRATCH} & set(cfg.evaluate.baselines))
             predicted, row, other = prediction(context, tuned[0])
             total += len(tuned) * (predicted * (kinds * len(data.test) + len(data.val)) + row * len(data.test))
             rest = other * len(data.test)  # of the most labels alone
@@ -143,7 +144,7 @@ def duration(context: Context) -> dict[str, float]:
             seconds["finetune"] += len(tuned) * (start + steps * trial_step(context, tuned[0], split))
         if "evaluate" in stages:
             predict = timed(predict_split, context, model, data.test)
-            scratch, lengths = {"scratch", "scratch_long"} & set(cfg.evaluate.baselines), scratch_lengths(cfg)
+            scratch, lengths = {*FROM_SCRATCH} & set(cfg.evaluate.baselines), scratch_lengths(cfg)
             each = lengths * trial_step(context, trials(cfg, "scratch", labels)[0], split) if lengths else 0.0
             seconds["evaluate"] += len(tuned) * (predict * (1 + len(scratch)) + start * len(scratch) + steps * each)
     return seconds

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ptmrun.batch import Samples
 from ptmrun.commands.table import Call
+from ptmrun.config.compared import FROM_SCRATCH
 from ptmrun.errors import UserError
 from ptmrun.loss import Learner
 from ptmrun.runs.folder import Run
@@ -62,7 +63,7 @@ def model_of(networks: Networks, step: dict[str, Any]) -> Learner:
     cfg, purpose = networks.cfg, step["purpose"]
     if purpose == "pretrain":
         return networks.objective().train()
-    for kind in ("tuned", "scratch", "scratch_long"):
+    for kind in ("tuned", *FROM_SCRATCH):
         for labels in label_counts(cfg):
             for trial in trials(cfg, kind, labels):
                 if purpose.endswith(f"/{trial.name}"):

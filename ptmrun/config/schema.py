@@ -18,6 +18,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ptmrun.config.compared import BASELINES
+
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=4096)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 Several = Annotated[int, Field(ge=2, le=2**31)]
@@ -39,6 +41,7 @@ TYPES: dict[str, Any] = {
     "flag": bool,
     "text": Text,
 }
+Baseline: Any = Literal[tuple(BASELINES)]
 LAYER_DECAY = 0.75  # what finetune.layer_decay=auto is with few labels, and of weights from outside
 
 
@@ -122,7 +125,7 @@ class ImageFinetune(Finetune):
 
 class Evaluate(Strict):
     section = "evaluate"
-    baselines: list[Literal["chance", "raw", "random_frozen", "frozen", "scratch", "scratch_long"]]
+    baselines: list[Baseline]
     longer: Count
     bins: Count
     map: Literal["pca", "umap"]

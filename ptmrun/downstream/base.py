@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from ptmrun.config.compared import FLOORS
 from ptmrun.loss import Learner
 
-FLOORS = ("chance", "raw", "random_frozen", "frozen")
 MOST_RAW = 10_000  # training samples of a baseline on the raw input
 
 Predictions = dict[str, Tensor]

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptmrun.config.compared import METHODS
 from ptmrun.runs.folder import Run
 
 mpl.rcParams.update(
@@ -253,17 +254,15 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
 
 def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
     """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations."""
-    titles = {"chance": "chance", "raw": "raw input", "random_frozen": "random + LR", "frozen": "pretrained + LR"}
-    titles |= {"scratch": "scratch", "scratch_long": "scratch, longer", "tuned": "pretrained, tuned"}
     figure = Figure(figsize=(3.7 * len(panels) + 0.6, 2.6))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (labels, found) in zip(axes, panels.items(), strict=True):
-        kinds = [k for k in titles if k in found][::-1]
+        kinds = [k for k in METHODS if k in found][::-1]
         means = [found[k]["mean"] for k in kinds]
         errors = [found[k]["sd"] or 0 for k in kinds]
         colors = [BLUE if k == "tuned" else GRAY for k in kinds]
         axis.barh(
-            [titles[k] for k in kinds],
+            [METHODS[k].title for k in kinds],
             means,
             xerr=errors,
             color=colors,

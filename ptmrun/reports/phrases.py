@@ -2,17 +2,9 @@
 
 from typing import Any
 
+from ptmrun.config.compared import BASELINES, METHODS
 from ptmrun.reports import significance
 
-METHODS = {
-    "chance": "always the most frequent class",
-    "raw": "logistic regression on the raw input (pixels, TF-IDF)",
-    "random_frozen": "logistic regression on features of the untrained model",
-    "frozen": "logistic regression on features of the pretrained model",
-    "scratch": "the same model and fine-tuning from random weights",
-    "scratch_long": "the same, trained {longer} times as long",
-    "tuned": "pretrained, then fine-tuned",
-}
 GROUP_TITLES = ["group", "samples", "accuracy", "macro F1"]
 
 
@@ -41,7 +33,9 @@ def labels(number: int | None, counted: str = "labels per class") -> str:
 
 def methods(longer: int | str, own: dict[str, str]) -> dict[str, str]:
     """What each method is, those that are the problem's own in its words."""
-    return {kind: text.format(longer=longer) for kind, text in METHODS.items()} | {k: own[k] for k in METHODS if k in own}
+    return {kind: method.phrase.format(longer=longer) for kind, method in METHODS.items()} | {
+        k: own[k] for k in METHODS if k in own
+    }
 
 
 def conclusions(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
@@ -50,7 +44,8 @@ def conclusions(entry: dict[str, Any], words: dict[str, str], counted: str) -> l
     if "verdict" in entry:
         lines.append(f"With {labels(entry['labels_per_class'], counted)}: {significance.sentence(entry['verdict'])}")
     scores = {k: v["mean"] for k, v in entry["scores"].items()}
-    better = [k for k in ("raw", "random_frozen", "frozen", "scratch_long") if k in scores and scores[k] >= scores["tuned"]]
+    simpler = set(BASELINES) - {"chance", "scratch"}  # the verdict is about the latter
+    better = [k for k in BASELINES if k in simpler & scores.keys() and scores[k] >= scores["tuned"]]
     if better:
         best = max(better, key=lambda k: scores[k])
         lines.append(f"But {words[best]} does as well or better: {scores[best]:.3f} against {scores['tuned']:.3f}.")

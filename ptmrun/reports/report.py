@@ -8,26 +8,12 @@ from typing import Any
 from ptmrun.config import schema
 from ptmrun.errors import printable
 from ptmrun.reports import phrases
+from ptmrun.reports.captions import CAPTIONS
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.storage.safe_read import read, text
 from ptmrun.training import recovery
 
-FIGURES = {
-    "scores": "Test score beside the baselines. The lines are one standard deviation over the repeats.",
-    "curves": "Pretraining loss, and how good the frozen features are for a simple classifier.",
-    "layers": "Linear probe of each layer's features; the dotted line is the layer that is used.",
-    "reconstructions": "What the model was shown and what it filled in (held-out images).",
-    "views": "The views that the objective compares (held-out images).",
-    "lengths": "Tokens of the labelled texts; longer ones are cut at the limit (model.length).",
-    "text_attention": "Which tokens (columns) each token (rows) looks at: mean over the last block's heads.",
-    "text_attribution": "Which tokens speak for (blue) and against (orange) the predicted class: integrated gradients.",
-    "augmented": "Training images as they are and as training sees them.",
-    "attention": "How much each patch flows into the features: attention rollout over all blocks (held-out images).",
-    "confusion": "Which classes are taken for which (first repeat, most labels).",
-    "grad_cam": "Which places speak for the predicted class: Grad-CAM of the fine-tuned model (first repeat, most labels).",
-    "embedding": "Features of test samples in two dimensions, before and after pretraining; the colour is the class.",
-}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1d2430 }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } .verdict { font-size: 1.05rem }
@@ -52,13 +38,12 @@ def write(run: Run) -> Path:
     ]
     if results := run.results():
         parts += scores(results, config_file.load(run.path("config.yaml")))
-    for name, caption in FIGURES.items():
+    for name, caption in CAPTIONS.items():
         path = run.path("figures", f"{name}.png")
         if path.exists():
             data = base64.b64encode(read(path)).decode()
-            parts.append(
-                f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{esc(caption)}</figcaption></figure>'
-            )
+            image = f'<img alt="{name}" src="data:image/png;base64,{data}">'
+            parts.append(f"<figure>{image}<figcaption>{esc(caption.text)}</figcaption></figure>")
     parts += samples(run.samples())
     parts += ["<h2>Config</h2>", f"<pre>{esc(text(run.path('config.yaml')))}</pre>"]
     manifest = {k: v for k, v in run.manifest.items() if k not in ("status", "command")}

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ptmrun.config.compared import BASELINES, FROM_SCRATCH
 from ptmrun.downstream.base import Problem
 from ptmrun.reports import figures, phrases, significance
 from ptmrun.runs.lineage import source, weights_hash
@@ -25,13 +26,13 @@ def evaluate(context: Context) -> None:
     cfg, run, data, begun = context.cfg, context.run, context.data, time.perf_counter()
     wall = run.manifest.get("wall_s", {})
     problem = context.problem
-    wanted = [b for b in phrases.METHODS if b in cfg.evaluate.baselines]
+    wanted = [b for b in BASELINES if b in cfg.evaluate.baselines]
     pretrained = weights_hash(run) is not None
     sets: list[dict[str, Any]] = []
     inputs = FeatureCache(context)
     for labels in label_counts(cfg):
         found = {"tuned": [predict(context, t) for t in trials(cfg, "tuned", labels)]}
-        for kind in ("scratch", "scratch_long"):
+        for kind in FROM_SCRATCH:
             if kind in wanted and pretrained:
                 found[kind] = [predict(context, t) for t in trials(cfg, kind, labels)]
         for kind in [k for k in wanted if k in problem.floors]:

@@ -12,6 +12,7 @@ from ptmrun.config.schema import Role, role_of
 from ptmrun.config.watched import bare
 from ptmrun.errors import UserError
 from ptmrun.reports import figures
+from ptmrun.reports.captions import CAPTIONS
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import source
 from ptmrun.stages.context import Context
@@ -23,12 +24,7 @@ SECTIONS = {  # of the config, that a stage's outcome depends on beside the weig
 }
 FILES = {  # that a stage makes; with the last of them in place it finds its work done
     "pretrain": (
-        "figures/curves.png",
-        "figures/reconstructions.png",
-        "figures/attention.png",
-        "figures/views.png",
-        "figures/layers.png",
-        "figures/text_attention.png",
+        *(f"figures/{name}.png" for name, caption in CAPTIONS.items() if caption.stage == "pretrain"),
         "samples.json",
         "checkpoints/heads.safetensors",
         "checkpoints/encoder",

@@ -1,15 +1,12 @@
 """Tables of a sweep as Markdown for a document: two settings against each other, or the methods for each value of one."""
 
+from ptmrun.config.compared import FROM_SCRATCH, METHODS
 from ptmrun.reports import phrases, significance
 from ptmrun.reports.scores_table import Row
 from ptmrun.runs.folder import Run
 
 SCORES = {"frozen": "logistic regression on the frozen features", "tuned": "fine-tuned"}
-FLOORS = {
-    "frozen": {"raw": "raw input", "random_frozen": "untrained"},
-    "tuned": {"raw": "raw input", "scratch": "scratch", "scratch_long": "scratch, longer"},
-}
-METHODS = {**FLOORS["frozen"], "frozen": "pretrained", **FLOORS["tuned"], "tuned": "fine-tuned"}
+BELOW = {"frozen": ("raw", "random_frozen"), "tuned": ("raw", *FROM_SCRATCH)}  # what stands beside each of them
 
 
 def markdown(rows: list[Row]) -> str | None:
@@ -31,10 +28,10 @@ def markdown(rows: list[Row]) -> str | None:
 def methods(rows: list[Row], key: str, labels: int | None, about: tuple[str, str]) -> str:
     """A column for each method that was run; the best of a row is bold. "untrained" and "pretrained" are frozen features. Before
     them, where that differs, how many parameters fine-tuning trained."""
-    columns = [m for m in METHODS if any(values(row.runs, labels, m) for row in rows)]
+    columns = [m for m in METHODS if m != "chance" and any(values(row.runs, labels, m) for row in rows)]
     counts = [trained(row.runs) for row in rows]
     several = len(set(counts)) > 1
-    titles = [key, *(["trained"] if several else []), *(METHODS[m] for m in columns)]
+    titles = [key, *(["trained"] if several else []), *(METHODS[m].column for m in columns)]
     text = head(titles, *about)
     for row, count in zip(rows, counts, strict=True):
         found = [values(row.runs, labels, m) for m in columns]
@@ -55,8 +52,8 @@ def table(rows: list[Row], keys: list[str], labels: int | None, kind: str, about
     if not any(where.values()):
         return ""
     every = {name: [run for row in rows if row.setting[keys[0]] == name for run in row.runs] for name in lines}
-    floors = [f for f in FLOORS[kind] if any(values(every[name], labels, f) for name in lines)]
-    titles = [keys[0], *(FLOORS[kind][f] for f in floors), *columns]
+    floors = [f for f in BELOW[kind] if any(values(every[name], labels, f) for name in lines)]
+    titles = [keys[0], *(METHODS[f].column for f in floors), *columns]
     text = head(titles, *about, SCORES[kind])
     for name in lines:
         found = [where.get((name, column), []) for column in columns]

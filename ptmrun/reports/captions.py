@@ -1,0 +1,27 @@
+"""The pictures that a run may have, in the order of its report."""
+
+from typing import NamedTuple
+
+
+class Caption(NamedTuple):
+    text: str
+    stage: str = ""  # that draws it, where another run of the same settings can give it too
+
+
+CAPTIONS = {
+    "scores": Caption("Test score beside the baselines. The lines are one standard deviation over the repeats."),
+    "curves": Caption("Pretraining loss, and how good the frozen features are for a simple classifier.", "pretrain"),
+    "layers": Caption("Linear probe of each layer's features; the dotted line is the layer that is used.", "pretrain"),
+    "reconstructions": Caption("What the model was shown and what it filled in (held-out images).", "pretrain"),
+    "views": Caption("The views that the objective compares (held-out images).", "pretrain"),
+    "lengths": Caption("Tokens of the labelled texts; longer ones are cut at the limit (model.length)."),
+    "text_attention": Caption("Which tokens (columns) each token (rows) looks at: mean over the last block's heads.", "pretrain"),
+    "text_attribution": Caption("Which tokens speak for (blue) and against (orange) the predicted class: integrated gradients."),
+    "augmented": Caption("Training images as they are and as training sees them."),
+    "attention": Caption("How much each patch flows into the features: attention rollout (held-out images).", "pretrain"),
+    "confusion": Caption("Which classes are taken for which (first repeat, most labels)."),
+    "grad_cam": Caption(
+        "Which places speak for the predicted class: Grad-CAM of the fine-tuned model (first repeat, most labels)."
+    ),
+    "embedding": Caption("Features of test samples in two dimensions, before and after pretraining; the colour is the class."),
+}
