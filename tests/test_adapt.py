@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, latest
+from conftest import TINY, HandMade, latest
 from torch import nn
 from transformers import ViTModel
 
@@ -173,7 +173,7 @@ def test_lower_blocks_learn_more_slowly_from_few_labels(tmp_path):
 
 def test_the_head_keeps_its_digits_under_autocast():
     """Features that vary by a thousandth of their mean are told apart in bf16 as in fp32."""
-    encoder = nn.Identity()
+    encoder = HandMade()
     encoder.width, encoder.features = 8, lambda x: x
     model = Classifier(encoder, 2, 0.0)
     x = 100 + 0.1 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
@@ -230,7 +230,7 @@ def test_a_classifier_is_in_the_mode_that_it_trains_in():
     """So that what looks at a step (check, replay, budget) sees the step of the loop."""
     cfg = compose([*TINY, "model=resnet", "task=simclr", "finetune=linear"])
     context = prepare(Run.create(cfg, [], {"parents": []}), cfg, Stop())
-    model, _ = trials.build_model(context, trials.trials(cfg, "tuned", 5)[0])
+    model, _ = trials.new_model(context, trials.trials(cfg, "tuned", 5)[0])
     assert model.training
     assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, HandMade
 
-from ptmrun.commands import check, estimate
+from ptmrun.commands import estimate, preflight
 from ptmrun.compose import compose
 from ptmrun.downstream.classification import Classifier
 from ptmrun.loss import Loss
@@ -27,7 +27,7 @@ def test_a_sound_config_passes_and_nothing_is_left(ptmrun, monkeypatch, tmp_path
     code, out, err = ptmrun("check", *TINY)
     assert code == 0, err
     assert "failed" not in out
-    assert "an uniform prediction has 2.303; expected 1.84 to 2.88" in line(out, "finetune: first loss")
+    assert "a uniform prediction has 2.303; expected 1.84 to 2.88" in line(out, "finetune: first loss")
     assert "10 classes of 26 to 28 training images" in line(out, "data")
     assert "337,920 in the encoder, 970 in the classifier; 338,890 trained" in line(out, "finetune: parameters")
     assert "accuracy 1.00" in line(out, "finetune: overfit one batch")
@@ -48,7 +48,7 @@ def test_disk_matches_a_real_run(done_run, monkeypatch):
     found = []
     real = estimate.disk
     monkeypatch.setattr(estimate, "disk", lambda context: found.append(real(context)) or found[-1])
-    assert check.check(compose(TINY))
+    assert preflight.check(compose(TINY))
     done, state = found[0]
     assert done == pytest.approx(sum(p.stat().st_size for p in done_run.rglob("*") if p.is_file()), rel=0.2)
     assert state == pytest.approx(2 * 3 * 4 * 396_904, rel=0.02)
@@ -118,7 +118,7 @@ def test_a_first_loss_far_off_is_a_warning(ptmrun, broken):
     code, out, _ = ptmrun("check", *TINY, "stage=finetune")
     assert code == 0
     assert line(out, "finetune: first loss").startswith("warning")
-    assert "an uniform prediction has 20.000; expected 16.00 to 25.00" in line(out, "finetune: first loss")
+    assert "a uniform prediction has 20.000; expected 16.00 to 25.00" in line(out, "finetune: first loss")
 
 
 def test_gradients_that_are_not_finite_fail(ptmrun, broken):
@@ -154,6 +154,6 @@ def test_mistakes_are_one_line(ptmrun):
 
 @pytest.mark.parametrize(("smoothing", "lowest"), [(0.0, 0.0), (0.1, 0.500288)])
 def test_the_lowest_loss_is_the_entropy_of_the_labels(smoothing, lowest):
-    encoder = torch.nn.Module()
+    encoder = HandMade()
     encoder.width = 4
     assert Classifier(encoder, 10, smoothing).lowest_loss({}) == pytest.approx(lowest, abs=1e-5)

@@ -377,7 +377,7 @@ def test_a_folder_of_transformers_brings_its_shape_and_tokenizer(ptmrun, corpus,
         wanted = (hidden * mask).sum(1) / mask.sum(1)
     torch.testing.assert_close(torch.from_numpy(context.features(context.pretrained(), split)), wanted, rtol=1e-4, atol=1e-5)
     assert (split.lengths.diff() < 0).any()  # these are not sorted by length, but answered so
-    model, _ = trials.build_model(context, trials.trials(cfg, "tuned", None)[0])
+    model, _ = trials.new_model(context, trials.trials(cfg, "tuned", None)[0])
     in_order = model.predict(context.processor(batch) for batch in split.all())["logits"]
     torch.testing.assert_close(trials.predict_split(context, model, split)["logits"], in_order)
     code, _, err = ptmrun(*words, "model.shape=[48,3]")

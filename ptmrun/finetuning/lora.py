@@ -4,6 +4,7 @@ They change an encoder in place; its weights keep their values, and its first an
 """
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -163,4 +164,6 @@ def save(net: Any, folder: Path) -> None:
 
 def load(net: Any, folder: Path) -> None:
     """Puts on a network what `save` wrote, by peft's own reader."""
-    PeftModel.from_pretrained(net, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that it will give up
+        PeftModel.from_pretrained(net, folder)
