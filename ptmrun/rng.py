@@ -44,8 +44,13 @@ class BatchRandom:
     stop: int
     total: int
 
-    @torch.compiler.disable  # a generator cannot be traced
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """Uniform in [0, 1), [stop - start, *shape] float32 on the CPU."""
         whole = torch.rand(self.total, *shape, generator=generator(self.seed, purpose, self.step))
         return whole[self.start : self.stop]
+
+
+def leave_untraced() -> None:
+    """To be called before something is compiled: a generator cannot be traced. No decorator, as that imports the compiler, which
+    takes as long as PyTorch itself."""
+    BatchRandom.uniform = torch.compiler.disable(BatchRandom.uniform)  # type: ignore[method-assign]

@@ -91,9 +91,9 @@ CODE = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from texts import FRAMINGS, part, story
-from ptmrun.data import corpus, tokenizer
+from ptmrun.data.text import corpus, tokenizer_training
 corpus.BATCH = 1000
-made = tokenizer.train("bpe", 300, FRAMINGS["bpe"], part(story(20, 10)))
+made = tokenizer_training.train("bpe", 300, FRAMINGS["bpe"], part(story(20, 10)))
 def progress(title, done, total):
     if done > 5:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -105,7 +105,7 @@ STREAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from texts import FRAMINGS, story
-from ptmrun.data import corpus, tokenizer
+from ptmrun.data.text import corpus, tokenizer_training
 from ptmrun.data.sources import text
 from texts import options
 document = story(1, 2000)[0] + "\\n\\n"
@@ -114,7 +114,8 @@ with open("large.txt", "w") as file:
         file.write(document)
 corpus.BATCH = 2**18
 part = text.read(options("dataset=text", "dataset.root=large.txt")).parts["train"]
-known = tokenizer.train("bpe", 300, FRAMINGS["bpe"], text.read(options("dataset=text", "dataset.root=small.txt")).parts["train"])
+small = text.read(options("dataset=text", "dataset.root=small.txt")).parts["train"]
+known = tokenizer_training.train("bpe", 300, FRAMINGS["bpe"], small)
 found = corpus.tokenised(part, known)
 [peak] = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM:")]
 print(part.size, int(peak) * 1024)

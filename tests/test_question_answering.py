@@ -542,7 +542,7 @@ def test_questions_about_one_context_stay_together(tmp_path, tokenizer):
 
 
 def test_config():
-    options = choices.section("downstream", "question_answering")
+    options = choices.section("downstream", "question_answering", "text")
     assert choices.spec("downstream", "question_answering").needs == {"text"}
     assert set(options.model_fields) == {
         "name",

@@ -436,7 +436,7 @@ def test_places_of_files(tmp_path, tokenizer):
 
 
 def test_config():
-    options = choices.section("downstream", "token_classification")
+    options = choices.section("downstream", "token_classification", "text")
     spec = choices.spec("downstream", "token_classification")
     assert spec.needs == {"text"}
     known = {"name", "labels_per_class", "root", "token_column", "tag_column", "scheme", "repair", "encoding", "errors"}

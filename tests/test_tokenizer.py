@@ -86,8 +86,8 @@ CODE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from texts import FRAMINGS, part, story
-from ptmrun.data import tokenizer
-made = [tokenizer.train(kind, 500, FRAMINGS[kind], part(story(30, 40))) for kind in FRAMINGS]
+from ptmrun.data.text import tokenizer_training
+made = [tokenizer_training.train(kind, 500, FRAMINGS[kind], part(story(30, 40))) for kind in FRAMINGS]
 print(*(t.fast.backend_tokenizer.to_str().replace("\\n", "") for t in made), sep="\\n")
 """
 
@@ -259,7 +259,7 @@ def test_transformers_reads_what_is_saved(trained, kind, tmp_path):
         assert read(texts[0])["input_ids"] == made.frame(made.encode(texts)[0], None, 10**6)[0].tolist()
         assert (read.pad_token_id, len(read)) == (made.vocabulary.pad, made.vocabulary.size)
         assert read.mask_token_id == made.vocabulary.mask
-        again = tokenizer.choose(SimpleNamespace(tokenizer=str(folder)), "bpe", FRAMINGS[kind], part(LONG))
+        again = tokenizer_training.choose(SimpleNamespace(tokenizer=str(folder)), "bpe", FRAMINGS[kind], part(LONG))
         assert again.fingerprint == made.fingerprint
         assert again.kind == kind
         assert torch.equal(again.vocabulary.continues, made.vocabulary.continues)
@@ -319,7 +319,7 @@ def test_bad_sources(tmp_path, monkeypatch):
         (tmp_path / name / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     for source in (str(tmp_path / name) for name in ("empty", "none", *damaged)):
         with pytest.raises(UserError) as caught:
-            tokenizer.choose(SimpleNamespace(tokenizer=source), "bpe", FRAMINGS["bpe"], part(LONG))
+            tokenizer_training.choose(SimpleNamespace(tokenizer=source), "bpe", FRAMINGS["bpe"], part(LONG))
         assert str(caught.value).startswith(
             f"model.tokenizer={source}: expected auto, wordpiece, bpe, unigram, a transformers folder"
         )

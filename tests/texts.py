@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ptmrun.batch import Framing
-from ptmrun.config import choices
+from ptmrun.config import choices, parsing
 from ptmrun.config.grammar import compose_raw
 from ptmrun.data.sources import TextPart
 from ptmrun.data.sources.rows import Row, gathered
@@ -65,5 +65,7 @@ def part(documents: list[str]) -> TextPart:
 
 def options(*overrides: str) -> Any:
     """The typed section `dataset`."""
-    raw = compose_raw(list(overrides))["dataset"]
-    return choices.section("dataset", raw["name"]).model_validate(raw)
+    whole = compose_raw(list(overrides))
+    parsing.leave_out_foreign(whole)
+    raw = whole["dataset"]
+    return choices.section("dataset", raw["name"], "text").model_validate(raw)

@@ -104,6 +104,8 @@ def planned(
             others = [e for e in run.manifest.get("recoveries", []) if e.get("purpose") != purpose]
             run.update(recoveries=[*others, *events])
 
+    if context.cfg.device.compile:
+        rng.leave_untraced()
     with Bar(run, purpose, steps, quiet=tags["stage"] != "pretrain") as bar:
         yield (
             batches,

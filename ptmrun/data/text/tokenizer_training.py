@@ -15,8 +15,9 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from ptmrun.batch import Framing
 from ptmrun.data.sources import TextPart
+from ptmrun.data.text import tokenizer
 from ptmrun.data.text.sentences import CUT, pieces
-from ptmrun.data.text.tokenizer import KINDS, TOGETHER, Tokenizer, load, slices
+from ptmrun.data.text.tokenizer import KINDS, Tokenizer, load, slices
 from ptmrun.errors import UserError
 from ptmrun.storage.files import cache_folder
 
@@ -169,7 +170,7 @@ def texts_of(part: TextPart, progress: Callable[[str, int, int], None] = lambda 
     step, batch = math.ceil(part.size / ENOUGH), list[str]()
     for number, document in enumerate(islice(part.documents(), 0, None, step)):
         batch += pieces(document)
-        if len(batch) > TOGETHER:
+        if len(batch) > tokenizer.TOGETHER:
             yield from slices(batch)
             batch = []
             progress("training the tokenizer", number * step, part.count)
