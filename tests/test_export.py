@@ -42,9 +42,9 @@ def test_loads_in_the_library_with_the_same_logits(name):
     with torch.no_grad():
         model.head.weight.mul_(100)
         model.encoder.features(images)  # random weights need statistics, for features that are not all alike
-    data = SimpleNamespace(preprocessing=([0.5] * 3, [0.25] * 3), classes=CLASSES)
-    context = SimpleNamespace(data=data, device=torch.device("cpu"))
-    _, ours, theirs = export.write(context, model, Path("out"), images)
+    processor = SimpleNamespace(preprocessing=([0.5] * 3, [0.25] * 3))
+    networks = SimpleNamespace(processor=processor, classes=CLASSES, device=torch.device("cpu"))
+    _, ours, theirs = export.write(networks, model, Path("out"), images)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     assert float(ours.std(0).mean()) > 1e-2
     about = json.loads(Path("out/config.json").read_text())
@@ -71,7 +71,7 @@ def test_export_of_runs(done_run, ptmrun):
     code, out, err = ptmrun("export", done_run, "made")
     assert code == 0, err
     assert "Exported to made: the encoder, and its linear head apart" in out
-    assert "largest difference 0.0e+00 on 64 test images" in out
+    assert "largest difference 0.0e+00 on 8 test samples" in out
     assert ViTModel.from_pretrained("made", add_pooling_layer=False).config.num_hidden_layers == 3
     tuned = tensor_files.load(done_run / "checkpoints/finetuned/5-tuned-0.safetensors")[0]
     assert torch.equal(tensor_files.load(Path("made/head.safetensors"))[0]["weight"], tuned["head.weight"])

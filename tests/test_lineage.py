@@ -135,14 +135,17 @@ def test_changed_data_is_refused_by_the_stages_and_by_reproduce(done_run, tmp_pa
 
 
 OTHER_DATA = ["dataset.label_column=b", "dataset.text_column=b", "dataset.documents=lines", "dataset.encoding=latin-1"]
-SAME_DATA = ["dataset.errors=replace", "dataset.cache_gb=1", "dataset.augment.shift=0.2", "downstream.labels_per_class=3"]
+SAME_DATA = ["dataset.errors=replace", "downstream.labels_per_class=3"]
+OTHER_IMAGES = ["dataset.root=photos", "dataset.split_seed=1", "dataset.image_size=8", "dataset.folds=2"]
+SAME_IMAGES = ["dataset.cache_gb=1", "dataset.augment.shift=0.2", "dataset.max_unreadable=0.5", "dataset.normalise=data"]
 
 
-@pytest.mark.parametrize("setting", [*OTHER_DATA, *SAME_DATA])
+@pytest.mark.parametrize("setting", [*OTHER_DATA, *SAME_DATA, *OTHER_IMAGES, *SAME_IMAGES])
 def test_data_that_is_read_otherwise_on_purpose_has_not_changed(setting):
     """Which keys make data another, so that its fingerprint may differ from the parent's."""
-    words = ["model=bert", "dataset=text", "dataset.root=corpus"]
-    assert (reads(compose(words)) != reads(compose([*words, setting]))) == (setting in OTHER_DATA)
+    text = setting in (*OTHER_DATA, *SAME_DATA)
+    words = ["model=bert", "dataset=text", "dataset.root=corpus"] if text else ["dataset=imagefolder", "dataset.root=folder"]
+    assert (reads(compose(words)) != reads(compose([*words, setting]))) == (setting in (*OTHER_DATA, *OTHER_IMAGES))
 
 
 def test_a_stage_with_the_same_inputs_is_skipped(ptmrun, monkeypatch):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import latest
+from conftest import HandMade, latest
 from sklearn.metrics import f1_score
 from sklearn.utils.class_weight import compute_class_weight
 from texts import sentence
@@ -23,7 +23,7 @@ from ptmrun.errors import UserError
 NAMES = ["a", "b", "c"]
 
 
-class Given(torch.nn.Module):
+class Given(HandMade):
     """Features are what comes in."""
 
     def __init__(self, width: int):
@@ -36,6 +36,8 @@ class Given(torch.nn.Module):
 
 class Split:
     """Of labels alone."""
+
+    group_ids = None
 
     def __init__(self, labels, groups=None):
         self.labels, self.groups = labels, groups

@@ -238,10 +238,19 @@ def test_stop_saves_the_batch(tmp_path):
         fit(model, STEPS, made)
     assert events == []
     assert not [k for k in tensor_files.load(made.file)[0] if k.startswith("good.")], "what does not recover keeps no copies"
-    weights, micros, step = recovery.load_batch(tmp_path / "bad.safetensors")
+    weights, micros, step = recovery.load_batch(tmp_path / "bad.safetensors", None)
     assert torch.equal(weights["w"], model.w)
     assert [m["ids"].tolist() for m in micros] == [[0, 1, 2, 3]]
-    assert step == {"purpose": "test", "seed": 0, "step": 6, "first": 6, "precision": "fp32", "limit": 300.0, "rows": [None]}
+    assert step == {
+        "purpose": "test",
+        "seed": 0,
+        "step": 6,
+        "first": 6,
+        "steps": 30,
+        "precision": "fp32",
+        "limit": 300.0,
+        "rows": [None],
+    }
 
 
 def test_weights_that_the_last_step_broke_are_not_the_result(tmp_path):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import HandMade
 from test_train import data
 from test_vision_models import build
 
@@ -51,7 +52,7 @@ def test_feature_std_against_the_formula():
     assert probe.feature_std(np.zeros((9, 3))) == 0
 
 
-class Collapsed(torch.nn.Module):
+class Collapsed(HandMade):
     """Features that are the same for all images, but for a trace of the true ones."""
 
     def __init__(self, encoder, trace, axis=False):

@@ -3,18 +3,25 @@
 import errno
 import json
 import os
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, latest
 
+import ptmrun as package
+from ptmrun.commands import table
 from ptmrun.compose import compose
 from ptmrun.errors import UserError
+from ptmrun.objectives import simclr
 from ptmrun.runs.folder import Run
+from ptmrun.stages import pretrain
 from ptmrun.storage import tensor_files
 from ptmrun.storage.files import write_atomic
 
+PACKAGE = Path(package.__file__).parent
 CONFIG = compose(["name=x"])
 
 
@@ -142,3 +149,48 @@ def test_manifest_has_no_nan():
     with pytest.raises(ValueError, match="not JSON compliant"):
         run.update(score=float("nan"))
     assert json.loads((run.folder / "manifest.json").read_text())["status"] == "running"
+
+
+def test_a_step_is_four_hops_from_the_command_line(ptmrun, monkeypatch):
+    """A stack trace inside an objective shows the way."""
+    seen = []
+    forward = simclr.Objective.forward
+
+    def traced(self, batch):
+        if not seen:
+            names = [Path(frame.filename) for frame in traceback.extract_stack()]
+            inside = [str(p.relative_to(PACKAGE)) for p in names if p.is_relative_to(PACKAGE)]
+            seen.extend(dict.fromkeys(inside))
+        return forward(self, batch)
+
+    monkeypatch.setattr(simclr.Objective, "forward", traced)
+    code, _, err = ptmrun(*TINY, "model=cnn", "task=simclr", "stage=pretrain", "pretrain.steps=1")
+    assert code == 0, err
+    assert seen == ["cli.py", "stages/run.py", "stages/pretrain.py", "training/loop.py"]
+
+
+def test_a_mistake_in_drawing_costs_no_pretraining(ptmrun, monkeypatch):
+    small = [*TINY, "model=cnn", "stage=pretrain", "pretrain.steps=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "draw_pretraining", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ptmrun(*small)
+    folder = latest()
+    weights = tensor_files.sha256(tensor_files.load(folder / "checkpoints/encoder/model.safetensors")[0])
+    code, _, err = ptmrun("resume", folder)
+    assert code == 0, err
+    assert tensor_files.sha256(tensor_files.load(folder / "checkpoints/encoder/model.safetensors")[0]) == weights
+    assert (folder / "figures/curves.png").exists()
+
+
+@pytest.mark.parametrize("verb", table.VERBS)
+def test_every_verb_explains_itself(ptmrun, verb):
+    code, out, err = ptmrun(verb, "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"ptmrun {verb} {table.VERBS[verb].usage}")
+    assert f"As in: ptmrun {table.VERBS[verb].example}" in out
+    assert len(out.splitlines()) < 25
+
+
+def test_export_help_lists_its_settings(ptmrun):
+    assert "  merge=false" in ptmrun("export", "--help")[1]

@@ -24,7 +24,7 @@ from ptmrun.runs import config_file, folder
 from ptmrun.stages import trials
 from ptmrun.stages.prepare import prepare
 from ptmrun.storage import tensor_files
-from ptmrun.training import gradients
+from ptmrun.training import loop
 from ptmrun.training.loop import backward
 from ptmrun.training.signals import Stop
 
@@ -120,7 +120,7 @@ def interrupted_before(monkeypatch, number: int) -> list[int]:
             raise KeyboardInterrupt
         return step(*args)
 
-    monkeypatch.setattr(gradients, "backward", stop_once)
+    monkeypatch.setattr(loop, "backward", stop_once)
     return seen
 
 

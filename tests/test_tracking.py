@@ -318,6 +318,6 @@ def test_keys_are_typed(ptmrun):
 def test_every_choice_has_its_module_and_extra(name):
     import tomllib
 
-    assert (choices.PACKAGE / "loggers" / f"{choices.spec('logger', name).module}.py").exists()
+    assert (choices.PACKAGE.parent / f"{choices.spec('logger', name).module.replace('.', '/')}.py").exists()
     project = tomllib.loads((choices.PACKAGE.parent / "pyproject.toml").read_text())["project"]
     assert project["optional-dependencies"][name]

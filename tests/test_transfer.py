@@ -19,6 +19,7 @@ from ptmrun.config.init_source import origin
 from ptmrun.data.images import load as images
 from ptmrun.errors import UserError
 from ptmrun.models import bit, cnn, convnext, library_format, mobilenet, pretrained, resnet, swin, vit
+from ptmrun.models.base import IMAGENET
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.storage import tensor_files
@@ -105,10 +106,10 @@ def test_a_folder_says_of_which_size_its_weights_are(family, patch, options):
     library_format.save(encoder.net, Path("encoder").absolute(), {}, None)
     theirs = pretrained.library_config(Path("encoder/config.json"))
     auto = SimpleNamespace(size="auto", **dict.fromkeys(patch, "auto"))
-    assert pretrained.described(auto, family, theirs) == {"size": "micro", **patch}
+    assert pretrained.described(auto, family.FAMILY, theirs) == {"size": "micro", **patch}
     typed = SimpleNamespace(size="tiny", **dict.fromkeys(patch, 4))
-    assert pretrained.described(typed, family, theirs) == {}
-    assert pretrained.described(auto, family, {**theirs, family.SHAPE[0]: 7}) == patch
+    assert pretrained.described(typed, family.FAMILY, theirs) == {}
+    assert pretrained.described(auto, family.FAMILY, {**theirs, family.SHAPE[0]: 7}) == patch
 
 
 def test_the_folder_that_a_run_leaves_can_be_started_from(ptmrun):
@@ -147,10 +148,10 @@ def test_weights_of_timm_give_its_features(family, name, options):
 
 
 def test_images_are_normalised_as_the_weights_were_trained(tmp_path):
-    assert pretrained.normalisation("pretrained", resnet) == list(pretrained.IMAGENET)
-    assert pretrained.normalisation("pretrained", vit) == [0.5] * 6
+    assert pretrained.normalisation("pretrained", resnet.FAMILY) == list(IMAGENET)
+    assert pretrained.normalisation("pretrained", vit.FAMILY) == [0.5] * 6
     torch.save({}, "r.pth")
-    assert pretrained.normalisation("r.pth", resnet) == list(pretrained.IMAGENET)
+    assert pretrained.normalisation("r.pth", resnet.FAMILY) == list(IMAGENET)
     for name, about in (
         ("preprocessor_config.json", {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}),
         ("config.json", {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}),
@@ -159,7 +160,7 @@ def test_images_are_normalised_as_the_weights_were_trained(tmp_path):
         folder.mkdir()
         (folder / "config.json").write_text("{}")
         (folder / name).write_text(json.dumps(about))
-        assert pretrained.normalisation(str(folder), resnet) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+        assert pretrained.normalisation(str(folder), resnet.FAMILY) == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     mean, std = images.given([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 1)
     torch.testing.assert_close(torch.cat([mean, std]), torch.tensor([0.2, 0.5]))
     assert images.given([0.1, 0.4], 1)[1].tolist() == [pytest.approx(0.4)]

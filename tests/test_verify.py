@@ -1,5 +1,6 @@
 """ptmrun verify: certificates are read strictly, compared rightly, and those in conf/experiment hold."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -46,6 +47,7 @@ def experiment(tmp_path, monkeypatch):
     """experiment(certificate) writes conf/experiment/mine.yaml into a copy of conf."""
     shutil.copytree(choices.CONF, tmp_path / "conf")
     monkeypatch.setattr(choices, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(choices, "files", functools.cache(choices.files.__wrapped__))
 
     def write(certificate):
         settings = {"seed": 1} | ({"certificate": certificate} if certificate else {})

@@ -185,8 +185,8 @@ def test_the_decoder_of_bart_copies_at_first(size):
 def test_configs_say_what_fits():
     for family, task in (("xlnet", "plm"), ("transformer", "denoising")):
         model, wanted = choices.spec("model", family), choices.spec("task", task)
-        assert model.module == family
-        assert wanted.module == task
+        assert model.module == f"ptmrun.models.{family}"
+        assert wanted.module == f"ptmrun.objectives.{task}"
         assert model.needs == {"text"}
         assert set(wanted.requires) < set(model.provides)
 

@@ -47,10 +47,11 @@ def parse(raw: Any) -> Config:
         except ValidationError as error:
             mistakes += explain(error, raw[section], f"{section}.", base(section, kind))
             typed.pop(section, None)
+    reported = {name for name in BASES if name in raw and name not in typed}
     try:
         config = Config.model_validate(typed)
     except ValidationError as error:
-        mistakes += [m for m in explain(error, typed, "", Config) if m.split(":")[0] not in BASES]
+        mistakes += [m for m in explain(error, typed, "", Config) if m.split(":")[0] not in reported]
         mistakes += incompatible(names)
         raise UserError(*mistakes) from None
     unfit = incompatible(names)

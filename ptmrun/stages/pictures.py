@@ -26,8 +26,7 @@ def draw(run: Run, pictures: list[Picture]) -> None:
 
 
 def draw_pretraining(context: Context, objective: Objective) -> None:
-    """Curves, and what the kind of data shows of an objective."""
-    figures.curves(context.run)
+    """What the kind of data shows of an objective, and the layers' probes."""
     figures.layers(context.run, probe.LAYER)
 
     def batch_of(split: Any) -> dict[str, Any]:

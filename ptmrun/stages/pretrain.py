@@ -3,10 +3,12 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ptmrun.finetuning import methods
 from ptmrun.models.modes import eval_mode
 from ptmrun.objectives.base import Objective
+from ptmrun.reports import figures
 from ptmrun.runs.lineage import ENCODER, encoder_hash
 from ptmrun.stages import probe, text_samples
 from ptmrun.stages.context import Context, batches_of, labelled, planned
@@ -15,20 +17,33 @@ from ptmrun.storage import tensor_files
 from ptmrun.training import loop as training
 from ptmrun.training.schedule import steps_of
 
+HEADS, CURVES = "checkpoints/heads.safetensors", "figures/curves.png"
 MOST = 1024  # held-out sequences that an objective is judged by
 
 
 def pretrain(context: Context) -> None:
-    """Trains an encoder on samples without their labels; writes checkpoints/encoder and the objective's heads."""
-    folder, data = context.run.path(ENCODER), context.data
+    """Trains an encoder on samples without their labels; writes checkpoints/encoder and the objective's heads, then draws."""
+    run, folder, objective = context.run, context.run.path(ENCODER), None
     if not folder.exists():
         objective = train_objective(context)
-        heads = {k: v for k, v in objective.state_dict().items() if not k.startswith("encoder.")}
-        tensor_files.save(context.run.path("checkpoints", "heads.safetensors"), heads)
-        context.recompute_statistics(objective.encoder, data.corpus)
+        tensor_files.save(run.path(HEADS), heads_of(objective))
+        context.recompute_statistics(objective.encoder, context.data.corpus)
         objective.encoder.save(folder, *context.processor.preprocessing)
-        draw_pretraining(context, objective)  # after saving: a mistake in drawing must not cost the pretraining
-    context.run.update(weights_sha256=encoder_hash(folder))
+    run.update(weights_sha256=encoder_hash(folder))
+    if run.path(HEADS).exists() and not run.path(CURVES).exists():
+        draw_pretraining(context, objective or saved_objective(context))
+        figures.curves(run)  # the last picture, which says that there are all
+
+
+def heads_of(objective: Objective) -> dict[str, Tensor]:
+    return {k: v for k, v in objective.state_dict().items() if not k.startswith("encoder.")}
+
+
+def saved_objective(context: Context) -> Objective:
+    """The objective that an interrupted process has trained and saved."""
+    objective, file = context.objective(), context.run.path(HEADS)
+    tensor_files.into(objective, {**objective.state_dict(), **tensor_files.load(file)[0]}, file)
+    return objective
 
 
 def train_objective(context: Context) -> Objective:
