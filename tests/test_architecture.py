@@ -116,6 +116,8 @@ def test_imports(path):
         assert not {m for m in own - {"ptmrun.objectives.base"} if m.split(".")[-1] != path.stem and knows(path, m)}
     if name.startswith("finetuning/"):
         assert not knows(path, "ptmrun.data", "ptmrun.objectives", "ptmrun.runs")
+    if name.startswith("downstream/"):
+        assert not knows(path, "ptmrun.runs", "ptmrun.training")
     if name.startswith("loggers/"):
         assert not knows(path, "ptmrun.models", "ptmrun.data")
 
