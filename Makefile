@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench mutants clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -25,6 +25,9 @@ lint: .venv/installed
 
 bench: .venv/installed
 	$(BIN)/python tests/bench.py
+
+mutants: .venv/installed
+	$(BIN)/python tests/mutants.py
 
 clean:
 	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache
