@@ -132,4 +132,5 @@ def parameters(module: nn.Module, trainable: bool = False) -> int:
 def trained(module: nn.Module) -> dict[str, Tensor]:
     """What fine-tuning changed: trainable parameters and buffers, but for those that only training needs."""
     frozen = {name for name, p in module.named_parameters() if not p.requires_grad}
-    return {k: v for k, v in module.state_dict().items() if k not in frozen and not k.startswith("allocation.")}
+    training_only = ("allocation.", "weights")  # AdaLoRA's budget, the weights of classes
+    return {k: v for k, v in module.state_dict().items() if k not in frozen and not k.startswith(training_only)}
