@@ -48,8 +48,8 @@ MUTANTS = [
     Mutant("reports/significance.py", "0.975", "0.95", "verdict::test_noise_of_two_repeats"),
     Mutant(
         "reports/phrases.py",
-        '"frozen", "scratch_long") if',
-        '"frozen") if',
+        '- {"chance", "scratch"}',
+        '- {"chance", "scratch", "scratch_long"}',
         "verdict::test_a_baseline_that_does_as_well_is_named",
     ),
     Mutant(
@@ -67,8 +67,8 @@ MUTANTS = [
     # Baselines: weights, rows, steps
     Mutant(
         "stages/trials.py",
-        'networks.pretrained() if trial.kind == "tuned" else networks.encoder("scratch", trial.seed)',
-        "networks.pretrained()",
+        'networks.starting_encoder() if trial.kind == "tuned" else networks.encoder("scratch", trial.seed)',
+        "networks.starting_encoder()",
         "baselines::test_from_scratch_starts_from_the_random_weights_of_its_seed"
         " baselines::test_what_is_trained_from_scratch_never_saw_the_pretrained_weights",
     ),
@@ -117,7 +117,7 @@ MUTANTS = [
     Mutant(
         "stages/baselines.py",
         'encoder = self.context.encoder("scratch")',
-        "encoder = self.context.pretrained()",
+        "encoder = self.context.starting_encoder()",
         "baselines::test_the_untrained_encoder_of_a_floor_is_random_and_the_frozen_one_pretrained",
     ),
     Mutant(

@@ -191,7 +191,7 @@ def test_a_floor_sees_exactly_the_rows_of_the_trial(context, kind, monkeypatch):
         if kind == "raw":
             expected = [(x.double() / 255).flatten(1) for x in (raw, judged)]
         else:
-            encoder = baselines.FeatureCache(context).untrained() if kind == "random_frozen" else context.pretrained()
+            encoder = baselines.FeatureCache(context).untrained() if kind == "random_frozen" else context.starting_encoder()
             with torch.no_grad():
                 expected = [encoder.eval().features(context.processor(x)) for x in (raw, judged)]
         np.testing.assert_allclose(train, expected[0], rtol=1e-4, atol=1e-5)

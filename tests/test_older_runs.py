@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ptmrun.runs.folder import Run
 from ptmrun.stages.predictor import Predictor
@@ -78,6 +79,8 @@ def test_they_are_used_without_their_data(older, ptmrun, name):
     with torch.no_grad():
         found = predictor.model.predict([predictor.networks.processor(raw)])
     assert found["logits"].shape == (3, len(CLASSES[name]))
+    raw = [Image.new("RGB", (20, 9)), Image.new("L", (8, 8), 255)] if name == "image" else ["a fine film", "no heart, no story"]
+    assert predictor.predict(raw)["logits"].isfinite().all()
 
 
 def test_text_is_generated(older, ptmrun):

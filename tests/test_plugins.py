@@ -73,7 +73,7 @@ def test_a_name_that_two_packages_have_is_an_error(installed, tmp_path):
     (other / "second-0.1.dist-info" / "METADATA").write_text(metadata.replace("Name: ptmrun-series", "Name: second"))
     code, _, err = ptmrun(installed, "model=conv1d", more=(other,))
     assert code == 2
-    assert "is in the packages ptmrun_series and second_series; uninstall one of them" in err
+    assert "is in the packages ptmrun_series and second_series; rename it, or uninstall the plug-in" in err
 
 
 def test_a_package_that_is_gone_is_named(installed, tmp_path):

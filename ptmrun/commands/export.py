@@ -21,7 +21,6 @@ from ptmrun.stages.trials import drops_pretraining_parts
 from ptmrun.storage import tensor_files
 from ptmrun.storage.files import write_atomic
 
-SAMPLES = 8  # that the export is compared on
 TOLERANCE = 1e-3  # of the largest answer
 
 
@@ -39,7 +38,7 @@ def export(run: Run, folder: Path, merge: bool = False) -> float:
     if merge and not hasattr(added, "merge"):
         raise UserError(f"merge=true: finetune={name} has added nothing that becomes part of the weights; leave it out")
     with run.lock():
-        inputs, seen = predictor.examples(SAMPLES)
+        inputs, seen = predictor.examples()
         if merge:
             assert model is not None
             before = answers(model, inputs)
@@ -58,7 +57,7 @@ def export(run: Run, folder: Path, merge: bool = False) -> float:
 @torch.no_grad()
 def write_added(networks: Networks, model: Any, method: Any, folder: Path, inputs: Any) -> tuple[str, Tensor, Tensor]:
     """The encoder as it was before, but for what of it was trained, and beside it what fine-tuning added and the head."""
-    ours, before = answers(model, inputs), networks.pretrained()
+    ours, before = answers(model, inputs), networks.starting_encoder()
     names = before.net.state_dict().keys()
     trained = {name.replace(".base_layer.", "."): value for name, value in methods.trained(model.encoder.net).items()}
     own = {name: value for name, value in trained.items() if name in names}
@@ -76,7 +75,7 @@ def write_added(networks: Networks, model: Any, method: Any, folder: Path, input
 @torch.no_grad()
 def write(networks: Networks, model: Any, folder: Path, inputs: Any) -> tuple[str, Tensor, Tensor]:
     """(what was written, what the run gives for these inputs, what the export gives)"""
-    encoder: Any = (model.encoder if model else networks.pretrained()).eval()
+    encoder: Any = (model.encoder if model else networks.starting_encoder()).eval()
     whole = encoder.classifier(model.head, model.auxiliary_head, networks.classes) if model and model.linear_probe else None
     if whole is None:
         return write_apart(networks, model, encoder, folder, inputs)
@@ -96,7 +95,7 @@ def write_apart(networks: Networks, model: Any, encoder: Any, folder: Path, inpu
     """The encoder as its library reads it and, where something was fine-tuned, the head that stands on it and the classes."""
     complete = encoder
     if model and drops_pretraining_parts(networks, encoder):  # the library's readers want all of it
-        complete = networks.pretrained()
+        complete = networks.starting_encoder()
         complete.load_state_dict(encoder.state_dict(), strict=False)
     complete.save(folder, *networks.processor.preprocessing)
     back = read_back(networks, encoder, folder)
@@ -105,7 +104,7 @@ def write_apart(networks: Networks, model: Any, encoder: Any, folder: Path, inpu
     ours = answers(model, inputs)
     model.encoder, what = back, "the encoder"
     if save_head(networks, model, folder):
-        why = f", as the library has no classifier like it ({encoder.alone})" if encoder.alone else ""
+        why = f", as the library has no classifier like it ({encoder.why_no_classifier})" if encoder.why_no_classifier else ""
         what += f", and its linear head apart{why}"
     return what, ours, answers(model, inputs)
 

@@ -95,7 +95,7 @@ def examine(context: Context, part: Part) -> Iterator[Finding]:
     """First on a few samples; on whole batches only when they will fit into memory."""
     model = part.model()
     yield about_parameters(part, model)
-    small = context.data.plain(part.loop.model_copy(update={"batch_size": SAMPLES, "accumulate": 1}))
+    small = context.data.without_augmentation(part.loop.model_copy(update={"batch_size": SAMPLES, "accumulate": 1}))
     batch = next(batches_of(context, model, part.split, small, context.cfg.seed, "check").iterate(0, 1))[0]
     expected = model.initial_loss(batch)
     yield first_loss(context, part, model, batch, expected)
@@ -205,7 +205,7 @@ def checkpointed(context: Context, part: Part) -> Finding:
         model.encoder.save(folder, *context.processor.preprocessing)
         heads = {k: v for k, v in model.state_dict().items() if not k.startswith("encoder.")}
         tensor_files.save(run.path("checkpoints", "heads.safetensors"), heads)
-        wrote, found = model.encoder.state_dict(), context.pretrained().state_dict()
+        wrote, found = model.encoder.state_dict(), context.starting_encoder().state_dict()
     else:
         wrote, file = methods.trained(model), run.path("checkpoints", "finetuned", "check.safetensors")
         tensor_files.save(file, wrote)

@@ -27,7 +27,7 @@ class Verb(NamedTuple):
     least: int = 1  # folders or names
     most: float = 1
     runs: float = 1  # the first so many of them are run folders
-    settings: type[schema.Words] | None = schema.Words  # its own; None: any, which the module reads
+    settings: type[schema.VerbSettings] | None = schema.VerbSettings  # its own; None: any, which the module reads
     flags: tuple[str, ...] = ()
 
 

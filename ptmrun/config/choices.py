@@ -1,5 +1,6 @@
 """The choices of each config group: the YAML files of conf/, and what their `spec` blocks say."""
 
+import difflib
 import functools
 import importlib.util
 import re
@@ -17,7 +18,7 @@ PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in the source tree
 GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "logger", "experiment")
 FOLDERS = {"model": "models", "task": "objectives", "downstream": "downstream", "dataset": "data/sources", "logger": "loggers"}
-PLUGINS = "ptmrun.plugins"  # entry points: packages with the folders conf, models, objectives, data and downstream of this one
+PLUGINS = "ptmrun.plugins"  # entry points: packages with the same folders as this one, and conf in them
 
 
 @functools.cache
@@ -44,9 +45,8 @@ def files(group: str) -> dict[str, tuple[str, Path]]:
     for package, folder in folders().items():
         for file in sorted((folder / group).glob("*.yaml")):
             if file.stem in found:
-                raise UserError(
-                    f"{group}={file.stem}: is in the packages {found[file.stem][0]} and {package}; uninstall one of them"
-                )
+                both = f"{found[file.stem][0]} and {package}"
+                raise UserError(f"{group}={file.stem}: is in the packages {both}; rename it, or uninstall the plug-in")
             found[file.stem] = package, file
     return found
 
@@ -64,7 +64,7 @@ def text(group: str, name: str) -> str:
 def summary(group: str, name: str) -> str:
     """The one line that describes a choice: its first comment."""
     lines = text(group, name).splitlines()
-    return next(x[2:].strip() for x in lines if x.startswith("# ") and "@package" not in x)
+    return next((x[2:].strip() for x in lines if x.startswith("# ") and "@package" not in x), "")
 
 
 def settings_of_other_groups(group: str, name: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def spec(group: str, name: str) -> Spec:
 
 
 def module_name(group: str, module: str, package: str) -> str:
-    """Of the package whose YAML names it, or where that has none, of this one."""
+    """Dotted: in the package that the YAML is from, else in this one."""
     folder = FOLDERS[group]
     place = packages()[package] / folder / module
     home = package if place.with_suffix(".py").is_file() or (place / "__init__.py").is_file() else "ptmrun"
@@ -120,7 +120,7 @@ def package_of(kind: str) -> str | None:
     """The package that a kind of data is in. Raises UserError where two have it."""
     found = [name for name, place in packages().items() if (place / "data" / kind / "__init__.py").is_file()]
     if len(found) > 1:
-        raise UserError(f"data of the kind {kind}: is in the packages {' and '.join(found)}; uninstall one of them")
+        raise UserError(f"data of the kind {kind}: is in the packages {' and '.join(found)}; rename it, or uninstall the plug-in")
     return f"{found[0]}.data.{kind}" if found else None
 
 
@@ -132,6 +132,8 @@ def parse_type(text: str) -> Any:
             kind: Any = type(None)
         elif word.startswith("["):
             kind = Annotated[list[parse_type(word[1:-1])], Field(min_length=1)]  # type: ignore[misc]
+        elif word not in TYPES and (near := difflib.get_close_matches(word, TYPES, 1, 0.75)):
+            raise UserError(f"spec.types: {word}: no type (did you mean {near[0]}?)")
         else:
             kind = TYPES.get(word, Literal[int(word) if word.isdigit() else word])
         union = kind if union is None else union | kind

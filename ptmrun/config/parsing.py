@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ptmrun.config import choices, secrets
 from ptmrun.config.compatibility import contradictions, incompatible
-from ptmrun.config.schema import BASES, SECTIONS, Config, Strict, Words, base, foreign
+from ptmrun.config.schema import BASES, SECTIONS, Config, Strict, VerbSettings, base, foreign
 from ptmrun.config.watched import Watched, bare, watch
 from ptmrun.errors import Misfit, UserError, nearest
 
@@ -79,7 +79,7 @@ def leave_out_foreign(raw: dict[str, Any]) -> list[str]:
     return found
 
 
-def parse_words(kind: type[Words], words: list[str]) -> Any:
+def parse_words(kind: type[VerbSettings], words: list[str]) -> Any:
     """The settings of a verb from `key=value` words; of a key that is given twice, the last. Raises UserError."""
     raw = dict(word.split("=", 1) for word in words)
     try:

@@ -5,10 +5,12 @@ of its own YAML file, so that a new model, task or data set needs no change here
 
     spec:
       module: mae                                # the file of ptmrun/objectives (models, data/sources ...) that makes it
-      needs / provides / requires: [...]         # what fits together, see `misfits`
+      needs / provides / requires: [...]         # what fits together, see compatibility.py
       types: {mask_ratio: ratio, patch: auto|count}
+      roles: {errors: same_data}                 # what a key means to those who compare runs, see Role
 
-A type is a name of TYPES, anything else a literal; `|` is "or", `[null|count]` a list of either. Defaults stand in YAML only.
+A type is a name of TYPES, anything else a literal; `|` is "or", `[null|count]` a list of either. Defaults of a run's keys
+stand in YAML only.
 """
 
 import enum
@@ -226,21 +228,21 @@ class Sweep(Strict):
     seed: Natural
 
 
-class Words(Strict):
+class VerbSettings(Strict):
     """The settings of a verb, from words as they were typed; no run has them."""
 
     model_config = ConfigDict(strict=False)
 
 
-class Outputs(Words):
+class Outputs(VerbSettings):
     outputs: str = "outputs"
 
 
-class Export(Words):
+class Export(VerbSettings):
     merge: bool = False
 
 
-class Sampling(Words):
+class Sampling(VerbSettings):
     prompt: Annotated[str, Field(max_length=2**20)] = ""
     tokens: Count = 100
     temperature: NotNegative = 0.8  # 0: always the likeliest token

@@ -48,7 +48,8 @@ class Split(abc.ABC):
 
     def evenly_spaced(self, count: int) -> Self:
         """At most `count` of the samples, evenly spaced."""
-        return self.subset(torch.linspace(0, len(self) - 1, min(count, len(self))).long())
+        places = torch.linspace(0, len(self) - 1, min(count, len(self))).long()
+        return self.subset(places.clamp(max=len(self) - 1))  # float32 rounds beyond 16 million
 
     def sorted_by_length(self) -> tuple[Self, Tensor | slice]:
         """The same samples, the shortest first, so that little is padded; and the place of each in that order, [N], by which rows
@@ -99,7 +100,7 @@ class Processor(abc.ABC):
     def preprocessing(self) -> tuple[Any, ...]:
         """What an encoder's `save` is given."""
 
-    def tune(self, encoder: Any, options: Any) -> str | None:
+    def configure(self, encoder: Any, options: Any) -> str | None:
         """Sets an encoder up as the options of `finetune` want it; which key it followed, as key=value, where there is one."""
         return None
 
@@ -167,11 +168,11 @@ class Data(abc.ABC):
     def save_processor(self, folder: Path) -> None:  # noqa: B027
         """Writes what `facts` have no place for."""
 
-    def plain(self, loop: Any) -> Any:
-        """The settings of a loop that sees samples as they are."""
+    def without_augmentation(self, loop: Any) -> Any:
+        """The settings of a loop, without what changes samples at random."""
         return loop
 
-    def judged(self, found: dict[str, float], split: Any) -> dict[str, float]:
+    def derived_metrics(self, found: dict[str, float], split: Any) -> dict[str, float]:
         """What follows from an objective's means over a split."""
         return {}
 
@@ -199,9 +200,9 @@ class Data(abc.ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """What `Modality.load` is told. read: the data set's own; family, problem: what is to be trained; folder: where a run is that
-    has what goes with the weights that are there already, None where there is none; start: whether weights are there already."""
+class LoadRequest:
+    """What `Modality.load` is asked for. read: the data set's own reader; family, problem: what is to be trained; folder: the
+    saved tokenizer, or what else `Data.save_processor` wrote, to use again, or None; progress: called while reading."""
 
     read: Callable[[Any], Any]
     cfg: Any
@@ -215,8 +216,7 @@ class Source:
 class Modality:
     """Where a kind of data comes from."""
 
-    noun: str
-    load: Callable[[Source], Data]  # raises UserError
+    load: Callable[[LoadRequest], Data]  # raises UserError
     processor: Callable[[Any, dict[str, Any], Path | None, Any, torch.device], Processor]
     """(cfg, `facts` of the manifest, folder of what it saved or None, family, device) -> that of the data, without them."""
     as_published: Callable[[Any, Callable[[], list[float]]], dict[str, Any]] = lambda cfg, normalisation: {}

@@ -45,8 +45,8 @@ def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> t
 
 
 def units(split: Any) -> Tensor:
-    """Which samples stay together when a split is cut, [N] numbers from 0: those of equal `together`, where a split has that (and
-    no classes); else each is alone."""
+    """Which samples stay together when a split is cut, [N] numbers from 0: those of equal `group_ids`, where a split has them
+    (and no classes); else each is alone."""
     together = split.group_ids
     return torch.arange(len(split)) if together is None else together.unique(return_inverse=True)[1]
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from ptmrun.config.compared import FLOORS
 from ptmrun.loss import Learner
 
-MOST_RAW = 10_000  # training samples of a baseline on the raw input
+MAX_BASELINE_SAMPLES = 10_000  # training samples that a baseline without a training loop sees
 
 Predictions = dict[str, Tensor]
 Features = Callable[[str, Any], np.ndarray]  # (random_frozen or frozen, a split) -> [N, D]
 
 
 @dataclass(frozen=True)
-class Task:
+class ProblemSetup:
     """What a model must know of the labels, beside its encoder; a run has it without its data set.
 
     classes: names, in the order of the labels; empty where answers are of another kind. options: the `downstream` section of
@@ -54,7 +54,7 @@ class Model(Learner):
         nothing where there are no classes."""
 
     def reference_nll(self, batches: Iterable[dict[str, Any]]) -> Predictions:
-        """What predictions do not tell of the right answers: {} or {"nats": [N]}."""
+        """Negative log-likelihood of the right answers, {"nats": [N]}; {} where the predictions tell it."""
         return {}
 
 
@@ -72,17 +72,17 @@ class Problem:
 
     metric: str  # of its score, 0 to 1
     counted: str  # what downstream.labels_per_class counts
-    build: Callable[[Any, Task, Any], Model]  # (encoder, task, options of `finetune`) -> the model before training
+    build: Callable[[Any, ProblemSetup, Any], Model]  # (encoder, setup, options of `finetune`) -> the model before training
     subset: Callable[[Any, list[str], int | None, int], Tensor]  # (split, classes, labels, seed) -> indices; raises UserError
     valid: Callable[[Predictions, Any, list[str]], bool]  # (predictions, split, classes): whether they can be of this split
     score: Callable[[Predictions, Any], float]
     per_sample_scores: Callable[[Predictions, Any], np.ndarray]  # [N]
-    baseline_predictions: Callable[[str, Any, Any, Features], Predictions]  # (floor, data, training split, features)
+    baseline_predictions: Callable[[str, Any, Any, Features], Predictions]  # (name of a baseline, data, training split, features)
     columns_of_predictions: Callable[[Predictions, Any, list[str]], dict[str, pa.Array]]
     metrics: Callable[[Predictions, Any, list[str], int], dict[str, Any]]  # (predictions, split, classes, bins)
     read_splits: ReadSplits | None = None  # None: the labels of a data set
     files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda found, split, options: {}  # {name: content as JSON}
-    floors: tuple[str, ...] = FLOORS
-    words: dict[str, str] = field(default_factory=dict)  # what its floors are, where they are its own
-    most_raw: int = MOST_RAW
-    whole_encoder: bool = False  # it needs what only pretraining needs elsewhere
+    untrained_baselines: tuple[str, ...] = FLOORS  # those without a training loop that it has
+    baseline_phrases: dict[str, str] = field(default_factory=dict)  # instead of the usual phrases in tables
+    max_baseline_samples: int = MAX_BASELINE_SAMPLES
+    whole_encoder: bool = False  # it needs parts that fine-tuning leaves out elsewhere, such as a decoder

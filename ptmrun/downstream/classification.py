@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ptmrun import rng
 from ptmrun.downstream import classical
-from ptmrun.downstream.base import Model, Problem, Task
+from ptmrun.downstream.base import Model, Problem, ProblemSetup
 from ptmrun.downstream.class_counts import counts
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss, smoothed_entropy
@@ -159,9 +159,9 @@ def frozen(module: nn.Module) -> bool:
     return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
-def build(encoder: Any, task: Task, options: Any) -> Classifier:
+def build(encoder: Any, setup: ProblemSetup, options: Any) -> Classifier:
     """The classifier of a fine-tuning with these options, before training."""
-    return Classifier(encoder, len(task.classes), options.label_smoothing, task.processor.mixing(options))
+    return Classifier(encoder, len(setup.classes), options.label_smoothing, setup.processor.mixing(options))
 
 
 def subset(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:

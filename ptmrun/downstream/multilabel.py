@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ptmrun import rng
 from ptmrun.downstream import classical
-from ptmrun.downstream.base import Problem, Task
+from ptmrun.downstream.base import Problem, ProblemSetup
 from ptmrun.downstream.class_counts import counts
 from ptmrun.downstream.classification import Classifier, agreement, roc_auc, valid
 from ptmrun.errors import UserError
@@ -54,9 +54,9 @@ class MultiLabel(Classifier):
         return smoothed_entropy(self.label_smoothing, 2) * self.head.out_features
 
 
-def build(encoder: Any, task: Task, options: Any) -> MultiLabel:
+def build(encoder: Any, setup: ProblemSetup, options: Any) -> MultiLabel:
     """The classifier of a fine-tuning with these options, before training."""
-    return MultiLabel(encoder, len(task.classes), options.label_smoothing)
+    return MultiLabel(encoder, len(setup.classes), options.label_smoothing)
 
 
 def subset(split: Any, classes: list[str], per_class: int | None, seed: int) -> Tensor:

@@ -23,7 +23,7 @@ from ptmrun.batch import Tokens
 from ptmrun.data.sources import rows, tables, text, textfile
 from ptmrun.data.text.split import TextSplit, framed, padded
 from ptmrun.data.text.tf_idf import tf_idf
-from ptmrun.downstream.base import Model, Problem, Task
+from ptmrun.downstream.base import Model, Problem, ProblemSetup
 from ptmrun.downstream.token_head import subset
 from ptmrun.errors import UserError, printable
 from ptmrun.loss import Loss, smoothed_entropy
@@ -123,15 +123,15 @@ class Translator(Model):
         return {"nats": torch.cat(found)}
 
 
-def build(encoder: Any, task: Task, options: Any) -> Translator:
+def build(encoder: Any, setup: ProblemSetup, options: Any) -> Translator:
     """The translator of a fine-tuning with these options, before training."""
-    return Translator(encoder, search_of(task), options.label_smoothing)
+    return Translator(encoder, search_of(setup), options.label_smoothing)
 
 
-def search_of(task: Task) -> Search:
+def search_of(setup: ProblemSetup) -> Search:
     """That of the training pairs."""
-    longest = task.facts.get("longest_target", task.processor.length)  # which runs of older versions lack
-    return Search(task.options.beams, longest, task.processor.tokenizer)
+    longest = setup.facts.get("longest_target", setup.processor.length)  # which runs of older versions lack
+    return Search(setup.options.beams, longest, setup.processor.tokenizer)
 
 
 def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[dict[str, ParallelSplit], list[str], str]:
@@ -305,8 +305,8 @@ PROBLEM = Problem(
     columns_of_predictions=columns_of_predictions,
     metrics=metrics,
     read_splits=read_splits,
-    floors=("raw",),
-    words={"raw": "the translation of the most similar training text"},
-    most_raw=10**9,  # pairs that `raw` searches: all of them
+    untrained_baselines=("raw",),
+    baseline_phrases={"raw": "the translation of the most similar training text"},
+    max_baseline_samples=10**9,  # pairs that `raw` searches: all of them
     whole_encoder=True,  # it has the decoder
 )

@@ -5,5 +5,5 @@
     logger.figure(name, path)                       a PNG
     logger.close(status, scores)                    done | failed | interrupted; {name: number} of results.json
 
-It imports its library at the top and may raise anything: see tracking.py.
+It imports its library at the top and may raise anything: see tracker.py.
 """

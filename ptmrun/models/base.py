@@ -1,6 +1,6 @@
 """What a model family is: a file of models/ with its `FAMILY`, which makes an `Encoder`.
 
-An encoder knows nothing of the objective it serves. Beside what the class below names there are, for those who ask:
+An encoder knows nothing of the objective it serves. Beside what the class below names it has, by what its YAML `provides`:
 
     those of images:    channels, preprocessing(mean, std), prepare(images)
     those with patches: patch, grid, embed(images), positions, encode(tokens, last)
@@ -38,13 +38,13 @@ class Encoder(nn.Module, abc.ABC):
     from_library = True  # its `net` is a library's, so that weights from outside fit
     names: Mapping[str, str] = MappingProxyType({})  # other names of its parameters (patterns) -> the library's
     places: Mapping[str, str] = MappingProxyType({})  # where fine-tuning methods put what they add
-    alone = ""  # why the library has no classifier like it
+    why_no_classifier = ""  # why the library has no classifier like it
     patch: int | None = None  # side of a patch in pixels
     resize: int | None = None  # side in pixels that images are scaled to inside
     auxiliary_width: int = 0  # of the features of an auxiliary branch, which `auxiliary` switches on
     layered = False  # its features may come from any layer: `layer`, `layer_features`, `choose`
     attends = False  # it has `attention`
-    writes = False  # it has `generate`
+    can_generate = False  # it has `generate`
     trims = False  # `trim` leaves something out
     learns_buffers = False  # it learns buffers from inputs before it is trained: `learn_buffers`, `saved_buffers`
 
@@ -98,7 +98,7 @@ class Encoder(nn.Module, abc.ABC):
     def generate(
         self, tokens: Tensor, noise: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
     ) -> Tensor:
-        """What follows n given tokens: [B, n] and uniform noise [B, m] -> [B, n + m]."""
+        """The n given tokens, and m after them: [B, n] and uniform noise [B, m] -> [B, n + m]."""
         raise TypeError(f"{type(self).__name__} does not write")
 
     def layer_features(self, inputs: Any) -> Tensor:
@@ -124,13 +124,13 @@ class Family:
     resolve: Callable[[Any, Any], tuple[dict[str, Any], list[str]]]  # (options, spec) -> {key: value} of what is auto, and notes
     build: Callable[[Any, Any, str], Encoder]  # (resolved options, spec, attention) -> with initial weights
     published: Mapping[str, str] = field(default_factory=dict)  # `kind` of an encoder -> name of published weights
-    as_published: Mapping[str, Any] = field(default_factory=dict)  # what is auto in models that take weights from outside
+    as_published: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # values of options left auto where `init` is weights from outside
     sizes: Mapping[str, tuple] = field(default_factory=dict)
-    shape: tuple[
-        str, ...
-    ] = ()  # keys of a folder's config.json that say which of `sizes` it holds, or its width, layers and heads
+    shape: tuple[str, ...] = ()  # keys of a folder's config.json: which of `sizes` it holds, or width, layers and heads
     normalised: tuple[float, ...] = IMAGENET  # how the inputs of published weights are normalised
-    fitting: Callable[[Any, int], int] = lambda options, size: size  # the side of images that a model of fixed options takes
+    fitting: Callable[[Any, int], int] = lambda options, side: side  # the nearest side of images that the model takes
     framing: Framing | None = None  # of texts: special tokens
     tokenizer: str = ""  # of texts: its kind
-    framed: bool = True  # of texts: packed sequences have special tokens
+    framed: bool = True  # of texts: packed sequences carry special tokens

@@ -63,7 +63,7 @@ class Encoder(base.Encoder):
 
     attends = True
     trims = True
-    writes = True
+    can_generate = True
 
     unit = "token"
     places: Mapping[str, str] = {  # where fine-tuning methods put what they add

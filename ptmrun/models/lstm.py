@@ -41,7 +41,7 @@ class Encoder(base.Encoder):
     """Two stacks that share embeddings and softmax, or the first alone. Dropout is between layers, never over time."""
 
     from_library = False
-    writes = True
+    can_generate = True
     trims = True
 
     unit = "token"

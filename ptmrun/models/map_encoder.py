@@ -31,7 +31,7 @@ class Encoder(base.Encoder):
     auxiliary_last = "AuxLogits.fc"  # and of the auxiliary one's
     names: Mapping[str, str] = {}  # other names of its parameters (patterns) -> the library's
     adapted: tuple[str, ...] = ()  # how the network differs from the published one
-    alone = "it is no library's"  # why there is neither
+    why_no_classifier = "the network is ptmrun's own"  # why there is neither
 
     def __init__(
         self, net: nn.Module, width: int, blocks: Sequence[str | tuple[str, ...]], channels: int, side: int, resize: int
@@ -116,7 +116,7 @@ class Encoder(base.Encoder):
         return [f"net = torchvision.models.{self.kind}(num_classes={classes})"]
 
     def save(self, folder: Path, mean: list[float], std: list[float]) -> None:
-        """A folder that the library reads; see `files.save`."""
+        """A folder that the library reads; see `library_format.save`."""
         about = {
             "library": "torchvision",
             "model": self.kind,

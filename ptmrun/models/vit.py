@@ -193,7 +193,7 @@ class Encoder(base.Encoder):
         """What becomes of an image before it is the network's input."""
         return library_format.processor(self.vit.config.image_size, mean, std)
 
-    alone = "transformers' ViT classifies by its class token, model.pool=cls"
+    why_no_classifier = "transformers' ViT classifies by its class token, model.pool=cls"
 
     def classifier(self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str]) -> tuple[nn.Module, dict] | None:
         """(transformers' own classifier of these weights, {}); None where the patches' mean is what is classified."""

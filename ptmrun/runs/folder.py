@@ -29,7 +29,7 @@ class Run:
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder = folder
         self.manifest = manifest
-        self.tracker: Any = None  # tracking.Tracker, when the config asks for one
+        self.tracker: Any = None  # loggers.tracker.Tracker, when the config asks for one
 
     @classmethod
     def create(cls, cfg: schema.Config, overrides: list[str], manifest: dict[str, Any]) -> "Run":

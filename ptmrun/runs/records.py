@@ -148,7 +148,7 @@ class Line(Record):
     probe_linear: float = 0
 
     @model_validator(mode="after")
-    def group_ids(self) -> "Line":
+    def in_pairs(self) -> "Line":
         for a, b in (("loss", "samples_per_s"), ("probe_knn", "probe_linear")):
             if a in self.model_fields_set and b not in self.model_fields_set:
                 raise ValueError(b)
@@ -174,7 +174,7 @@ class Samples(Record):
 
 
 class State(Record):
-    """Of a checkpoint that training goes on from (state.py)."""
+    """Of a checkpoint that training goes on from (training/checkpoint.py)."""
 
     precision: Literal["fp32", "bf16"]
     step: Natural

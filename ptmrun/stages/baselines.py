@@ -25,7 +25,7 @@ class FeatureCache:
         if split is self.context.data.test and kind in self.tests:
             return self.tests[kind]
         if kind not in self.encoders:
-            self.encoders[kind] = self.context.pretrained() if kind == "frozen" else self.untrained()
+            self.encoders[kind] = self.context.starting_encoder() if kind == "frozen" else self.untrained()
         found = self.context.features(self.encoders[kind], split)
         if split is self.context.data.test:
             self.tests[kind] = found
@@ -43,7 +43,7 @@ def baseline_predictions(
     """Predictions for the test split of a baseline without a training loop, once a repeat where the labels differ."""
     found = []
     for trial in trials(context.cfg, "tuned", labels)[: 1 if kind == "chance" else None]:
-        split = chosen_labels(context, trial).evenly_spaced(problem.most_raw)
+        split = chosen_labels(context, trial).evenly_spaced(problem.max_baseline_samples)
         found.append(problem.baseline_predictions(kind, context.data, split, inputs.of))
         check_stop(context.stop)
     return found

@@ -35,7 +35,7 @@ def evaluate(context: Context) -> None:
         for kind in FROM_SCRATCH:
             if kind in wanted and pretrained:
                 found[kind] = [predict(context, t) for t in trials(cfg, kind, labels)]
-        for kind in [k for k in wanted if k in problem.floors]:
+        for kind in [k for k in wanted if k in problem.untrained_baselines]:
             if kind != "frozen" or pretrained:
                 found[kind] = baseline_predictions(context, problem, kind, labels, inputs)
         values = {kind: [problem.score(x, data.test) for x in group] for kind, group in found.items()}
@@ -58,7 +58,7 @@ def evaluate(context: Context) -> None:
     result = {
         "metric": problem.metric,
         "counted": problem.counted,
-        "words": problem.words,
+        "words": problem.baseline_phrases,
         "score": headline["scores"]["tuned"]["mean"],
         "score_sd": headline["scores"]["tuned"]["sd"],
         "labels_per_class": headline["labels_per_class"],

@@ -82,7 +82,7 @@ def transferred(context: Context) -> list[str]:
     elif file := source(run, cfg, START):
         notes = encoder.adjusted(tensor_files.load(file)[0])[1]
     try:
-        context.pretrained()
+        context.starting_encoder()
     except UserError as error:
         parent = config_file.load(Run.open(Path(cfg.init)).path("config.yaml"))
         raise context.data.misfit(cfg, parent, error) from None

@@ -11,7 +11,7 @@ from ptmrun import rng
 from ptmrun.config import choices
 from ptmrun.config.schema import Config
 from ptmrun.data.modality import Modality, Processor
-from ptmrun.downstream.base import Problem, Task
+from ptmrun.downstream.base import Problem, ProblemSetup
 from ptmrun.models.base import Encoder, Family
 from ptmrun.objectives.base import Objective
 from ptmrun.runs.folder import Run
@@ -39,8 +39,8 @@ class Networks:
         return problem_of(self.cfg)
 
     @property
-    def task(self) -> Task:
-        return Task(self.classes, self.cfg.downstream, self.processor, self.facts)
+    def problem_setup(self) -> ProblemSetup:
+        return ProblemSetup(self.classes, self.cfg.downstream, self.processor, self.facts)
 
     def autocast(self) -> Any:
         return device.autocast(self.device, self.cfg.device.precision)
@@ -60,15 +60,15 @@ class Networks:
         folder = source(self.run, self.cfg, ENCODER)
         return encoder.saved_buffers(folder) if folder else {}
 
-    def pretrained(self) -> Encoder:
-        """The encoder that fine-tuning starts from: this run's, the parent's, one from outside, or a random one."""
+    def starting_encoder(self) -> Encoder:
+        """What fine-tuning starts from: this run's pretrained encoder, the parent's, one from outside, or a random one."""
         encoder = self.encoder()
         load_weights(encoder, self.run, self.cfg)
         return encoder
 
     def objective(self) -> Objective:
-        """The task's objective with its initial heads, on the encoder that this run starts from."""
-        encoder = self.pretrained()
+        """The task's objective with its initial heads, on `starting_encoder`."""
+        encoder = self.starting_encoder()
         rng.seed_everything(self.cfg.seed, "objective")
         known = {"classes": len(self.classes)} if "labels" in choices.spec("task", self.cfg.task.name).needs else {}
         return module_of(self.cfg, "task").Objective(encoder, self.cfg.task, **known).to(self.device)

@@ -18,6 +18,8 @@ from ptmrun.stages.trials import Trial, label_counts, load_finetuned, trials, we
 from ptmrun.storage import tensor_files
 from ptmrun.training import device
 
+NOISE = 8  # samples
+
 
 def networks_of(run: Run) -> Networks:
     """Raises UserError when the run has not come to know its data yet."""
@@ -71,7 +73,7 @@ class Predictor:
 
     @property
     def encoder(self) -> Encoder:
-        return self.model.encoder if self.model else self.networks.pretrained().eval()
+        return self.model.encoder if self.model else self.networks.starting_encoder().eval()
 
     @torch.no_grad()
     def predict(self, raw: list[Any]) -> Predictions:
@@ -82,10 +84,11 @@ class Predictor:
         with self.networks.autocast():
             return self.model.predict([processor(processor.read(raw))])
 
-    def examples(self, count: int) -> tuple[Any, str]:
-        """At most `count` inputs, and what they are: test samples of the run, or noise where it has saved none."""
+    def examples(self) -> tuple[Any, str]:
+        """A few inputs, and what they are: test samples of the run, or noise where it has saved none."""
         processor = self.networks.processor
         if (path := source(self.networks.run, self.networks.cfg, EXAMPLES)) is None:
-            return processor(processor.noise(count)), f"{count} samples of noise"
-        samples = processor.unpacked(tensor_files.load(path)[0])
-        return processor(samples), f"{len(samples)} test samples"
+            return processor(processor.noise(NOISE)), f"{NOISE} samples of noise"
+        tensors = tensor_files.load(path)[0]
+        count = len(next(iter(tensors.values()), ()))
+        return processor(processor.unpacked(tensors)), f"{count} test samples"

@@ -6,7 +6,7 @@ from ptmrun.batch import packed
 from ptmrun.config import choices, parsing
 from ptmrun.config.init_source import origin
 from ptmrun.config.schema import Config
-from ptmrun.data.modality import Data, Progress, Source
+from ptmrun.data.modality import Data, LoadRequest, Progress
 from ptmrun.downstream.class_counts import imbalance
 from ptmrun.errors import UserError
 from ptmrun.finetuning import methods
@@ -79,10 +79,10 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
 def read(run: Run, cfg: Config, progress: Progress) -> Data:
     """The data of the kind that the dataset provides."""
     folder, problem = source(run, cfg, PROCESSOR), problem_of(cfg)
-    told = Source(
+    request = LoadRequest(
         read=module_of(cfg, "dataset").read, cfg=cfg, family=family_of(cfg), problem=problem, folder=folder, progress=progress
     )
-    data = modality_of(cfg).load(told)
+    data = modality_of(cfg).load(request)
     if not run.path(PROCESSOR).exists():
         data.save_processor(run.path(PROCESSOR))
     return data
@@ -97,7 +97,7 @@ def by_rule(context: Context) -> tuple[Config, list[str]]:
         changes, notes = methods.RULES[cfg.finetune.name](cfg.finetune, most, context.processor.spec.size)
         cfg = parsing.replace(cfg, **{f"finetune__{k}": v for k, v in changes.items()})
     encoder = context.encoder().eval()
-    if setting := context.processor.tune(encoder, cfg.finetune):
+    if setting := context.processor.configure(encoder, cfg.finetune):
         try:
             with torch.no_grad():
                 encoder.features(context.processor(next(data.train.evenly_spaced(1).all())))

@@ -106,7 +106,7 @@ def validate(context: Context, objective: Any, split: Any) -> dict[str, float]:
                 total[0] += float(value.total)
                 total[1] += float(value.n)
     found = {name: total / max(n, 1.0) for name, (total, n) in sums.items()}
-    return found | context.data.judged(found, split)
+    return found | context.data.derived_metrics(found, split)
 
 
 def describe(judged: dict[str, float]) -> str:

@@ -17,13 +17,13 @@ def record(context: Context, objective: Any, step: int) -> None:
     """Adds what the model says at this step to samples.json: {"step", "given", "said"}, a text of each sequence. Sequences and
     random numbers are the same at every step."""
     encoder = objective.encoder
-    if context.processor.tokenizer is None or not (encoder.writes or objective.fills):
+    if context.processor.tokenizer is None or not (encoder.can_generate or objective.fills):
         return
     held = context.data.val_corpus.evenly_spaced(SHOWN)
     loop = context.cfg.pretrain.model_copy(update={"batch_size": len(held), "accumulate": 1})
     batch = next(batches_of(context, objective, held, loop, context.cfg.seed, "samples").iterate(0, 1))[0]
     with eval_mode(objective), torch.no_grad(), context.autocast():
-        pairs = continued(context, encoder, batch) if encoder.writes else filled(context, objective, batch)
+        pairs = continued(context, encoder, batch) if encoder.can_generate else filled(context, objective, batch)
     given, said = zip(*pairs, strict=True)
     before = [x for x in context.run.samples() if x["step"] < step]
     context.run.write_json("samples.json", {"samples": [*before, {"step": step, "given": list(given), "said": list(said)}]})

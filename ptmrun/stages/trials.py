@@ -74,14 +74,14 @@ def build_model(
 ) -> tuple[Model, tuple[int, int]]:
     """The same from the options of `finetune`, the steps that it is trained for and its labels; without these, weights of classes
     are those that are loaded later."""
-    encoder = networks.pretrained() if trial.kind == "tuned" else networks.encoder("scratch", trial.seed)
+    encoder = networks.starting_encoder() if trial.kind == "tuned" else networks.encoder("scratch", trial.seed)
     if drops_pretraining_parts(networks, encoder):
         encoder.trim()
     rng.seed_everything(trial.seed, "head")
-    networks.processor.tune(encoder, options)
+    networks.processor.configure(encoder, options)
     if options.statistics == "kept":
         batchnorm.freeze_statistics(encoder)
-    model = networks.problem.build(encoder, networks.task, options).to(networks.device)
+    model = networks.problem.build(encoder, networks.problem_setup, options).to(networks.device)
     if options.class_weights == "balanced":
         model.balance_classes(labels)
     counts = methods.adapt(model, options, steps)

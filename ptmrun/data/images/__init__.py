@@ -19,4 +19,4 @@ def as_published(cfg: Any, normalisation: Callable[[], list[float]]) -> dict[str
     return {"dataset.normalise": normalisation()} if cfg.dataset.normalise == "auto" else {}
 
 
-MODALITY = Modality(noun="images", load=of_run, processor=processor, as_published=as_published)
+MODALITY = Modality(load=of_run, processor=processor, as_published=as_published)

@@ -61,7 +61,7 @@ class Images(Data):
         augment = cfg.dataset.augment
         return Batches(split, inputs, augment, loop.augment, size, parts, seed, purpose, model.views, model.alphas)
 
-    def plain(self, loop: Any) -> Any:
+    def without_augmentation(self, loop: Any) -> Any:
         return loop.model_copy(update={"augment": 0.0})
 
     @functools.cached_property
@@ -111,10 +111,10 @@ class Images(Data):
         return found
 
 
-def of_run(told: modality.Source) -> Images:
+def of_run(request: modality.LoadRequest) -> Images:
     """The images of a run; see `load`."""
-    cfg, fitting = told.cfg, partial(told.family.fitting, told.cfg.model) if told.cfg.init != "random" else int
-    return load(told.read, cfg.dataset, int(cfg.device.workers), told.progress, fitting)
+    cfg, fitting = request.cfg, partial(request.family.fitting, request.cfg.model) if request.cfg.init != "random" else int
+    return load(request.read, cfg.dataset, int(cfg.device.workers), request.progress, fitting)
 
 
 def load(

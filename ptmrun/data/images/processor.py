@@ -43,7 +43,7 @@ class ImageProcessor(modality.Processor):
     def preprocessing(self) -> tuple[list[float], list[float]]:
         return self.mean.tolist(), self.std.tolist()
 
-    def tune(self, encoder: Any, options: Any) -> str | None:
+    def configure(self, encoder: Any, options: Any) -> str | None:
         if options.resolution is None:
             return None
         encoder.resize = options.resolution

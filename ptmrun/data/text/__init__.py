@@ -18,4 +18,4 @@ def processor(cfg: Any, facts: dict[str, Any], folder: Path | None, family: Any,
     return TextProcessor(tokenizer.of_run(folder, family.framing), cfg.model.length, device)
 
 
-MODALITY = Modality(noun="texts", load=of_run, processor=processor)
+MODALITY = Modality(load=of_run, processor=processor)

@@ -80,7 +80,7 @@ class Texts(Data):
         vectorizer = tf_idf(texts, sublinear_tf=True, ngram_range=(1, 2))
         return vectorizer.transform(texts), vectorizer.transform(self.test.read()), STRENGTH
 
-    def judged(self, found: dict[str, float], split: Sequences) -> dict[str, float]:
+    def derived_metrics(self, found: dict[str, float], split: Sequences) -> dict[str, float]:
         """Perplexity, of the tokens that are predicted, and with bits_per_token bits_per_byte where tokens hold every byte, so
         that it can be compared between tokenizers."""
         more = {"perplexity": math.exp(min(found.get("loss_mlm", found["held_loss"]), 700.0))}
@@ -111,9 +111,9 @@ class Texts(Data):
         return [Picture("attention_maps", (pieces, maps))]
 
 
-def of_run(told: modality.Source) -> Texts:
+def of_run(request: modality.LoadRequest) -> Texts:
     """The texts of a run; see `load`."""
-    return load(told.read, told.cfg, told.family, told.problem, told.folder, told.progress)
+    return load(request.read, request.cfg, request.family, request.problem, request.folder, request.progress)
 
 
 def load(

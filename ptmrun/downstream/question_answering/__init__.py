@@ -22,8 +22,8 @@ PROBLEM = Problem(
     metrics=all_metrics,
     read_splits=read_splits,
     files=files,
-    floors=("chance", "raw"),
-    words={
+    untrained_baselines=("chance", "raw"),
+    baseline_phrases={
         "chance": "always the most frequent answer",
         "raw": "a name in the sentence that shares most words with the question",
     },

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptmrun.downstream.base import Task
+from ptmrun.downstream.base import ProblemSetup
 from ptmrun.downstream.token_head import Tokenwise
 from ptmrun.loss import Loss
 from ptmrun.models.modes import eval_mode
@@ -39,5 +39,5 @@ class Reader(Tokenwise):
             return {"logits": torch.cat([self.logits(tokens, tokens.mask).cpu() for tokens in batches])}
 
 
-def build(encoder: Any, task: Task, options: Any) -> Reader:
+def build(encoder: Any, setup: ProblemSetup, options: Any) -> Reader:
     return Reader(encoder)

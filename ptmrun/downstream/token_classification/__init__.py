@@ -25,7 +25,7 @@ PROBLEM = Problem(
     columns_of_predictions=columns_of_predictions,
     metrics=all_metrics,
     read_splits=read_splits,
-    floors=("chance", "raw"),
-    words={"chance": "always the most frequent tag", "raw": "each word's most frequent tag in training"},
-    most_raw=10**9,  # counting words takes no time
+    untrained_baselines=("chance", "raw"),
+    baseline_phrases={"chance": "always the most frequent tag", "raw": "each word's most frequent tag in training"},
+    max_baseline_samples=10**9,  # counting words takes no time
 )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun.downstream.base import Task
+from ptmrun.downstream.base import ProblemSetup
 from ptmrun.downstream.token_classification.split import NONE
 from ptmrun.downstream.token_head import Tokenwise
 from ptmrun.loss import Loss, smoothed_entropy
@@ -46,5 +46,5 @@ class Tagger(Tokenwise):
         return {"tags": tags, "confidence": torch.cat([best.values.cpu() for best in found])}
 
 
-def build(encoder: Any, task: Task, options: Any) -> Tagger:
-    return Tagger(encoder, len(task.classes), options.label_smoothing)
+def build(encoder: Any, setup: ProblemSetup, options: Any) -> Tagger:
+    return Tagger(encoder, len(setup.classes), options.label_smoothing)

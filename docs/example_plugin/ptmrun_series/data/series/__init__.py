@@ -95,11 +95,11 @@ class SeriesData(modality.Data):
         return train.values[train.rows].numpy(), self.test.values[self.test.rows].numpy(), 1.0
 
 
-def load(told: modality.Source) -> SeriesData:
-    values, labels, classes = told.read(told.cfg.dataset)
+def load(request: modality.LoadRequest) -> SeriesData:
+    values, labels, classes = request.read(request.cfg.dataset)
     whole = Series(torch.from_numpy(values), torch.arange(len(values)), torch.from_numpy(labels))
     notes: list[str] = []
-    train, val, test, made = divide({"train": whole}, told.cfg.dataset, "series", notes)
+    train, val, test, made = divide({"train": whole}, request.cfg.dataset, "series", notes)
     chosen = train.values[train.rows]
     return SeriesData(
         train=train,
@@ -118,4 +118,4 @@ def processor(cfg: Any, facts: dict[str, Any], folder: Path | None, family: Any,
     return SeriesProcessor(facts["length"], facts["mean"][0], facts["std"][0], device)
 
 
-MODALITY = modality.Modality(noun="series", load=load, processor=processor)
+MODALITY = modality.Modality(load=load, processor=processor)
