@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from typing import Literal
 
 import pytest
 import yaml
@@ -77,12 +76,6 @@ def test_all_mistakes_at_once(ptmrun):
         "task.mask_ratio",
         "seed",
     ]
-
-
-def test_a_misspelt_type_is_no_literal():
-    assert choices.parse_type("auto|count") == Literal["auto"] | schema.Count
-    with pytest.raises(UserError, match=r"cuont: no type \(did you mean count\?\)"):
-        choices.parse_type("auto|cuont")
 
 
 def test_misfit_lists_what_fits(monkeypatch):

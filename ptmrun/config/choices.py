@@ -1,6 +1,5 @@
 """The choices of each config group: the YAML files of conf/, and what their `spec` blocks say."""
 
-import difflib
 import functools
 import importlib.util
 import re
@@ -132,8 +131,6 @@ def parse_type(text: str) -> Any:
             kind: Any = type(None)
         elif word.startswith("["):
             kind = Annotated[list[parse_type(word[1:-1])], Field(min_length=1)]  # type: ignore[misc]
-        elif word not in TYPES and (near := difflib.get_close_matches(word, TYPES, 1, 0.75)):
-            raise UserError(f"spec.types: {word}: no type (did you mean {near[0]}?)")
         else:
             kind = TYPES.get(word, Literal[int(word) if word.isdigit() else word])
         union = kind if union is None else union | kind
