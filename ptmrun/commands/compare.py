@@ -30,10 +30,10 @@ def flat_config(run: Run) -> dict[str, Any]:
 def weights(own: dict[str, Any]) -> list[Any]:
     """What the pretrained weights of a run with these settings are: the settings of the pretrainings that made them, but for
     REPEATS, and what these began with. Where a run that `init` names is gone, that name."""
-    found: list[Any] = []
+    settings: list[Any] = []
     for _ in range(CHAIN):
         if own["stage"] in ("all", "pretrain"):
-            found.append({k: v for k, v in own.items() if k.split(".")[0] in SECTIONS["pretrain"] and k not in REPEATS})
+            settings.append({k: v for k, v in own.items() if k.split(".")[0] in SECTIONS["pretrain"] and k not in REPEATS})
         if origin(own["init"]) != "run":
             break
         try:
@@ -41,7 +41,7 @@ def weights(own: dict[str, Any]) -> list[Any]:
         except UserError:
             break
         own = flat_config(parent)
-    return [*found, own["init"]]
+    return [*settings, own["init"]]
 
 
 def differences(runs: list[Run]) -> dict[str, list[Any]]:
@@ -54,18 +54,20 @@ def differing(configs: list[dict[str, Any]]) -> dict[str, list[Any]]:
     keys = dict.fromkeys(k for c in configs for k in c if k.split(".")[0] not in HIDDEN)
     if len({repr(weights(c)) for c in configs}) == 1:
         del keys["init"]
-    found = {key: [c.get(key) for c in configs] for key in keys}
-    return {key: values for key, values in found.items() if any(v != values[0] for v in values)}
+    values_of_key = {key: [c.get(key) for c in configs] for key in keys}
+    return {key: values for key, values in values_of_key.items() if any(v != values[0] for v in values)}
 
 
 def grouped(runs: list[Run]) -> list[Row]:
     """A row for each setting, named A, B ...: runs whose configs, and those of their pretrainings, differ by REPEATS alone share
     one."""
     configs = [flat_config(run) for run in runs]
-    found = differing(configs)
+    differing_keys = differing(configs)
     rows: dict[str, Row] = {}
     for i, run in enumerate(runs):
-        identity = repr([weights(configs[i]), *(values[i] for key, values in found.items() if key not in (*REPEATS, "init"))])
+        identity = repr(
+            [weights(configs[i]), *(values[i] for key, values in differing_keys.items() if key not in (*REPEATS, "init"))]
+        )
         row = rows.setdefault(identity, Row({"run": letters(len(rows))}))
         row.runs.append(run)
         row.seconds += sum(run.manifest.get("wall_s", {}).values())
@@ -80,10 +82,12 @@ def letters(number: int) -> str:
 def compare(runs: list[Run], outputs: str) -> Path:
     """Shows what differs, the scores and the curves; writes them into a new folder, which it returns."""
     rows = grouped(runs)
-    found = differences([row.runs[0] for row in rows])
+    differing_keys = differences([row.runs[0] for row in rows])
     names = [(row.setting["run"], ", ".join(str(run.folder) for run in row.runs)) for row in rows]
     changed = [
-        ([key, *("" if v is None else str(v) for v in values)], False) for key, values in found.items() if key not in REPEATS
+        ([key, *("" if v is None else str(v) for v in values)], False)
+        for key, values in differing_keys.items()
+        if key not in REPEATS
     ]
     for name, folders in names:
         console.print(f"{name}: {folders}", markup=False)

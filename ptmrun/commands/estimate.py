@@ -113,11 +113,11 @@ def prediction(context: Context, trial: Trial) -> tuple[float, float, float]:
     and in the problem's own files."""
     problem, some = context.problem, context.data.test.evenly_spaced(SAMPLES)
     with context.autocast():
-        found = predict_split(context, new_model(context, trial)[0], some)
-    rows = pa.table(problem.columns_of_predictions(found, some, context.classes))
-    own = problem.files(found, some, context.cfg.downstream)
+        predictions = predict_split(context, new_model(context, trial)[0], some)
+    rows = pa.table(problem.columns_of_predictions(predictions, some, context.classes))
+    own = problem.files(predictions, some, context.cfg.downstream)
     written = sum(len(json.dumps(content, indent=2)) for content in own.values())
-    return sum(x.nbytes for x in found.values()) / len(some), rows.nbytes / len(some), written / len(some)
+    return sum(x.nbytes for x in predictions.values()) / len(some), rows.nbytes / len(some), written / len(some)
 
 
 def duration(context: Context) -> dict[str, float]:

@@ -40,10 +40,10 @@ def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
     for number in range(settings.samples):
         noise = torch.rand(1, settings.tokens, generator=rng.generator(settings.seed, "generate", number)).to(networks.device)
         with networks.autocast():
-            found = encoder.generate(
+            generated = encoder.generate(
                 torch.tensor([given], device=networks.device), noise, settings.temperature, settings.top_k, settings.top_p
             )
-        written = found[0, len(given) :].tolist()
+        written = generated[0, len(given) :].tolist()
         yield words.decode(given + (written[: written.index(end)] if end in written else written))
 
 

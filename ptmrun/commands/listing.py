@@ -66,13 +66,13 @@ def listed(root: Path, filters: dict[str, str], sort: str) -> list[Entry]:
         raise UserError(f"{root}: no such folder")
     if sort not in SORT:
         raise UserError(f"sort={sort}: expected one of {', '.join(SORT)}")
-    found = [entry(root, folder) for folder in folders(root)]
+    entries = [entry(root, folder) for folder in folders(root)]
     for key, wanted in filters.items():
-        values = {id(e): e.status if key == "status" else setting(e.settings, key) for e in found}
-        if found and all(v is None for v in values.values()):
-            raise UserError(f"{key}: no run in {root} has such a key{nearest(key, ['status', *found[0].settings])}")
-        found = [e for e in found if str(values[id(e)]) == wanted]
-    return sorted(found, key=lambda e: (getattr(e, sort) is None, getattr(e, sort), e.name))
+        values = {id(e): e.status if key == "status" else setting(e.settings, key) for e in entries}
+        if entries and all(v is None for v in values.values()):
+            raise UserError(f"{key}: no run in {root} has such a key{nearest(key, ['status', *entries[0].settings])}")
+        entries = [e for e in entries if str(values[id(e)]) == wanted]
+    return sorted(entries, key=lambda e: (getattr(e, sort) is None, getattr(e, sort), e.name))
 
 
 def setting(settings: dict[str, Any], key: str) -> Any:

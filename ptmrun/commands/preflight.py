@@ -114,9 +114,9 @@ def about_data(context: Context) -> Finding:
     text += f"; {unreadable:.2%} unreadable"
     if data.train.labels is None:
         return Finding(WARNING if unreadable else OK, "data", text if labelled(context) else f"{text}; no labels")
-    found = counts(data.train.labels, len(data.classes)).tolist()
-    text += f"; {len(found)} classes of {min(found):,} to {max(found):,} training {data.noun}"
-    unbalanced = max(found) > UNBALANCED * min(found)
+    class_counts = counts(data.train.labels, len(data.classes)).tolist()
+    text += f"; {len(class_counts)} classes of {min(class_counts):,} to {max(class_counts):,} training {data.noun}"
+    unbalanced = max(class_counts) > UNBALANCED * min(class_counts)
     return Finding(WARNING if unreadable or unbalanced else OK, "data", text + ", unbalanced" * unbalanced)
 
 
@@ -205,12 +205,12 @@ def checkpointed(context: Context, part: Part) -> Finding:
         model.encoder.save(folder, *context.processor.preprocessing)
         heads = {k: v for k, v in model.state_dict().items() if not k.startswith("encoder.")}
         tensor_files.save(run.path("checkpoints", "heads.safetensors"), heads)
-        wrote, found = model.encoder.state_dict(), context.starting_encoder().state_dict()
+        wrote, read = model.encoder.state_dict(), context.starting_encoder().state_dict()
     else:
         wrote, file = methods.trained(model), run.path("checkpoints", "finetuned", "check.safetensors")
         tensor_files.save(file, wrote)
-        found = tensor_files.load(file)[0]
-    hashes += [tensor_files.sha256(wrote), tensor_files.sha256(found)]
+        read = tensor_files.load(file)[0]
+    hashes += [tensor_files.sha256(wrote), tensor_files.sha256(read)]
     same = [hashes[0] == hashes[1], hashes[2] == hashes[3]]
     text = "written, read back and gone on from, bit-equal"
     if not all(same):

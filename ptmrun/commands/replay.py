@@ -89,7 +89,7 @@ def inspect_step(
     """Runs the step forward and backward and says what is not finite; True when something is."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()
-    with watched(model) as found:
+    with watched(model) as culprits:
         autocast = partial(device.autocast, context.device, precision)
         sums = gradients(model, model, micros, partial(forward_context, autocast, step["seed"], step["purpose"], step["first"]))
     value = average_of(*sums["loss"])
@@ -100,14 +100,14 @@ def inspect_step(
     say(f"  in {precision} the step is {'finite' if finite else 'not finite'}: loss {value:.4g}, gradient norm {norm:.4g}")
     if finite and not fine:
         say(f"  but the loss has exploded: it is above {step['limit']:.4g}, {recovery.EXPLODED} times the first")
-    for culprit in found:
+    for culprit in culprits:
         say(
             f"  the first output that is not finite: {culprit.name} ({culprit.kind}), {culprit.share:.1%} of its values; "
             f"the largest finite magnitude of its input is {culprit.largest:.3g}"
         )
         if not culprit.sound:
             say("    its input is not finite already, and comes from no module: from the batch or from what is between modules")
-    if not finite and not found:
+    if not finite and not culprits:
         say("  the outputs of all modules are finite: it begins in the backward pass")
     if not finite:
         say(f"  gradients, from the loss back: {health(dict(reversed(grads.items())))}")
@@ -117,32 +117,32 @@ def inspect_step(
 @contextlib.contextmanager
 def watched(model: nn.Module) -> Iterator[list[Culprit]]:
     """Gives a list that gets the first module whose output is not finite, in the order of the forward pass."""
-    found: list[Culprit] = []
+    culprits: list[Culprit] = []
 
     def look_at(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             made, given = values(output), values([args, kwargs])
-            if not found and not made.isfinite().all():
+            if not culprits and not made.isfinite().all():
                 finite = given[given.isfinite()]
                 largest = float(finite.abs().max()) if len(finite) else math.nan
                 share = 1 - float(made.isfinite().double().mean())
-                found.append(Culprit(name or "the whole", type(module).__name__, share, largest, len(finite) == len(given)))
+                culprits.append(Culprit(name or "the whole", type(module).__name__, share, largest, len(finite) == len(given)))
 
         return hook
 
     handles = [m.register_forward_hook(look_at(name), with_kwargs=True) for name, m in model.named_modules()]
     try:
-        yield found
+        yield culprits
     finally:
         for handle in handles:
             handle.remove()
 
 
-def values(found: Any) -> Tensor:
+def values(output: Any) -> Tensor:
     """All floating-point values in nested tuples, lists and dicts, as one row."""
-    if isinstance(found, Tensor):
-        return found.detach().flatten().double() if found.is_floating_point() else torch.zeros(0)
-    parts = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else ()
+    if isinstance(output, Tensor):
+        return output.detach().flatten().double() if output.is_floating_point() else torch.zeros(0)
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, list | tuple) else ()
     return torch.cat([torch.zeros(0), *map(values, parts)])
 
 

@@ -75,13 +75,13 @@ def timeless(run: Run) -> list[dict[str, Any]]:
 
 
 def results(run: Run) -> Any:
-    found = run.results()
-    if found is None:
+    content = run.results()
+    if content is None:
         return None
-    found.pop("wall_s", None)
-    if found.get("pretrain"):
-        found["pretrain"].pop("samples_per_s", None)
-    return found
+    content.pop("wall_s", None)
+    if content.get("pretrain"):
+        content["pretrain"].pop("samples_per_s", None)
+    return content
 
 
 def score_gap(old: Run, new: Run) -> float | None:

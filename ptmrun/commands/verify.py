@@ -103,21 +103,27 @@ def listing() -> None:
     for name in choices.names("experiment"):
         console.print(f"{name}: {choices.summary('experiment', name)}", markup=False)
         full = certificate(name)
-        for title, found in (("full", full), ("--quick", full and full.quick)):
-            if found:
-                scores = ", ".join(f"{k} {e.score:.3f} ± {e.tolerance:.3f}" for k, e in found.expected.items())
-                each = f"{len(found.seeds)} x {found.seconds:.0f} s" if found.seconds else f"{len(found.seeds)} x ? s"
-                console.print(f"  {title:<8} {scores}; {each} on {found.machine.cpu}", markup=False)
+        for title, certified in (("full", full), ("--quick", full and full.quick)):
+            if certified:
+                scores = ", ".join(f"{k} {e.score:.3f} ± {e.tolerance:.3f}" for k, e in certified.expected.items())
+                each = (
+                    f"{len(certified.seeds)} x {certified.seconds:.0f} s"
+                    if certified.seconds
+                    else f"{len(certified.seeds)} x ? s"
+                )
+                console.print(f"  {title:<8} {scores}; {each} on {certified.machine.cpu}", markup=False)
 
 
 def verify(names: list[str], quick: bool, outputs: str) -> bool:
     """Runs the experiments and prints how their scores compare; True when all are within tolerance."""
     wanted: dict[str, Certificate] = {}
     for name in names:
-        found = certificate(name)
-        chosen = found.quick if found and quick else found
+        certified = certificate(name)
+        chosen = certified.quick if certified and quick else certified
         if chosen is None:
-            raise UserError(f"{name}: its file has no certificate{' for --quick' if quick and found else ''}; nothing to verify")
+            raise UserError(
+                f"{name}: its file has no certificate{' for --quick' if quick and certified else ''}; nothing to verify"
+            )
         wanted[name] = chosen
     kept = True
     for name, promise in wanted.items():

@@ -23,13 +23,13 @@ PLUGINS = "ptmrun.plugins"  # entry points: packages with the same folders as th
 @functools.cache
 def packages() -> dict[str, Path]:
     """This package and those of plug-ins by name, none of them imported. Raises UserError for one that is not there."""
-    found = {"ptmrun": PACKAGE}
+    places = {"ptmrun": PACKAGE}
     for point in metadata.entry_points(group=PLUGINS):
         where = importlib.util.find_spec(point.value)
         if where is None or not where.submodule_search_locations:
             raise UserError(f"plug-in {point.name}: there is no package {point.value}; install it again, or remove it")
-        found[point.value] = Path(where.submodule_search_locations[0])
-    return found
+        places[point.value] = Path(where.submodule_search_locations[0])
+    return places
 
 
 def folders() -> dict[str, Path]:
@@ -40,14 +40,14 @@ def folders() -> dict[str, Path]:
 @functools.cache
 def files(group: str) -> dict[str, tuple[str, Path]]:
     """The choices of a config group: {name: (package, file)}. Raises UserError where two packages have one of the same name."""
-    found: dict[str, tuple[str, Path]] = {}
+    places: dict[str, tuple[str, Path]] = {}
     for package, folder in folders().items():
         for file in sorted((folder / group).glob("*.yaml")):
-            if file.stem in found:
-                both = f"{found[file.stem][0]} and {package}"
+            if file.stem in places:
+                both = f"{places[file.stem][0]} and {package}"
                 raise UserError(f"{group}={file.stem}: is in the packages {both}; rename it, or uninstall the plug-in")
-            found[file.stem] = package, file
-    return found
+            places[file.stem] = package, file
+    return places
 
 
 def names(group: str) -> list[str]:
@@ -117,10 +117,12 @@ def kind(dataset: str) -> str:
 
 def package_of(kind: str) -> str | None:
     """The package that a kind of data is in. Raises UserError where two have it."""
-    found = [name for name, place in packages().items() if (place / "data" / kind / "__init__.py").is_file()]
-    if len(found) > 1:
-        raise UserError(f"data of the kind {kind}: is in the packages {' and '.join(found)}; rename it, or uninstall the plug-in")
-    return f"{found[0]}.data.{kind}" if found else None
+    owners = [name for name, place in packages().items() if (place / "data" / kind / "__init__.py").is_file()]
+    if len(owners) > 1:
+        raise UserError(
+            f"data of the kind {kind}: is in the packages {' and '.join(owners)}; rename it, or uninstall the plug-in"
+        )
+    return f"{owners[0]}.data.{kind}" if owners else None
 
 
 def parse_type(text: str) -> Any:

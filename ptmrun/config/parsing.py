@@ -70,13 +70,13 @@ def kind_of(raw: dict[str, Any]) -> str:
 
 def leave_out_foreign(raw: dict[str, Any]) -> list[str]:
     """Takes the settings of other kinds of data out of a config; returns their dotted keys."""
-    found = []
+    removed = []
     for key in sorted(foreign(kind_of(raw))):
         section, name = key.split(".")
         if isinstance(part := raw.get(section), dict) and name in part:
             del part[name]
-            found.append(key)
-    return found
+            removed.append(key)
+    return removed
 
 
 def parse_words(kind: type[VerbSettings], words: list[str]) -> Any:

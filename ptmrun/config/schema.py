@@ -288,25 +288,25 @@ def roles(field: Any) -> Role:
 
 def role_of(config: Strict, key: str) -> Role:
     """What the fields on the way to a dotted key of a config declare."""
-    found, where = Role(0), config
+    declared, where = Role(0), config
     for part in key.split("."):
         field = type(where).model_fields.get(part)
         if field is None:
             break
-        found |= roles(field)
+        declared |= roles(field)
         where = getattr(where, part)
-    return found
+    return declared
 
 
 def keys_with(role: Role, kind: type[Strict] = Config, prefix: str = "") -> list[str]:
     """The dotted keys whose field declares a role, but for those that a choice or a kind of data adds."""
-    found = []
+    keys = []
     for name, field in kind.model_fields.items():
         if role in roles(field):
-            found.append(f"{prefix}{name}")
+            keys.append(f"{prefix}{name}")
         elif isinstance(field.annotation, type) and issubclass(field.annotation, Strict):
-            found += keys_with(role, field.annotation, f"{prefix}{name}.")
-    return found
+            keys += keys_with(role, field.annotation, f"{prefix}{name}.")
+    return keys
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -30,9 +30,9 @@ def refuse(raw: Any) -> None:
     names = environment()
     secret, lines = pattern(names), []
     for key, text in leaves(raw):
-        if found := secret.search(text):
-            shaped = [name for shape, name in SHAPES.items() if re.fullmatch(shape, found[0])]
-            where = names.get(found[0]) or shaped[0]
+        if match := secret.search(text):
+            shaped = [name for shape, name in SHAPES.items() if re.fullmatch(shape, match[0])]
+            where = names.get(match[0]) or shaped[0]
             lines.append(
                 f"{key}: holds what looks like a secret; it would be saved in the run folder; "
                 f"put it in the environment instead ({where})"

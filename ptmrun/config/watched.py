@@ -19,8 +19,8 @@ class Watched:
         if name not in type(self.bare).model_fields:
             return value
         self.noted.add(f"{self.bare.section}.{name}" if self.bare.section else name)
-        self.__dict__[name] = found = Watched(value, self.noted) if isinstance(value, Strict) else value
-        return found
+        self.__dict__[name] = attribute = Watched(value, self.noted) if isinstance(value, Strict) else value
+        return attribute
 
     def model_copy(self, update: dict[str, Any]) -> "Watched":
         return Watched(self.bare.model_copy(update=update), self.noted)

@@ -172,7 +172,7 @@ class Data(abc.ABC):
         """The settings of a loop, without what changes samples at random."""
         return loop
 
-    def derived_metrics(self, found: dict[str, float], split: Any) -> dict[str, float]:
+    def derived_metrics(self, means: dict[str, float], split: Any) -> dict[str, float]:
         """What follows from an objective's means over a split."""
         return {}
 

@@ -81,11 +81,11 @@ def kinds(split: Any, order: Tensor) -> list[Tensor]:
 
 def some(split: Any, count: int, seed: int, purpose: str) -> Any:
     """So many of the samples, seeded; of every class its share, where each sample has one (by largest remainders)."""
-    found = kinds(split, rng.permutation(seed, f"split/{purpose}", len(split)))
-    share = torch.tensor([len(members) for members in found]) * count / len(split)
+    by_kind = kinds(split, rng.permutation(seed, f"split/{purpose}", len(split)))
+    share = torch.tensor([len(members) for members in by_kind]) * count / len(split)
     each = share.long()
     each[(each - share).argsort(stable=True)[: count - int(each.sum())]] += 1
-    return split.subset(torch.cat([members[:n] for members, n in zip(found, each.tolist(), strict=True)]).sort().values)
+    return split.subset(torch.cat([members[:n] for members, n in zip(by_kind, each.tolist(), strict=True)]).sort().values)
 
 
 def hold_out(split: Any, fraction: float, seed: int, purpose: str) -> tuple[Any, Any]:

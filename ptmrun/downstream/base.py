@@ -81,7 +81,7 @@ class Problem:
     columns_of_predictions: Callable[[Predictions, Any, list[str]], dict[str, pa.Array]]
     metrics: Callable[[Predictions, Any, list[str], int], dict[str, Any]]  # (predictions, split, classes, bins)
     read_splits: ReadSplits | None = None  # None: the labels of a data set
-    files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda found, split, options: {}  # {name: content as JSON}
+    files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda predictions, split, options: {}  # {name: content as JSON}
     untrained_baselines: tuple[str, ...] = FLOORS  # those without a training loop that it has
     baseline_phrases: dict[str, str] = field(default_factory=dict)  # instead of the usual phrases in tables
     max_baseline_samples: int = MAX_BASELINE_SAMPLES

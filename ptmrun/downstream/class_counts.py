@@ -13,9 +13,9 @@ def counts(labels: Tensor, classes: int) -> Tensor:
 
 def imbalance(labels: Tensor, names: list[str]) -> list[str]:
     """A note where the largest class has more than UNEVEN times the samples of the smallest."""
-    found = counts(labels, len(names))
-    least, most = int(found.argmin()), int(found.argmax())
-    if found[most] <= UNEVEN * found[least]:
+    number = counts(labels, len(names)).tolist()
+    least, most = number.index(min(number)), number.index(max(number))
+    if number[most] <= UNEVEN * number[least]:
         return []
-    line = f"unbalanced: {int(found[most]):,} training samples of class {names[most]}, {int(found[least]):,} of {names[least]}"
+    line = f"unbalanced: {number[most]:,} training samples of class {names[most]}, {number[least]:,} of {names[least]}"
     return [f"{line} (finetune.class_weights=balanced makes each class weigh the same)"]

@@ -86,9 +86,9 @@ class Classifier(Model):
         if labels is None:
             self.weights = torch.ones_like(self.head.bias)
             return
-        found = counts(labels, self.head.out_features)
-        seen = int((found > 0).sum())
-        self.weights = (len(labels) / (seen * found.clamp(min=1))).to(self.head.weight)
+        class_counts = counts(labels, self.head.out_features)
+        seen = int((class_counts > 0).sum())
+        self.weights = (len(labels) / (seen * class_counts.clamp(min=1))).to(self.head.weight)
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities, smoothed labels or not: ln(classes)."""
@@ -185,19 +185,19 @@ def subset(split: Any, classes: list[str], per_class: int | None, seed: int) -> 
     return torch.cat([m[:per_class] for m in members])
 
 
-def valid(found: dict[str, Tensor], split: Any, classes: list[str]) -> bool:
+def valid(predictions: dict[str, Tensor], split: Any, classes: list[str]) -> bool:
     """Whether these can be predictions for a split."""
-    logits = found.get("logits", torch.empty(0))
+    logits = predictions.get("logits", torch.empty(0))
     return logits.shape == (len(split), len(classes)) and logits.is_floating_point()
 
 
-def per_sample_scores(found: dict[str, Tensor], split: Any) -> np.ndarray:
+def per_sample_scores(predictions: dict[str, Tensor], split: Any) -> np.ndarray:
     """Which samples are right, [N] bool: their mean is the accuracy."""
-    return (found["logits"].argmax(1) == split.labels).numpy()
+    return (predictions["logits"].argmax(1) == split.labels).numpy()
 
 
-def score(found: dict[str, Tensor], split: Any) -> float:
-    return float(per_sample_scores(found, split).mean())
+def score(predictions: dict[str, Tensor], split: Any) -> float:
+    return float(per_sample_scores(predictions, split).mean())
 
 
 def baseline_predictions(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
@@ -216,9 +216,9 @@ def baseline_predictions(kind: str, data: Any, train: Any, features: Callable[[s
     return {"logits": F.one_hot(torch.from_numpy(guess), len(data.classes)).float()}
 
 
-def columns_of_predictions(found: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
+def columns_of_predictions(predictions: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
     """Of predictions.parquet: the label, the prediction and how sure it is."""
-    probabilities, names = found["logits"].softmax(1), pa.array(classes)
+    probabilities, names = predictions["logits"].softmax(1), pa.array(classes)
 
     def named(indices: Tensor) -> pa.Array:
         return pa.DictionaryArray.from_arrays(pa.array(indices.numpy().astype(np.int32)), names)
@@ -227,10 +227,10 @@ def columns_of_predictions(found: dict[str, Tensor], split: Any, classes: list[s
     return {"label": named(split.labels), "prediction": named(probabilities.argmax(1)), "confidence": confidence}
 
 
-def metrics(found: dict[str, Tensor], split: Any, classes: list[str], bins: int) -> dict[str, Any]:
+def metrics(predictions: dict[str, Tensor], split: Any, classes: list[str], bins: int) -> dict[str, Any]:
     """Those of `of_logits`, and where the split has groups those of `by_group`."""
-    result = of_logits(found["logits"], split.labels, classes, bins)
-    return result if split.groups is None else result | by_group(found["logits"], split.labels, split.groups)
+    result = of_logits(predictions["logits"], split.labels, classes, bins)
+    return result if split.groups is None else result | by_group(predictions["logits"], split.labels, split.groups)
 
 
 def of_logits(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> dict[str, Any]:
@@ -293,12 +293,12 @@ def by_group(logits: Tensor, labels: Tensor, groups: np.ndarray) -> dict[str, An
     from sklearn.metrics import f1_score
 
     truth, guess = labels.numpy(), logits.argmax(1).numpy()
-    found = {}
+    by_name = {}
     for name in np.unique(groups):
         t, g = truth[groups == name], guess[groups == name]
         f1 = f1_score(t, g, average="macro", zero_division=0)
-        found[str(name)] = {"n": len(t), "accuracy": float((t == g).mean()), "f1_macro": float(f1)}
-    return {"groups": found, "worst_group": min(found, key=lambda name: found[name]["accuracy"])}
+        by_name[str(name)] = {"n": len(t), "accuracy": float((t == g).mean()), "f1_macro": float(f1)}
+    return {"groups": by_name, "worst_group": min(by_name, key=lambda name: by_name[name]["accuracy"])}
 
 
 def roc_auc(positive: np.ndarray, score: np.ndarray) -> float | None:

@@ -42,8 +42,8 @@ class MultiLabel(Classifier):
         if labels is None:
             super().balance_classes(None)
             return
-        found = counts(labels, self.head.out_features)
-        self.weights = ((len(labels) - found).clamp(min=1) / found.clamp(min=1)).to(self.head.weight)
+        class_counts = counts(labels, self.head.out_features)
+        self.weights = ((len(labels) - class_counts).clamp(min=1) / class_counts.clamp(min=1)).to(self.head.weight)
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities, smoothed labels or not: ln 2 for each class."""
@@ -73,11 +73,11 @@ def subset(split: Any, classes: list[str], per_class: int | None, seed: int) -> 
         )
     if per_class is None:
         return torch.arange(len(labels))
-    found = counts(labels, len(classes))
-    fewest = int(found.argmin())
-    if found[fewest] < per_class:
+    class_counts = counts(labels, len(classes))
+    fewest = int(class_counts.argmin())
+    if class_counts[fewest] < per_class:
         raise UserError(
-            f"downstream.labels_per_class={per_class}: class {classes[fewest]} has {int(found[fewest])} training samples; "
+            f"downstream.labels_per_class={per_class}: class {classes[fewest]} has {int(class_counts[fewest])} training samples; "
             f"choose at most that, or null for all labels"
         )
     order = rng.permutation(seed, "labels", len(labels))
@@ -86,16 +86,16 @@ def subset(split: Any, classes: list[str], per_class: int | None, seed: int) -> 
     return order[wanted]
 
 
-def per_sample_scores(found: dict[str, Tensor], split: Any) -> np.ndarray:
+def per_sample_scores(predictions: dict[str, Tensor], split: Any) -> np.ndarray:
     """F1 of each sample's classes, [N] from 0 to 1; where it has none and gets none, 1."""
-    guess, truth = found["logits"] > 0, split.labels.bool()
+    guess, truth = predictions["logits"] > 0, split.labels.bool()
     shared, both = (guess & truth).sum(1), guess.sum(1) + truth.sum(1)
     return torch.where(both > 0, 2 * shared / both.clamp(min=1), 1.0).numpy()
 
 
-def score(found: dict[str, Tensor], split: Any) -> float:
+def score(predictions: dict[str, Tensor], split: Any) -> float:
     """F1 of all decisions together (micro)."""
-    guess, truth = found["logits"] > 0, split.labels.bool()
+    guess, truth = predictions["logits"] > 0, split.labels.bool()
     return float(2 * (guess & truth).sum() / (guess.sum() + truth.sum()).clamp(min=1))
 
 
@@ -121,9 +121,9 @@ def baseline_predictions(kind: str, data: Any, train: Any, features: Callable[[s
     return {"logits": torch.from_numpy(logits).float()}
 
 
-def columns_of_predictions(found: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
+def columns_of_predictions(predictions: dict[str, Tensor], split: Any, classes: list[str]) -> dict[str, pa.Array]:
     """Of predictions.parquet: the labels and the predictions, "; " between them, and how sure the least sure decision is."""
-    probabilities = found["logits"].sigmoid()
+    probabilities = predictions["logits"].sigmoid()
 
     def named(rows: Tensor) -> pa.Array:
         return pa.array(["; ".join(c for c, has in zip(classes, row, strict=True) if has) for row in rows.tolist()], pa.string())
@@ -131,19 +131,19 @@ def columns_of_predictions(found: dict[str, Tensor], split: Any, classes: list[s
     confidence = torch.maximum(probabilities, 1 - probabilities).min(1).values
     return {
         "label": named(split.labels.bool()),
-        "prediction": named(found["logits"] > 0),
+        "prediction": named(predictions["logits"] > 0),
         "confidence": pa.array(confidence.numpy()),
     }
 
 
-def metrics(found: dict[str, Tensor], split: Any, classes: list[str], bins: int) -> dict[str, Any]:
+def metrics(predictions: dict[str, Tensor], split: Any, classes: list[str], bins: int) -> dict[str, Any]:
     """Precision, recall and F1 (micro, macro and per class), the share of samples with exactly their classes (accuracy) and of
     right decisions (decisions), area under the ROC curve and negative log-likelihood of a sample (all of its classes); where the
     split has groups, accuracy and macro F1 of every group.
 
     The area of a class that all samples have, or none, is null, and so is the mean over classes then.
     """
-    logits, truth = found["logits"], split.labels.bool()
+    logits, truth = predictions["logits"], split.labels.bool()
     right = of_decisions((logits > 0).numpy(), truth.numpy(), classes)
     areas = [roc_auc(truth[:, c].numpy(), logits[:, c].numpy()) for c in range(len(classes))]
     known = [area for area in areas if area is not None]
@@ -165,14 +165,14 @@ def by_group(guess: np.ndarray, truth: np.ndarray, groups: np.ndarray) -> dict[s
 
     The F1 of a group is the mean over the classes that its samples have or are taken for.
     """
-    found = {}
+    by_name = {}
     for name in np.unique(groups):
         t, g = truth[groups == name], guess[groups == name]
         both = t.sum(0) + g.sum(0)
         f1 = (2 * (t & g).sum(0) / np.maximum(both, 1))[both > 0]
         accuracy = float((g == t).all(1).mean())
-        found[str(name)] = {"n": len(t), "accuracy": accuracy, "f1_macro": float(f1.mean()) if len(f1) else 1.0}
-    return {"groups": found, "worst_group": min(found, key=lambda name: found[name]["accuracy"])}
+        by_name[str(name)] = {"n": len(t), "accuracy": accuracy, "f1_macro": float(f1.mean()) if len(f1) else 1.0}
+    return {"groups": by_name, "worst_group": min(by_name, key=lambda name: by_name[name]["accuracy"])}
 
 
 PROBLEM = Problem(

@@ -105,22 +105,22 @@ class Translator(Model):
     def predict(self, batches: Iterable[Tokens]) -> dict[str, Tensor]:
         """Translations of all texts: token numbers [N, T] int64 on the CPU, padded at the end."""
         with eval_mode(self):
-            found = [self.encoder.translate(source, self.search.beams, self.search.longest).cpu() for source in batches]
-        longest = max(ids.shape[1] for ids in found)
+            translations = [self.encoder.translate(source, self.search.beams, self.search.longest).cpu() for source in batches]
+        longest = max(ids.shape[1] for ids in translations)
         pad = self.encoder.vocabulary.pad
-        return {"ids": torch.cat([F.pad(ids, (0, longest - ids.shape[1]), value=pad) for ids in found])}
+        return {"ids": torch.cat([F.pad(ids, (0, longest - ids.shape[1]), value=pad) for ids in translations])}
 
     @torch.no_grad()
     def reference_nll(self, batches: Iterable[dict[str, Any]]) -> dict[str, Tensor]:
         """Nats that the references cost, [N] on the CPU: the cross-entropy of their tokens, summed, labels as they are."""
-        found = []
+        nats = []
         with eval_mode(self):
             for batch in batches:
                 target, logits = batch["labels"], self.logits(batch["inputs"], batch["labels"])
                 each = torch.zeros(target.ids.shape, device=target.ids.device)
                 each[target.mask] = F.cross_entropy(logits, target.ids[target.mask], reduction="none")
-                found.append(each.sum(1).cpu())
-        return {"nats": torch.cat(found)}
+                nats.append(each.sum(1).cpu())
+        return {"nats": torch.cat(nats)}
 
 
 def build(encoder: Any, setup: ProblemSetup, options: Any) -> Translator:
@@ -145,12 +145,12 @@ def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> 
     longest = max(map(len, targets["train"])) if options.most_tokens == "auto" else min(options.most_tokens, length)
     search = Search(options.beams, longest, tokenizer)
     alone = replace(source, parts={name: replace(part, seconds=None) for name, part in source.parts.items()})
-    found = {
+    splits = {
         name: ParallelSplit(**vars(split), targets=targets[name], references=references[name], search=search)
         for name, split in framed(alone, tokenizer, length).items()
     }
-    notes += [*source.notes, *coverage(found["train"], coded["train"])]
-    return found, [], source.fingerprint
+    notes += [*source.notes, *coverage(splits["train"], coded["train"])]
+    return splits, [], source.fingerprint
 
 
 def parallel(options: Any) -> Any:
@@ -160,7 +160,7 @@ def parallel(options: Any) -> Any:
         ends = {p.suffix.lower() for p in place.rglob("*") if p.is_file() and not p.name.startswith(".")} - {"", ".txt", ".md"}
         if place.is_dir() and ends and not ends & set(tables.TABLES):
             return aligned(options, sorted(ends))
-        path = text.found(options.root)["train"][0]
+        path = text.files_by_split(options.root)["train"][0]
         tsv = path.suffix.lower() == ".tsv"
         names = named(path, options) if tsv else {}
         headless = tsv and not {"source", "target"} <= set(names)
@@ -192,7 +192,7 @@ def aligned(options: Any, ends: list[str]) -> Any:
         )
     if first == second:
         raise UserError(f"dataset.pair_column={second}: is the source too; expected another")
-    files = text.found(options.root, (f".{first}".lower(), f".{second}".lower()))
+    files = text.files_by_split(options.root, (f".{first}".lower(), f".{second}".lower()))
     makers: dict[str, Callable[[], Iterator[rows.Row]]] = {
         name: partial(rows_of, sorted({path.with_suffix("") for path in paths}), str(first), str(second), options)
         for name, paths in files.items()
@@ -236,27 +236,27 @@ def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:
     return lines
 
 
-def valid(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> bool:
+def valid(predictions: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> bool:
     """Whether these can be predictions for a split."""
-    ids, nats = found.get("ids", torch.empty(0)), found.get("nats", torch.empty(0))
+    ids, nats = predictions.get("ids", torch.empty(0)), predictions.get("nats", torch.empty(0))
     if ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != len(split) or nats.shape != (len(split),):
         return False
     return not ids.numel() or bool(ids.min() >= 0 and ids.max() < split.search.tokenizer.vocabulary.size)
 
 
-def score(found: dict[str, Tensor], split: ParallelSplit) -> float:
+def score(predictions: dict[str, Tensor], split: ParallelSplit) -> float:
     """BLEU of the whole split (Papineni et al. 2002) by sacrebleu (Post 2018, arXiv:1804.08771), 0 to 1."""
     from sacrebleu.metrics import BLEU
 
-    return BLEU().corpus_score(split.written(found["ids"]), [split.right()]).score / 100
+    return BLEU().corpus_score(split.written(predictions["ids"]), [split.right()]).score / 100
 
 
-def per_sample_scores(found: dict[str, Tensor], split: ParallelSplit) -> np.ndarray:
+def per_sample_scores(predictions: dict[str, Tensor], split: ParallelSplit) -> np.ndarray:
     """chrF of each text (Popovic 2015) by sacrebleu, [N] from 0 to 1: BLEU has no value for one sentence."""
     from sacrebleu.metrics import CHRF
 
     chrf = CHRF()
-    pairs = zip(split.written(found["ids"]), split.right(), strict=True)
+    pairs = zip(split.written(predictions["ids"]), split.right(), strict=True)
     return np.array([chrf.sentence_score(written, [right]).score / 100 for written, right in pairs])
 
 
@@ -274,23 +274,27 @@ def baseline_predictions(
     return {"ids": padded(ids, ids, data.test.pad).ids}
 
 
-def columns_of_predictions(found: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> dict[str, pa.Array]:
+def columns_of_predictions(predictions: dict[str, Tensor], split: ParallelSplit, classes: list[str]) -> dict[str, pa.Array]:
     """Of predictions.parquet: the source, the reference and what the model wrote (its chrF is the row's score)."""
-    texts = {"source": split.read(), "reference": split.right(), "prediction": split.written(found["ids"])}
+    texts = {"source": split.read(), "reference": split.right(), "prediction": split.written(predictions["ids"])}
     return {name: pa.array(values, pa.string()) for name, values in texts.items()}
 
 
-def metrics(found: dict[str, Tensor], split: ParallelSplit, classes: list[str], bins: int) -> dict[str, Any]:
+def metrics(predictions: dict[str, Tensor], split: ParallelSplit, classes: list[str], bins: int) -> dict[str, Any]:
     """BLEU and chrF of the split, 0 to 1, with sacrebleu's signatures, and the perplexity of the references a token, special
     tokens among them."""
     from sacrebleu.metrics import BLEU, CHRF
 
-    written, right = split.written(found["ids"]), [split.right()]
+    written, right = split.written(predictions["ids"]), [split.right()]
     bleu, chrf = BLEU(), CHRF()
     scores = {"bleu": bleu.corpus_score(written, right).score / 100, "chrf": chrf.corpus_score(written, right).score / 100}
     tokens = sum(len(split.targets[r]) for r in split.rows.tolist())
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
-    return {**scores, "perplexity": math.exp(min(float(found["nats"].double().sum()) / tokens, 700.0)), "signatures": signatures}
+    return {
+        **scores,
+        "perplexity": math.exp(min(float(predictions["nats"].double().sum()) / tokens, 700.0)),
+        "signatures": signatures,
+    }
 
 
 PROBLEM = Problem(

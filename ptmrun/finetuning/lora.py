@@ -131,8 +131,8 @@ class Allocation(nn.Module):
         """What a classifier's forward returns: added to the loss, how far P and Q are from orthogonal, the mean of |P'P - I| and
         |QQ' - I| (Frobenius norms, as in peft) times its weight; beside it, the rank."""
         loss, shown = output
-        found = {name: p for name, p in classifier.encoder.net.named_parameters() if ".lora_A." in name or ".lora_B." in name}
-        bases = [p if ".lora_A." in name else p.T for name, p in found.items()]
+        factors = {name: p for name, p in classifier.encoder.net.named_parameters() if ".lora_A." in name or ".lora_B." in name}
+        bases = [p if ".lora_A." in name else p.T for name, p in factors.items()]
         apart = torch.stack([torch.linalg.matrix_norm(q @ q.T - torch.eye(len(q), device=q.device)) for q in bases]).mean()
         return Loss(loss.total + loss.n * self.weight * apart, loss.n), {
             **shown,

@@ -118,11 +118,11 @@ def chosen(encoder: Any, options: Any, fitting: tuple[type, ...]) -> list[str]:
 
 def matching(named: Mapping[str, Any], pattern: str, key: str) -> list[str]:
     """The names that a glob pattern matches; at least one."""
-    found = [name for name in named if fnmatch.fnmatchcase(name, pattern)]
-    if not found:
+    names = [name for name in named if fnmatch.fnmatchcase(name, pattern)]
+    if not names:
         near = ", ".join(difflib.get_close_matches(pattern, named, n=3, cutoff=0))
         raise UserError(f"{key}={pattern}: matches no name; the nearest are: {near}")
-    return found
+    return names
 
 
 def parameters(module: nn.Module, trainable: bool = False) -> int:

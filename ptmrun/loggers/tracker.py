@@ -80,8 +80,8 @@ def scores(run: Run) -> dict[str, float]:
     results = run.results()
     if results is None:
         return {}
-    found = {name: results[name] for name in ("score", "score_sd") if results[name] is not None}
-    return found | {f"baselines/{name}": value for name, value in results["baselines"].items()}
+    summary = {name: results[name] for name in ("score", "score_sd") if results[name] is not None}
+    return summary | {f"baselines/{name}": value for name, value in results["baselines"].items()}
 
 
 def params(cfg: Config) -> dict[str, bool | int | float | str]:

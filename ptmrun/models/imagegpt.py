@@ -126,10 +126,10 @@ class Encoder(base.Encoder):
         with threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there are fewer colours is said below
             means = KMeans(self.vocabulary, n_init=1, max_iter=100, random_state=0).fit(pixels.numpy()).cluster_centers_
-        found = torch.from_numpy(means)
-        if (there := len(found.unique(dim=0))) < self.vocabulary:
+        centres = torch.from_numpy(means)
+        if (there := len(centres.unique(dim=0))) < self.vocabulary:
             raise UserError(f"model.clusters={self.vocabulary}: the training images have {there} colours; choose at most that")
-        return {"clusters": found[found.sum(1).argsort()].float().to(images.device)}
+        return {"clusters": centres[centres.sum(1).argsort()].float().to(images.device)}
 
     def saved_buffers(self, folder: Path) -> dict[str, Tensor]:
         """The buffers of the encoder that `save` wrote: colours and layer, but not the weights. Raises UserError."""
@@ -170,12 +170,12 @@ class Encoder(base.Encoder):
         """What each of the first `count` blocks gives at every position that sees the tokens before it: [B, T, D] each."""
         body = self.gpt.transformer
         hidden = body.drop(body.wte(self.started(tokens)[:, :-1]) + body.wpe.weight[: tokens.shape[1]])
-        found = []
+        outputs = []
         for block in body.h[:count]:
             hidden = hidden + attend(block.attn, block.ln_1(hidden))
             hidden = hidden + block.mlp(block.ln_2(hidden))
-            found.append(hidden)
-        return found
+            outputs.append(hidden)
+        return outputs
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Of each token from those before it: [B, T] -> float32 [B, T, vocabulary]."""
@@ -197,8 +197,8 @@ class Encoder(base.Encoder):
 
     def layer_features(self, images: Tensor) -> Tensor:
         """Of every layer: [B, C, S, S] -> [B, depth, D]."""
-        found = self.layers(self.tokens(images), self.depth)
-        return torch.stack([self.pooled(hidden, i) for i, hidden in enumerate(found, 1)], 1)
+        outputs = self.layers(self.tokens(images), self.depth)
+        return torch.stack([self.pooled(hidden, i) for i, hidden in enumerate(outputs, 1)], 1)
 
     @torch.no_grad()
     def complete(self, tokens: Tensor, noise: Tensor) -> Tensor:

@@ -28,13 +28,13 @@ SHARP = 1.5  # how clearly the heads look there: about half of the attention at 
 
 def resolve(options: Any, sizes: dict[str, tuple[int, int]]) -> tuple[dict[str, Any], list[str]]:
     """What model.size=auto and model.initial=auto are: ({key: value}, notes)."""
-    found, notes = text_base.sized(options, sizes)
+    changes, notes = text_base.sized(options, sizes)
     if options.initial != "auto":
-        return found, notes
-    if found.get("size", options.size) not in SMALL or options.shape:
-        return {**found, "initial": "library"}, notes
+        return changes, notes
+    if changes.get("size", options.size) not in SMALL or options.shape:
+        return {**changes, "initial": "library"}, notes
     why = "model.initial=neighbours: heads that look at nearby tokens at first, so that little text is enough"
-    return {**found, "initial": "neighbours"}, [*notes, why]
+    return {**changes, "initial": "neighbours"}, [*notes, why]
 
 
 def offset(block: int, head: int, heads: int, offsets: tuple[int, ...] = OFFSETS) -> int:

@@ -83,14 +83,14 @@ class Encoder(base.Encoder):
         ids, mask, _, documents = tokens
         words = self.embedding(ids)
         begun = None if documents is None else from_mark(documents)
-        found = [anew(self.right, self.dropped(words), begun)]
+        outputs = [anew(self.right, self.dropped(words), begun)]
         if self.left is not None:
             place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
             turned = torch.where(mask, mask.sum(1, keepdim=True) - 1 - place, place)
             back = turned[..., None].expand_as(words)
             begun = None if documents is None else documents.gather(1, turned)
-            found.append(anew(self.left, self.dropped(words.gather(1, back)), begun).gather(1, back))
-        return [self.dropped(y) for y in found]
+            outputs.append(anew(self.left, self.dropped(words.gather(1, back)), begun).gather(1, back))
+        return [self.dropped(y) for y in outputs]
 
     def hidden(self, tokens: Tokens) -> Tensor:
         """What the last layer gives at every token, both stacks side by side: [B, T] -> [B, T, D]."""
@@ -168,8 +168,8 @@ def anew(stack: nn.LSTM, words: Tensor, documents: Tensor | None) -> Tensor:
     place = torch.arange(documents.numel(), device=first.device) - first.repeat_interleave(lengths)
     rank = lengths.argsort(descending=True, stable=True).argsort()
     order = (place * len(first) + rank[begins.cumsum(0) - 1]).argsort()  # all first tokens, the longest document's in front ...
-    found, _ = stack(PackedSequence(words.flatten(0, 1)[order], place.bincount().cpu()))
-    return found.data[order.argsort()].unflatten(0, documents.shape)
+    outputs, _ = stack(PackedSequence(words.flatten(0, 1)[order], place.bincount().cpu()))
+    return outputs.data[order.argsort()].unflatten(0, documents.shape)
 
 
 FAMILY = Family(resolve=resolve, build=build, framing=FRAMING, tokenizer=TOKENIZER, framed=FRAMED, sizes=SIZES)

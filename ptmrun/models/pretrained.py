@@ -118,33 +118,33 @@ def normalisation(init: str, family: Family) -> list[float]:
         files = [
             library_config(folder / name) for name in ("preprocessor_config.json", "config.json") if (folder / name).is_file()
         ]
-        for found in [*files, *(x["pretrained_cfg"] for x in files if isinstance(x.get("pretrained_cfg"), dict))]:
+        for config in [*files, *(x["pretrained_cfg"] for x in files if isinstance(x.get("pretrained_cfg"), dict))]:
             for keys in (("image_mean", "image_std"), ("mean", "std")):
-                numbers = [x for key in keys if isinstance(found.get(key), list) for x in found[key]]
+                numbers = [x for key in keys if isinstance(config.get(key), list) for x in config[key]]
                 if len(numbers) in (2, 6) and all(isinstance(x, float) for x in numbers):
                     return numbers
     return list(family.normalised)
 
 
 def library_config(file: Path) -> dict[str, Any]:
-    found = plain_json(file.resolve())
-    return found if isinstance(found, dict) else {}
+    content = plain_json(file.resolve())
+    return content if isinstance(content, dict) else {}
 
 
 def described(options: Any, family: Family, theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Of a family's options those that are auto, by the config.json of weights: the shape, or the size of that shape where the
     family has named ones alone, and the patch."""
     shape = [theirs.get(k) for k in family.shape]
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if hasattr(options, "shape"):
         if options.size == "auto" and options.shape is None and all(isinstance(n, int) for n in shape):
-            found["shape"] = shape
+            settings["shape"] = shape
     elif options.size == "auto":
         sizes = {str(plain(known[: len(shape)])): name for name, known in family.sizes.items()}
-        found = {"size": sizes[str(shape)]} if str(shape) in sizes else {}
+        settings = {"size": sizes[str(shape)]} if str(shape) in sizes else {}
     if getattr(options, "patch", None) == "auto" and isinstance(theirs.get("patch_size"), int):
-        found["patch"] = theirs["patch_size"]
-    return found
+        settings["patch"] = theirs["patch_size"]
+    return settings
 
 
 def load(encoder: Encoder, tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> list[str]:
@@ -155,13 +155,13 @@ def load(encoder: Encoder, tensors: Mapping[str, Tensor], config: Mapping[str, A
     if isinstance(vocabulary := getattr(encoder, "vocabulary", None), Vocabulary):
         tensors, words = text_base.match_vocabulary(net, vocabulary.size, tensors)
         notes = [*notes, *words]
-    found, missing, unexpected, mismatched = compared(net, tensors)
+    fitting, missing, unexpected, mismatched = compared(net, tensors)
     heads = [k for k in unexpected if k.startswith(HEADS)]
-    if bad := [k for k, v in found.items() if not tensor_files.finite(v)]:
+    if bad := [k for k, v in fitting.items() if not tensor_files.finite(v)]:
         raise UserError(f"init={source}: {bad[0]} holds NaN or Infinity; refused")
     sizes = {k: p.numel() for k, p in net.named_parameters()}
-    loaded, total = sum(n for k, n in sizes.items() if k in found), sum(sizes.values())
-    lines = [f"init={source}: {len(found)} tensors loaded, {loaded / total:.1%} of the encoder's {total:,} parameters"]
+    loaded, total = sum(n for k, n in sizes.items() if k in fitting), sum(sizes.values())
+    lines = [f"init={source}: {len(fitting)} tensors loaded, {loaded / total:.1%} of the encoder's {total:,} parameters"]
     much = loaded >= LEAST * total
     problems = [
         f"{what}: {listed(names, 12 if much else 3)}"
@@ -175,7 +175,7 @@ def load(encoder: Encoder, tensors: Mapping[str, Tensor], config: Mapping[str, A
     if not much:
         wanted = f"expected at least {LEAST:.0%}: is it the same model and size?"
         raise UserError(f"{lines[0]}, {wanted} ({'; '.join(problems)})")
-    net.load_state_dict({**net.state_dict(), **found})
+    net.load_state_dict({**net.state_dict(), **fitting})
     lines += [f"  left out, as the classifier's: {listed(heads, 12)}"] if heads else []
     return [*lines, *(f"  {line}" for line in [*problems, *notes]), *unlike(net, config)]
 
@@ -184,13 +184,13 @@ def renamed(tensors: dict[str, Tensor], encoder: Any) -> dict[str, Tensor]:
     """Weights that timm or an older torchvision wrote, under the library's names; as they are where these fit better. What timm
     computes at once, queries, keys and values, becomes three tensors."""
     names = {re.compile(pattern): new for pattern, new in encoder.names.items()}
-    found: dict[str, Tensor] = {}
+    translated: dict[str, Tensor] = {}
     for name, value in tensors.items():
         new = next((match.expand(new) for pattern, new in names.items() if (match := pattern.fullmatch(name))), name)
         parts = zip("qkv", value.chunk(3), strict=True) if ".qkv." in new else [("", value)]
-        found |= {new.replace(".qkv.", f".{letter}_proj."): part for letter, part in parts}
+        translated |= {new.replace(".qkv.", f".{letter}_proj."): part for letter, part in parts}
     known = encoder.net.state_dict().keys()
-    return found if len(known & found.keys()) > len(known & tensors.keys()) else tensors
+    return translated if len(known & translated.keys()) > len(known & tensors.keys()) else tensors
 
 
 def compared(net: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str], list[str], list[str]]:
@@ -204,12 +204,12 @@ def compared(net: Any, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor]
         lacking, wrong = (
             {str(k[0] if isinstance(k, tuple) else k) for k in info[x]} for x in ("missing_keys", "mismatched_keys")
         )
-        found = {k: v for k, v in state.items() if k not in lacking | wrong}
-        return found, sorted((lacking - wrong) & wanted.keys()), sorted([*info["unexpected_keys"], *odd]), sorted(wrong)
+        fitting = {k: v for k, v in state.items() if k not in lacking | wrong}
+        return fitting, sorted((lacking - wrong) & wanted.keys()), sorted([*info["unexpected_keys"], *odd]), sorted(wrong)
     wrong = {k for k, v in tensors.items() if k in wanted and v.shape != wanted[k].shape}
     wrong |= {k for k, v in tensors.items() if k in wanted and v.is_floating_point() != wanted[k].is_floating_point()}
-    found = {k: v for k, v in tensors.items() if k in wanted and k not in wrong}
-    return found, [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted], sorted(wrong)
+    fitting = {k: v for k, v in tensors.items() if k in wanted and k not in wrong}
+    return fitting, [k for k in wanted if k not in tensors], [k for k in tensors if k not in wanted], sorted(wrong)
 
 
 def unlike(net: Any, config: Mapping[str, Any]) -> list[str]:

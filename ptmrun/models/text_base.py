@@ -54,15 +54,15 @@ def fits(length: int, wanted: int) -> None:
 
 def truncate_positions(tensors: dict[str, Tensor], suffix: str, length: int) -> tuple[dict[str, Tensor], list[str]]:
     """Weights of a model for longer texts as one for `length` tokens takes them: the first positions. And notes on it."""
-    found = {k: v[:length] for k, v in tensors.items() if k.endswith(suffix) and len(v) > length}
-    return {**tensors, **found}, [f"positions: the first {length} of {len(tensors[k])}" for k in found]
+    cut = {k: v[:length] for k, v in tensors.items() if k.endswith(suffix) and len(v) > length}
+    return {**tensors, **cut}, [f"positions: the first {length} of {len(tensors[k])}" for k in cut]
 
 
 def match_vocabulary(net: Any, size: int, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Weights from outside as a network of `size` tokens takes them, where both know the same ones but for a few: a token that
     the family adds, for padding or hiding, begins as the mean of all (Hewitt 2021, "Initializing new word embeddings"); rows
     beyond the tokenizer's, which fill up a round number, are left out. And notes on it."""
-    found = {}
+    changed = {}
     for name, ours in net.state_dict().items():
         for key, value in tensors.items():
             if size in ours.shape and value.ndim == ours.ndim and (name.endswith(key) or key.endswith(name)):
@@ -70,9 +70,9 @@ def match_vocabulary(net: Any, size: int, tensors: Mapping[str, Tensor]) -> tupl
                 rows, rest = value.shape[axis], ours.shape[:axis] + ours.shape[axis + 1 :]
                 if -FILLED <= size - rows <= ADDED and size != rows and rest == value.shape[:axis] + value.shape[axis + 1 :]:
                     mean = value.mean(axis, keepdim=True).expand_as(value).narrow(axis, 0, max(0, size - rows))
-                    found[key] = torch.cat([value, mean], axis).narrow(axis, 0, size)
+                    changed[key] = torch.cat([value, mean], axis).narrow(axis, 0, size)
     notes = [
         f"{key}: {tuple(tensors[key].shape)} to {tuple(value.shape)}, as the tokenizer has {size} tokens"
-        for key, value in found.items()
+        for key, value in changed.items()
     ]
-    return {**tensors, **found}, notes
+    return {**tensors, **changed}, notes

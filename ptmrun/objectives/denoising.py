@@ -102,12 +102,12 @@ class Objective(base.Objective):
         kept = where.float().masked_fill(covered | ~tokens.mask, math.inf)
         place, order = torch.cat([kept, front], 1).sort(dim=1, stable=True)
         masks = torch.full_like(starts, self.encoder.vocabulary.mask)
-        found, there = torch.cat([ids, masks], 1).gather(1, order[:, :length]), place[:, :length].isfinite()
+        shortened, there = torch.cat([ids, masks], 1).gather(1, order[:, :length]), place[:, :length].isfinite()
         documents = None
         if tokens.documents is not None:
             own = tokens.documents.gather(1, torch.where(starts < count, begun, last.clamp(min=0)))
             documents = torch.cat([tokens.documents, own], 1).gather(1, order[:, :length])
-        return Tokens(found.masked_fill(~there, self.encoder.vocabulary.pad), there, torch.zeros_like(ids), documents)
+        return Tokens(shortened.masked_fill(~there, self.encoder.vocabulary.pad), there, torch.zeros_like(ids), documents)
 
     def spans(self, count: Tensor, rows: BatchRandom) -> tuple[Tensor, Tensor]:
         """Where spans start in texts of `count` [B, 1] tokens, and how long they are: [B, K] twice, in order of their starts;
@@ -134,11 +134,11 @@ class Objective(base.Objective):
 
 def poisson(mean: float) -> Tensor:
     """Cumulative probabilities of 0, 1, 2 ... but for the last TAIL of them, [n] float32."""
-    found, term, k = [], math.exp(-mean), 0
+    totals, term, k = [], math.exp(-mean), 0
     total = term
     while total < 1 - TAIL:
-        found.append(total)
+        totals.append(total)
         k += 1
         term *= mean / k
         total += term
-    return torch.tensor(found)
+    return torch.tensor(totals)

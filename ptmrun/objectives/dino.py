@@ -25,9 +25,9 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, width] -> float32 [B, prototypes]"""
-        found = self.mlp(features)
-        with torch.autocast(found.device.type, enabled=False):
-            return F.normalize(found.to(self.prototypes.dtype), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
+        projected = self.mlp(features)
+        with torch.autocast(projected.device.type, enabled=False):
+            return F.normalize(projected.to(self.prototypes.dtype), dim=-1) @ F.normalize(self.prototypes, dim=-1).T
 
 
 class Objective(base.Objective):

@@ -56,5 +56,5 @@ def integrated_gradients(classifier: Any, tokens: Tokens, classes: Tensor) -> Te
 
     method = LayerIntegratedGradients(logits, classifier.encoder.embeddings)
     extra = {"additional_forward_args": (tokens.mask, tokens.types), "n_steps": STEPS, "internal_batch_size": 64}
-    found = method.attribute(tokens.ids, blank, target=classes, **extra)
-    return found.sum(-1).detach().float()
+    attributions = method.attribute(tokens.ids, blank, target=classes, **extra)
+    return attributions.sum(-1).detach().float()

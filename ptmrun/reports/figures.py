@@ -256,10 +256,10 @@ def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
     """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations."""
     figure = Figure(figsize=(3.7 * len(panels) + 0.6, 2.6))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axis, (labels, found) in zip(axes, panels.items(), strict=True):
-        kinds = [k for k in METHODS if k in found][::-1]
-        means = [found[k]["mean"] for k in kinds]
-        errors = [found[k]["sd"] or 0 for k in kinds]
+    for axis, (labels, spreads) in zip(axes, panels.items(), strict=True):
+        kinds = [k for k in METHODS if k in spreads][::-1]
+        means = [spreads[k]["mean"] for k in kinds]
+        errors = [spreads[k]["sd"] or 0 for k in kinds]
         colors = [BLUE if k == "tuned" else GRAY for k in kinds]
         axis.barh(
             [METHODS[k].title for k in kinds],

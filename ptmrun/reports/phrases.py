@@ -13,9 +13,9 @@ def title(metric: str) -> str:
     return metric.replace("_", " ").capitalize()
 
 
-def score(found: dict[str, Any]) -> str:
+def score(spread: dict[str, Any]) -> str:
     """Mean and standard deviation, of a single value it alone."""
-    return f"{found['mean']:.3f}" + ("" if found["sd"] is None else f" ± {found['sd']:.3f}")
+    return f"{spread['mean']:.3f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.3f}")
 
 
 def group_lines(groups: dict[str, Any]) -> list[list[str]]:

@@ -77,11 +77,11 @@ def recoveries(events: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def samples(found: list[dict[str, Any]]) -> list[str]:
+def samples(written: list[dict[str, Any]]) -> list[str]:
     """What a model of text said before and after pretraining."""
-    if not found:
+    if not written:
         return []
-    first, last = found[0], found[-1]
+    first, last = written[0], written[-1]
     body = [
         ([given, before, after], False) for given, before, after in zip(last["given"], first["said"], last["said"], strict=False)
     ]
@@ -97,8 +97,8 @@ def scores(results: dict[str, Any], cfg: schema.Config) -> list[str]:
     titles = ["", *(phrases.labels(entry["labels_per_class"], counted) for entry in sets)]
     body = []
     for kind in [k for k in methods if k in sets[0]["scores"]]:
-        found = [entry["scores"][kind] for entry in sets]
-        cells = [phrases.score(score) for score in found]
+        spreads = [entry["scores"][kind] for entry in sets]
+        cells = [phrases.score(score) for score in spreads]
         body.append(([methods[kind], *cells], kind == "tuned"))
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
     heading = f"{phrases.title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"

@@ -35,8 +35,8 @@ class Row:
 
     def values(self, column: str) -> list[float]:
         """One value a run where there are several; of a single run, one a repeat of fine-tuning."""
-        found = [scores(run)[column] for run in self.runs if column in scores(run)]
-        return [float(np.mean(v)) for v in found] if len(found) > 1 else (found[0] if found else [])
+        by_run = [scores(run)[column] for run in self.runs if column in scores(run)]
+        return [float(np.mean(v)) for v in by_run] if len(by_run) > 1 else (by_run[0] if by_run else [])
 
 
 @functools.cache  # the table, the CSV file and the page ask for the same
@@ -107,29 +107,29 @@ def cells(rows: list[Row]) -> dict[str, list[Cell | None]]:
         values = [row.values(column) for row in rows]
         best = max((i for i, v in enumerate(values) if v), key=lambda i: np.mean(values[i]))
         line: list[Cell | None] = []
-        for row, found in zip(rows, values, strict=True):
-            if not found:
+        for row, scores_of_row in zip(rows, values, strict=True):
+            if not scores_of_row:
                 line.append(None)
                 continue
             gap, width = difference(row, rows[best], column) if row is not rows[best] else (0.0, None)
-            spread = significance.spread(found)
-            line.append(Cell(spread["mean"], spread["sd"], len(found), gap, width))
+            spread = significance.spread(scores_of_row)
+            line.append(Cell(spread["mean"], spread["sd"], len(scores_of_row), gap, width))
         result[column] = line
     return result
 
 
 def lines(rows: list[Row]) -> tuple[list[str], list[tuple[list[str], bool]]]:
     """Column titles, and for each row its texts and whether it is the best (of the last column)."""
-    keys, found = list(dict.fromkeys(k for row in rows for k in row.setting)), cells(rows)
+    keys, table = list(dict.fromkeys(k for row in rows for k in row.setting)), cells(rows)
     body = []
     for i, row in enumerate(rows):
         texts, best = [row.setting.get(k, "") for k in keys], False
-        for line in found.values():
+        for line in table.values():
             cell = line[i]
             best = cell is not None and cell.gap == 0
             texts += [phrases.score({"mean": cell.mean, "sd": cell.sd}), cell.words] if cell else ["", "no score"]
         body.append(([*texts, str(len(row.runs)), duration(row.seconds)], best))
-    return [*keys, *(title for c in found for title in (c, "against the best")), "runs", "time"], body
+    return [*keys, *(title for c in table for title in (c, "against the best")), "runs", "time"], body
 
 
 def table(rows: list[Row], title: str) -> Table:
@@ -150,14 +150,14 @@ def duration(seconds: float) -> str:
 
 def csv_text(rows: list[Row]) -> str:
     """The same for other programs: every number in full."""
-    keys, found = list(dict.fromkeys(k for row in rows for k in row.setting)), cells(rows)
+    keys, table = list(dict.fromkeys(k for row in rows for k in row.setting)), cells(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [f"{column} {what}" for column in found for what in ("mean", "sd", "n", "gap", "noise")]
+    names = [f"{column} {what}" for column in table for what in ("mean", "sd", "n", "gap", "noise")]
     writer.writerow([*keys, *names, "runs", "seconds"])
     for i, row in enumerate(rows):
         numbers: list[Any] = []
-        for line in found.values():
+        for line in table.values():
             cell = line[i]
             numbers += [cell.mean, cell.sd, cell.n, cell.gap, cell.noise] if cell else [None] * 5
         runs = " ".join(str(run.folder) for run in row.runs)

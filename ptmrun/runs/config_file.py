@@ -50,6 +50,6 @@ def tell_defaults(path: Path, added: str) -> None:
 def load_plain(path: Path) -> Any:
     """A YAML file as plain data. Raises UserError on tags, aliases, interpolations and what is no YAML."""
     raw = plain_yaml(path)
-    if found := re.search(r"\$\{.*?(\}|$)", str(raw)):
-        raise UserError(f"{path}: holds the interpolation {shown(found[0])}; a saved config has plain values only")
+    if match := re.search(r"\$\{.*?(\}|$)", str(raw)):
+        raise UserError(f"{path}: holds the interpolation {shown(match[0])}; a saved config has plain values only")
     return raw

@@ -137,13 +137,13 @@ class Run:
         path = self.path("metrics.jsonl")
         if not path.exists():
             return []
-        found = []
+        entries = []
         for number, line in enumerate(read(path).split(b"\n")[:-1], start=1):
             try:
-                found.append(records.check(records.Line, from_json(line), f"{path} line {number}"))
+                entries.append(records.check(records.Line, from_json(line), f"{path} line {number}"))
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}: not JSON lines: line {number}: {error}") from None
-        return found
+        return entries
 
     def results(self) -> dict[str, Any] | None:
         """results.json, where there is one. Raises UserError when it is not what ptmrun writes."""

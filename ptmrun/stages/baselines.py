@@ -26,10 +26,10 @@ class FeatureCache:
             return self.tests[kind]
         if kind not in self.encoders:
             self.encoders[kind] = self.context.starting_encoder() if kind == "frozen" else self.untrained()
-        found = self.context.features(self.encoders[kind], split)
+        features = self.context.features(self.encoders[kind], split)
         if split is self.context.data.test:
-            self.tests[kind] = found
-        return found
+            self.tests[kind] = features
+        return features
 
     def untrained(self) -> Encoder:
         encoder = self.context.encoder("scratch")
@@ -41,9 +41,9 @@ def baseline_predictions(
     context: Context, problem: Problem, kind: str, labels: int | None, inputs: FeatureCache
 ) -> list[dict[str, Tensor]]:
     """Predictions for the test split of a baseline without a training loop, once a repeat where the labels differ."""
-    found = []
+    predictions = []
     for trial in trials(context.cfg, "tuned", labels)[: 1 if kind == "chance" else None]:
         split = chosen_labels(context, trial).evenly_spaced(problem.max_baseline_samples)
-        found.append(problem.baseline_predictions(kind, context.data, split, inputs.of))
+        predictions.append(problem.baseline_predictions(kind, context.data, split, inputs.of))
         check_stop(context.stop)
-    return found
+    return predictions

@@ -31,19 +31,19 @@ def evaluate(context: Context) -> None:
     sets: list[dict[str, Any]] = []
     inputs = FeatureCache(context)
     for labels in label_counts(cfg):
-        found = {"tuned": [predict(context, t) for t in trials(cfg, "tuned", labels)]}
+        predictions = {"tuned": [predict(context, t) for t in trials(cfg, "tuned", labels)]}
         for kind in FROM_SCRATCH:
             if kind in wanted and pretrained:
-                found[kind] = [predict(context, t) for t in trials(cfg, kind, labels)]
+                predictions[kind] = [predict(context, t) for t in trials(cfg, kind, labels)]
         for kind in [k for k in wanted if k in problem.untrained_baselines]:
             if kind != "frozen" or pretrained:
-                found[kind] = baseline_predictions(context, problem, kind, labels, inputs)
-        values = {kind: [problem.score(x, data.test) for x in group] for kind, group in found.items()}
+                predictions[kind] = baseline_predictions(context, problem, kind, labels, inputs)
+        values = {kind: [problem.score(x, data.test) for x in group] for kind, group in predictions.items()}
         entry: dict[str, Any] = {"labels_per_class": labels, "scores": {k: significance.spread(v) for k, v in values.items()}}
-        if "scratch" in found:
-            samples = [[problem.per_sample_scores(x, data.test) for x in found[kind]] for kind in ("tuned", "scratch")]
+        if "scratch" in predictions:
+            samples = [[problem.per_sample_scores(x, data.test) for x in predictions[kind]] for kind in ("tuned", "scratch")]
             entry["verdict"] = significance.verdict(values["tuned"], values["scratch"], *samples)
-        entry["metrics"] = problem.metrics(found["tuned"][0], data.test, data.classes, cfg.evaluate.bins)
+        entry["metrics"] = problem.metrics(predictions["tuned"][0], data.test, data.classes, cfg.evaluate.bins)
         sets.append(entry)
         check_stop(context.stop)
     headline = sets[-1]
@@ -124,13 +124,13 @@ def save_predictions(context: Context, problem: Problem) -> None:
     count, tables = len(data.test), []
     for labels in label_counts(cfg):
         for repeat, trial in enumerate(trials(cfg, "tuned", labels)):
-            found = predict(context, trial)
+            predictions = predict(context, trial)
             columns = {
                 "labels_per_class": pa.array([labels] * count, pa.int32()),
                 "repeat": pa.array([repeat] * count, pa.int32()),
                 "index": pa.array(np.arange(count, dtype=np.int32)),
-                **problem.columns_of_predictions(found, data.test, data.classes),
-                "score": pa.array(problem.per_sample_scores(found, data.test).astype(np.float32)),
+                **problem.columns_of_predictions(predictions, data.test, data.classes),
+                "score": pa.array(problem.per_sample_scores(predictions, data.test).astype(np.float32)),
             }
             if data.test.groups is not None:
                 columns["group"] = pa.array(data.test.groups).dictionary_encode()

@@ -34,8 +34,8 @@ def draw_pretraining(context: Context, objective: Objective) -> None:
         return next(batches_of(context, objective, split, loop, context.cfg.seed, "figures").iterate(0, 1))[0]
 
     with eval_mode(objective):
-        found = context.data.pictures_of_pretraining(context.cfg, objective, context.processor, batch_of, context.autocast)
-    draw(context.run, found)
+        pictures = context.data.pictures_of_pretraining(context.cfg, objective, context.processor, batch_of, context.autocast)
+    draw(context.run, pictures)
 
 
 def draw_features(context: Context, inputs: FeatureCache) -> None:
@@ -73,11 +73,11 @@ def draw_attribution(context: Context) -> None:
             maps = attribution.grad_cam(model, inputs, guess.to(context.device))
             figures.overlays(context.run, "grad_cam", context.processor.back(inputs), maps, "Grad-CAM", titles)
         else:
-            found = attribution.integrated_gradients(model, inputs, guess.to(context.device)).cpu()
+            attributions = attribution.integrated_gradients(model, inputs, guess.to(context.device)).cpu()
             lengths = inputs.mask.sum(1).clamp(max=MOST_TOKENS).tolist()
             pieces = [context.processor.tokenizer.pieces(row[:n]) for row, n in zip(inputs.ids.tolist(), lengths, strict=True)]
             titles = [title.replace("\n", " ") for title in titles]
-            figures.marked_texts(context.run, titles, pieces, [row[:n] for row, n in zip(found, lengths, strict=True)])
+            figures.marked_texts(context.run, titles, pieces, [row[:n] for row, n in zip(attributions, lengths, strict=True)])
     except ImportError:
         context.run.say("No picture of attributions: it needs captum; install it with: pip install 'ptmrun[attribution]'")
 

@@ -61,16 +61,16 @@ def train_objective(context: Context) -> Objective:
 
     def probe_now(step: int) -> None:
         context.recompute_statistics(encoder, data.corpus)
-        found = probe.probe(encoder, data.train, data.val, context.processor, context.autocast)
-        said = [f"{probe.describe(found)} (held-out training {data.noun})"]
+        values = probe.probe(encoder, data.train, data.val, context.processor, context.autocast)
+        said = [f"{probe.describe(values)} (held-out training {data.noun})"]
         if data.val_corpus is not None:
             judged = validate(context, objective, data.val_corpus)
             text_samples.record(context, objective, step)
-            found, said = found | judged, [describe(judged), *said]
-        run.metric({**tags, "step": step, **found})
+            values, said = values | judged, [describe(judged), *said]
+        run.metric({**tags, "step": step, **values})
         run.say(f"  step {step}: {'; '.join(said)}")
         before = next(x for x in run.metrics() if "effective_rank" in x)
-        if alarm := probe.collapse(found, before, len(data.val)):
+        if alarm := probe.collapse(values, before, len(data.val)):
             run.say(f"  Warning: the features may be collapsing: {alarm}. To try: {objective.collapse_hints}")
             earlier = [a for a in run.manifest.get("alarms", []) if a["step"] < step]  # a killed process may have been further
             run.update(alarms=[*earlier, {"step": step, "what": alarm}])
@@ -83,9 +83,9 @@ def train_objective(context: Context) -> Objective:
     if not loop.probes and labelled(context) and encoder.layered:  # else the last look has chosen the layer
         probe.probe(encoder, data.train, data.val, context.processor, context.autocast)
     if data.val_corpus is not None and data.test_corpus is not None:
-        found = validate(context, objective, data.test_corpus)
-        run.metric({**tags, "step": steps, "split": "test", **found})
-        run.say(f"  test split: {describe(found)}")
+        means = validate(context, objective, data.test_corpus)
+        run.metric({**tags, "step": steps, "split": "test", **means})
+        run.say(f"  test split: {describe(means)}")
     return objective
 
 
@@ -105,8 +105,8 @@ def validate(context: Context, objective: Any, split: Any) -> dict[str, float]:
                 total = sums.setdefault(name, [0.0, 0.0])
                 total[0] += float(value.total)
                 total[1] += float(value.n)
-    found = {name: total / max(n, 1.0) for name, (total, n) in sums.items()}
-    return found | context.data.derived_metrics(found, split)
+    means = {name: total / max(n, 1.0) for name, (total, n) in sums.items()}
+    return means | context.data.derived_metrics(means, split)
 
 
 def describe(judged: dict[str, float]) -> str:

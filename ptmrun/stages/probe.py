@@ -29,8 +29,8 @@ def features(
         for module in encoder.modules() if dropout else ():
             if has_dropout(module):
                 module.training = True
-        found = [getattr(encoder, of)(inputs(samples)).float().cpu() for samples in split.all()]
-    return torch.cat(found)[place].numpy()
+        features = [getattr(encoder, of)(inputs(samples)).float().cpu() for samples in split.all()]
+    return torch.cat(features)[place].numpy()
 
 
 def probe(encoder: Any, train: Any, held: Any, inputs: Callable[[Any], Any], autocast: Callable[[], Any]) -> dict[str, float]:
@@ -82,22 +82,22 @@ def feature_std(x: np.ndarray) -> float:
     return float(unit.std(0).mean() * np.sqrt(x.shape[1]))
 
 
-def collapse(found: dict[str, float], before: dict[str, float], count: int) -> str | None:
+def collapse(values: dict[str, float], before: dict[str, float], count: int) -> str | None:
     """What speaks for features that collapse, beside those of the untrained encoder; None when nothing does. `count` images."""
     signs = []
-    if found["effective_rank"] < max(2.0, 0.25 * before["effective_rank"]):
-        signs.append(f"effective rank {found['effective_rank']:.1f} (untrained {before['effective_rank']:.1f})")
-    if found["feature_std"] < 0.25 * before["feature_std"]:
-        signs.append(f"standard deviation of the features {found['feature_std']:.3f} (untrained {before['feature_std']:.3f})")
-    if (now := found.get("probe_knn")) is not None and now < before["probe_knn"] - 2 * (0.5 / count) ** 0.5:
+    if values["effective_rank"] < max(2.0, 0.25 * before["effective_rank"]):
+        signs.append(f"effective rank {values['effective_rank']:.1f} (untrained {before['effective_rank']:.1f})")
+    if values["feature_std"] < 0.25 * before["feature_std"]:
+        signs.append(f"standard deviation of the features {values['feature_std']:.3f} (untrained {before['feature_std']:.3f})")
+    if (now := values.get("probe_knn")) is not None and now < before["probe_knn"] - 2 * (0.5 / count) ** 0.5:
         signs.append(f"k-NN {now:.3f}, below the untrained encoder's {before['probe_knn']:.3f}")
     return ", ".join(signs) or None
 
 
-def describe(found: dict[str, float]) -> str:
-    parts = [f"effective rank {found['effective_rank']:.1f}"]
-    if "probe_knn" in found:
-        parts = [f"k-NN {found['probe_knn']:.3f}", f"linear probe {found['probe_linear']:.3f}", *parts]
-    if "layer" in found:
-        parts.append(f"layer {found['layer']:.0f}")
+def describe(values: dict[str, float]) -> str:
+    parts = [f"effective rank {values['effective_rank']:.1f}"]
+    if "probe_knn" in values:
+        parts = [f"k-NN {values['probe_knn']:.3f}", f"linear probe {values['probe_linear']:.3f}", *parts]
+    if "layer" in values:
+        parts.append(f"layer {values['layer']:.0f}")
     return ", ".join(parts)

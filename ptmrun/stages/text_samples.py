@@ -39,8 +39,8 @@ def continued(context: Context, encoder: Any, batch: dict[str, Any]) -> list[tup
     if tokens.documents is not None:  # as many tokens as each sequence has of its last one
         own = from_mark(tokens.documents)[:, :given]
         ids = ids[:, -int((own == own[:, -1:]).sum(1).min()) :]
-    found = encoder.generate(ids, noise, temperature=TEMPERATURE, top_p=TOP_P)
-    decode, end, said = context.processor.tokenizer.decode, encoder.vocabulary.end, found[:, ids.shape[1] :].tolist()
+    generated = encoder.generate(ids, noise, temperature=TEMPERATURE, top_p=TOP_P)
+    decode, end, said = context.processor.tokenizer.decode, encoder.vocabulary.end, generated[:, ids.shape[1] :].tolist()
     if tokens.documents is not None:
         said = [row[: row.index(end)] if end in row else row for row in said]
     return [(decode(a), decode(b)) for a, b in zip(ids.tolist(), said, strict=True)]

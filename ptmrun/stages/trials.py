@@ -205,11 +205,11 @@ def predict(context: Context, trial: Trial, split: str = "test") -> dict[str, Te
     if not file.exists():
         model = load_finetuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
         with context.autocast():
-            found = predict_split(context, model, samples)
-            found |= model.reference_nll(labelled_batches(context, samples))
-        tensor_files.save(file, found)
-    found = tensor_files.load(file)[0]
-    known = context.problem.valid(found, samples, context.classes)
-    if not known or not all(map(tensor_files.finite, found.values())):
+            predictions = predict_split(context, model, samples)
+            predictions |= model.reference_nll(labelled_batches(context, samples))
+        tensor_files.save(file, predictions)
+    predictions = tensor_files.load(file)[0]
+    known = context.problem.valid(predictions, samples, context.classes)
+    if not known or not all(map(tensor_files.finite, predictions.values())):
         raise UserError(f"{file}: not finite predictions for these {len(samples)} samples and their classes; refused")
-    return found
+    return predictions

@@ -53,10 +53,10 @@ def from_json(data: bytes | str) -> Any:
             raise ValueError(f"{number} is not JSON")
         return float(number)
 
-    found = json.loads(data, parse_constant=finite, parse_float=finite)
-    if not shallow(found):
+    content = json.loads(data, parse_constant=finite, parse_float=finite)
+    if not shallow(content):
         raise ValueError(f"nested deeper than {DEEPEST} levels")
-    return found
+    return content
 
 
 class PlainLoader(yaml.SafeLoader):
@@ -84,13 +84,13 @@ def plain_yaml(path: Path) -> Any:
     content = text(path, MOST_YAML)
     try:
         loader = PlainLoader(content)
-        found = loader.get_single_data()
-        if not shallow(found):
+        content = loader.get_single_data()
+        if not shallow(content):
             raise ValueError(f"nested deeper than {DEEPEST} levels")
     except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:  # safe constructors raise them all
         problem = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: not a plain YAML file: {problem}") from None
-    return found
+    return content
 
 
 def shallow(value: Any) -> bool:

@@ -38,12 +38,12 @@ def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """With copies of those that share memory with one before them (weights of two layers that are the same): safetensors
     takes each only once."""
     seen: set[int] = set()
-    found = {}
+    copies = {}
     for name, value in tensors.items():
         place = value.untyped_storage().data_ptr()
-        found[name] = value.clone() if place in seen else value
+        copies[name] = value.clone() if place in seen else value
         seen.add(place)
-    return found
+    return copies
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,11 +13,11 @@ def markdown(rows: list[Row]) -> str | None:
     """A table for each number of labels, and with two settings that vary for each kind of score; None where more of them vary, or
     nothing was fine-tuned."""
     keys = list(dict.fromkeys(key for row in rows for key in row.setting))
-    found = [results for row in rows for run in row.runs if (results := run.results())]
-    if len(keys) not in (1, 2) or not found:
+    all_results = [results for row in rows for run in row.runs if (results := run.results())]
+    if len(keys) not in (1, 2) or not all_results:
         return None
-    counts = dict.fromkeys(entry["labels_per_class"] for results in found for entry in results["by_labels"])
-    about = {n: (found[0]["metric"], phrases.labels(n, found[0].get("counted", "labels per class"))) for n in counts}
+    counts = dict.fromkeys(entry["labels_per_class"] for results in all_results for entry in results["by_labels"])
+    about = {n: (all_results[0]["metric"], phrases.labels(n, all_results[0].get("counted", "labels per class"))) for n in counts}
     if len(keys) == 1:
         tables = [methods(rows, keys[0], n, about[n]) for n in counts]
     else:
@@ -34,9 +34,9 @@ def methods(rows: list[Row], key: str, labels: int | None, about: tuple[str, str
     titles = [key, *(["trained"] if several else []), *(METHODS[m].column for m in columns)]
     text = head(titles, *about)
     for row, count in zip(rows, counts, strict=True):
-        found = [values(row.runs, labels, m) for m in columns]
-        best = max((significance.spread(v)["mean"] for v in found if v), default=None)
-        text.append(bar([row.setting[key], *([count] if several else []), *(written(v, best) for v in found)]))
+        scores = [values(row.runs, labels, m) for m in columns]
+        best = max((significance.spread(v)["mean"] for v in scores if v), default=None)
+        text.append(bar([row.setting[key], *([count] if several else []), *(written(v, best) for v in scores)]))
     return "\n".join(text)
 
 
@@ -56,16 +56,16 @@ def table(rows: list[Row], keys: list[str], labels: int | None, kind: str, about
     titles = [keys[0], *(METHODS[f].column for f in floors), *columns]
     text = head(titles, *about, SCORES[kind])
     for name in lines:
-        found = [where.get((name, column), []) for column in columns]
-        best = max((significance.spread(v)["mean"] for v in found if v), default=None)
+        scores = [where.get((name, column), []) for column in columns]
+        best = max((significance.spread(v)["mean"] for v in scores if v), default=None)
         below = [written(values(every[name], labels, floor), None) for floor in floors]
-        text.append(bar([name, *below, *(written(v, best) for v in found)]))
+        text.append(bar([name, *below, *(written(v, best) for v in scores)]))
     return "\n".join(text)
 
 
 def values(runs: list[Run], labels: int | None, kind: str) -> list[float]:
     """The mean score of each run that has it."""
-    entries = [e for run in runs if (found := run.results()) for e in found["by_labels"] if e["labels_per_class"] == labels]
+    entries = [e for run in runs if (results := run.results()) for e in results["by_labels"] if e["labels_per_class"] == labels]
     return [entry["scores"][kind]["mean"] for entry in entries if kind in entry["scores"]]
 
 
@@ -75,10 +75,10 @@ def trained(runs: list[Run]) -> str:
     return f"{known[0]['trained']:,} ({100 * known[0]['trained'] / known[0]['all']:.3g}%)" if known else ""
 
 
-def written(found: list[float], best: float | None) -> str:
-    if not found:
+def written(scores: list[float], best: float | None) -> str:
+    if not scores:
         return ""
-    spread = significance.spread(found)
+    spread = significance.spread(scores)
     text = phrases.score(spread)
     return f"**{text}**" if spread["mean"] == best else text
 

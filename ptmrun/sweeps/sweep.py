@@ -111,10 +111,10 @@ def combinations(settings: schema.Sweep, overrides: list[str]) -> tuple[list[lis
     if mistakes := sort_overrides(more, sweep=True)[2]:
         raise UserError(*mistakes)
     wanted = grid([*overrides, *more])
-    found = {tuple(w): problem for w in wanted if (problem := problem_of(w))}
+    problems = {tuple(w): problem for w in wanted if (problem := problem_of(w))}
     if settings.misfits == "skip":
-        wanted = [w for w in wanted if not isinstance(found.get(tuple(w)), Misfit)] or wanted
-    return wanted, {tuple(w): found[tuple(w)].args for w in wanted if tuple(w) in found}
+        wanted = [w for w in wanted if not isinstance(problems.get(tuple(w)), Misfit)] or wanted
+    return wanted, {tuple(w): problems[tuple(w)].args for w in wanted if tuple(w) in problems}
 
 
 def left_open(settings: schema.Sweep, overrides: list[str]) -> list[str]:

@@ -57,9 +57,9 @@ def restore(
     path: Path, steps: int, loop: Loop, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]
 ) -> State:
     """Loads what `save` wrote. Raises UserError when it does not fit the model or is of a longer fit."""
-    tensors, found = tensor_files.load(path)
-    records.check(records.State, found, str(path))
-    if not found["step"] <= found["steps"] <= steps:
+    tensors, state = tensor_files.load(path)
+    records.check(records.State, state, str(path))
+    if not state["step"] <= state["steps"] <= steps:
         raise UserError(f"{path}: not a checkpoint of this run's {steps} steps; refused")
     if bad := [name for name, value in tensors.items() if not tensor_files.finite(value)]:
         raise UserError(f"{path}: {bad[0]} holds NaN or Infinity; refused")
@@ -75,4 +75,4 @@ def restore(
         for i, mean in enumerate(average):
             mean.copy_(tensors[f"average.{i}"])
     names = [f.name for f in dataclasses.fields(State) if f.name != "good"]
-    return State(**{k: found[k] for k in names}, good=tensor_files.part(tensors, "good."))
+    return State(**{k: state[k] for k in names}, good=tensor_files.part(tensors, "good."))

@@ -20,13 +20,13 @@ def groups(model: nn.Module, loop: Loop, depth_of: Callable[[str], int], top: in
     embeddings and class or mask tokens are not decayed (the practice of BEiT and MAE).
     """
     assert loop.layer_decay != "auto", "settled by the number of labels"
-    found: dict[tuple[float, float], list[nn.Parameter]] = {}
+    by_scale: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim < 2 or any(word in name for word in PLAIN)
             decay = 0.0 if plain else loop.weight_decay
-            found.setdefault((loop.layer_decay ** (top - depth_of(name)), decay), []).append(parameter)
-    return [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in found.items()]
+            by_scale.setdefault((loop.layer_decay ** (top - depth_of(name)), decay), []).append(parameter)
+    return [{"params": p, "lr_scale": scale, "weight_decay": decay} for (scale, decay), p in by_scale.items()]
 
 
 def build(param_groups: list[dict], loop: Loop) -> torch.optim.Optimizer:

@@ -87,25 +87,25 @@ def save_batch(file: Path, model: nn.Module, micros: list[dict[str, Any]], state
 def load_batch(file: Path, samples: type | None) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
     """(weights, micro-batches, {purpose, seed, step, first, steps, precision, limit}) that `save_batch` wrote. samples: see
     data.modality.Processor."""
-    tensors, found = tensor_files.load(file)
+    tensors, state = tensor_files.load(file)
     kinds = {"purpose": str, "steps": int, "seed": int, "step": int, "first": int, "precision": str, "limit": float, "rows": list}
     try:
-        if any(type(found[k]) is not kind for k, kind in kinds.items()):
+        if any(type(state[k]) is not kind for k, kind in kinds.items()):
             raise TypeError
         micros: list[dict[str, Any]] = [
-            together(tensor_files.part(tensors, f"batch.{i}."), samples) for i in range(len(found["rows"]))
+            together(tensor_files.part(tensors, f"batch.{i}."), samples) for i in range(len(state["rows"]))
         ]
         total = sum(len(micro["ids"]) for micro in micros)
-        for micro, rows in zip(micros, found["rows"], strict=True):
+        for micro, rows in zip(micros, state["rows"], strict=True):
             if rows:
                 micro["rows"] = BatchRandom(**{**rows, "total": total})
     except (KeyError, TypeError):
         raise UserError(f"{file}: not a batch that ptmrun saved; refused") from None
-    return tensor_files.part(tensors, "model."), micros, found
+    return tensor_files.part(tensors, "model."), micros, state
 
 
 def together(named: dict[str, Tensor], samples: type | None) -> dict[str, Any]:
     """What `save_batch` took apart, by name: tensors, and samples of those whose names have a dot."""
-    found: dict[str, Any] = {name: value for name, value in named.items() if "." not in name}
+    values: dict[str, Any] = {name: value for name, value in named.items() if "." not in name}
     dotted = {name.split(".")[0] for name in named if "." in name}
-    return found | {name: unpacked(tensor_files.part(named, f"{name}."), samples) for name in dotted}
+    return values | {name: unpacked(tensor_files.part(named, f"{name}."), samples) for name in dotted}

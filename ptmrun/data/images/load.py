@@ -97,18 +97,18 @@ class Images(Data):
     ) -> list[Picture]:
         """The views of a few held-out images, what the objective makes of them, and what the encoder attends to."""
         back, batch = processor.back, batch_of(self.val.evenly_spaced(8))
-        images, found = batch["inputs"], []
+        images, predicted = batch["inputs"], []
         if "views" in batch:
             views = {f"view {i + 1}": back(x) for i, x in enumerate(batch["views"])}
-            found.append(Picture("rows", ("views", {"original": back(images), **views})))
+            predicted.append(Picture("rows", ("views", {"original": back(images), **views})))
         with autocast():
             shown = objective.pictures(batch)
         if shown:
-            found.append(Picture("rows", ("reconstructions", {title: back(x.float()) for title, x in shown.items()})))
+            predicted.append(Picture("rows", ("reconstructions", {title: back(x.float()) for title, x in shown.items()})))
         if objective.encoder.attends:
             maps = objective.encoder.attention(images)
-            found.append(Picture("overlays", ("attention", back(images), maps, "attention\nrollout")))
-        return found
+            predicted.append(Picture("overlays", ("attention", back(images), maps, "attention\nrollout")))
+        return predicted
 
 
 def of_run(request: modality.LoadRequest) -> Images:

@@ -44,34 +44,34 @@ def loaded(options: Any) -> Any:
 def read(options: Any) -> Source:
     import datasets
 
-    found = splits(options)
-    features = found["train"].features
+    by_split = splits(options)
+    features = by_split["train"].features
     image = column(features, options.image_column, datasets.Image, "dataset.image_column")
     label = column(features, options.label_column, datasets.ClassLabel, "dataset.label_column", needed=False)
-    notes = without_withheld(found, label)
+    notes = without_withheld(by_split, label)
     parts = {}
-    for split, rows in found.items():
+    for split, rows in by_split.items():
         labels = np.asarray(rows[label], dtype=np.int64) if label else None
         parts[split] = Part(Column(rows, image, split), labels, groups(rows, options.group, split) if options.group else None)
-    fingerprint = "-".join(rows._fingerprint for rows in found.values())
+    fingerprint = "-".join(rows._fingerprint for rows in by_split.values())
     return Source(parts, list(features[label].names) if label else [], fingerprint, notes)
 
 
 def splits(options: Any) -> dict[str, Any]:
     """The rows of train, and of val and test where they are there. Raises UserError without train."""
-    found = loaded(options)
-    known = {SPLITS[str(name).lower()]: rows for name, rows in found.items() if str(name).lower() in SPLITS}
+    by_name = loaded(options)
+    known = {SPLITS[str(name).lower()]: rows for name, rows in by_name.items() if str(name).lower() in SPLITS}
     if "train" not in known:
-        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, found))}")
+        raise UserError(f"dataset.root={options.root}: no train split; there is: {', '.join(map(str, by_name))}")
     return known
 
 
-def without_withheld(found: dict[str, Any], label: str | None) -> list[str]:
+def without_withheld(loaded: dict[str, Any], label: str | None) -> list[str]:
     """Leaves out the splits whose class labels are all withheld (-1); notes on it."""
-    others = {name: rows for name, rows in found.items() if name != "train" and label and len(rows[label])}
+    others = {name: rows for name, rows in loaded.items() if name != "train" and label and len(rows[label])}
     withheld = [name for name, rows in others.items() if all(c == -1 for c in rows[label])]
     for name in withheld:
-        del found[name]
+        del loaded[name]
     return [f"the labels of the {name} split are withheld (-1), so it is not used" for name in withheld]
 
 

@@ -54,12 +54,12 @@ def read(options: Any) -> Source:
     notes: list[str] = []
     if "train" not in splits:
         splits = {"train": root}
-    found = {name: files_below(folder, SUFFIXES) for name, folder in splits.items()}
-    if not found["train"]:
+    paths_of = {name: files_below(folder, SUFFIXES) for name, folder in splits.items()}
+    if not paths_of["train"]:
         raise UserError(
             f"dataset.root={options.root}: no images in {splits['train']} (files ending in {' '.join(sorted(SUFFIXES))})"
         )
-    class_of = {name: [p.relative_to(splits[name]).parts for p in paths] for name, paths in found.items()}
+    class_of = {name: [p.relative_to(splits[name]).parts for p in paths] for name, paths in paths_of.items()}
     if any(len(parts) == 1 for parts in class_of["train"]):
         stray = sum(len(parts) == 1 for parts in class_of["train"])
         classes: list[str] = []
@@ -76,7 +76,7 @@ def read(options: Any) -> Source:
     digest = hashlib.sha256()
     group_of = group_names(root, list(splits.values()), options.group) if options.group else {}
     result = {}
-    for name, paths in found.items():
+    for name, paths in paths_of.items():
         for p in paths:
             digest.update(f"{name}/{p.relative_to(root)}/{p.stat().st_size}\n".encode())
         labels = np.array([classes.index(parts[0]) for parts in class_of[name]], dtype=np.int64) if classes else None
@@ -98,7 +98,7 @@ def group_names(root: Path, folders: list[Path], name: str) -> dict[str, str]:
     tables = [f / METADATA for f in dict.fromkeys([root, *folders]) if (f / METADATA).is_file()]
     if not tables:
         raise UserError(f"{key}: there is no {METADATA} with the columns file_name,{name} in {root} or its split folders")
-    found: dict[str, str] = {}
+    value_of: dict[str, str] = {}
     for table in tables:
         try:
             with open(table, encoding="utf-8-sig", newline="") as file:
@@ -111,8 +111,8 @@ def group_names(root: Path, folders: list[Path], name: str) -> dict[str, str]:
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{key}: {table} cannot be read: {error}") from None
         folder = table.parent.relative_to(root)
-        found |= {os.path.normpath(folder / file): value for file, value in pairs if value}
-    return found
+        value_of |= {os.path.normpath(folder / file): value for file, value in pairs if value}
+    return value_of
 
 
 def listed(folder: Path) -> list[Path]:

@@ -126,18 +126,18 @@ class Scan:
     def names(self, row: Row, separator: str | None) -> list[str]:
         """The classes of a row."""
         if isinstance(row.label, list):
-            found = [class_name(c, row.where) for c in row.label]
+            classes = [class_name(c, row.where) for c in row.label]
         elif separator is not None:
-            found = [c.strip() for c in class_name(row.label, row.where).split(separator) if c.strip()]
+            classes = [c.strip() for c in class_name(row.label, row.where).split(separator) if c.strip()]
         else:
-            found = [class_name(row.label, row.where)]
-        if not all(found):
+            classes = [class_name(row.label, row.where)]
+        if not all(classes):
             raise UserError(
                 f"{row.where}: the label is empty; give it one, or remove the row; a corpus needs none (label_column=null)"
             )
-        for name in found:
+        for name in classes:
             self.first.setdefault(name, row.where)
-        return found
+        return classes
 
     def array(self, index: dict[str, int], several: bool) -> np.ndarray:
         """int64 [N], or bool [N, classes] where a text may have several classes."""

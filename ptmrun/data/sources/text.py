@@ -23,7 +23,7 @@ def read(options: Any, labelled: bool = False) -> TextSource:
     without labels are wrong."""
     if not options.root:
         raise UserError("dataset.root: a file or folder of texts is needed, as in dataset.root=texts")
-    files = found(options.root)
+    files = files_by_split(options.root)
     tables = {path.suffix.lower() != ".txt" for paths in files.values() for path in paths}
     if len(tables) > 1:
         raise UserError(f"dataset.root={options.root}: holds both .txt files and tables; point it at one of the two")
@@ -68,7 +68,7 @@ def as_downstream(names: dict[str, str] | None = None) -> Iterator[None]:
         raise UserError(*lines) from None
 
 
-def found(root: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Path]]:
+def files_by_split(root: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Path]]:
     """The files of each split: folders or files named train, val and test; where none is named so, everything is train."""
     place = Path(root).expanduser()
     if place.is_file():
@@ -85,15 +85,15 @@ def found(root: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Pat
 
 def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
     """The class folder of every file, below that of its split; empty where some lie in none, or all in one."""
-    found = {}
+    folder_of = {}
     for path in chain(*files.values()):
         inside = path.relative_to(place).parts if path != place else (path.name,)
         if inside[0].lower() in SPLITS:
             inside = inside[1:]
         if len(inside) > 1:
-            found[path] = inside[0]
-    whole = len(found) == sum(map(len, files.values()))
-    return found if whole and len(set(found.values())) > 1 else {}
+            folder_of[path] = inside[0]
+    whole = len(folder_of) == sum(map(len, files.values()))
+    return folder_of if whole and len(set(folder_of.values())) > 1 else {}
 
 
 def by_split(place: Path, files: list[Path]) -> dict[str, list[Path]]:

@@ -128,9 +128,9 @@ class Blocks:
         left = self.ends[document] - positions  # tokens to the end of the document, with the mark: 1 is the mark
         lengths = self.lengths[document]
         inside = np.minimum(lengths - left, lengths - 2)
-        found = self.corpus.ids[self.first[document] + inside].astype(np.int64)
-        found[left == 1] = self.corpus.tokenizer.vocabulary.end
-        return found, left == 1
+        ids = self.corpus.ids[self.first[document] + inside].astype(np.int64)
+        ids[left == 1] = self.corpus.tokenizer.vocabulary.end
+        return ids, left == 1
 
     def batch(self, indices: Tensor) -> Tokens:
         """[B, length] of these blocks."""
@@ -232,8 +232,8 @@ def tokenised(part: TextPart, tokenizer: Tokenizer, progress: Callable[[str, int
     """All documents as token numbers, in files in the cache folder: made once for each text and tokenizer."""
     key = hashlib.sha256(f"{VERSION}/{CUT}/{part.fingerprint}/{tokenizer.fingerprint}".encode()).hexdigest()[:32]
     folder = cache_folder() / f"{key}.corpus"
-    if found := opened(folder, tokenizer):
-        return found
+    if corpus := opened(folder, tokenizer):
+        return corpus
     new = folder.with_name(f".{key}-{os.getpid()}.corpus")
     try:
         shutil.rmtree(new, ignore_errors=True)

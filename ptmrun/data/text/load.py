@@ -80,12 +80,12 @@ class Texts(Data):
         vectorizer = tf_idf(texts, sublinear_tf=True, ngram_range=(1, 2))
         return vectorizer.transform(texts), vectorizer.transform(self.test.read()), STRENGTH
 
-    def derived_metrics(self, found: dict[str, float], split: Sequences) -> dict[str, float]:
+    def derived_metrics(self, means: dict[str, float], split: Sequences) -> dict[str, float]:
         """Perplexity, of the tokens that are predicted, and with bits_per_token bits_per_byte where tokens hold every byte, so
         that it can be compared between tokenizers."""
-        more = {"perplexity": math.exp(min(found.get("loss_mlm", found["held_loss"]), 700.0))}
-        if "bits_per_token" in found and self.tokenizer.kind == "bpe":
-            more["bits_per_byte"] = found["bits_per_token"] / split.bytes_per_token
+        more = {"perplexity": math.exp(min(means.get("loss_mlm", means["held_loss"]), 700.0))}
+        if "bits_per_token" in means and self.tokenizer.kind == "bpe":
+            more["bits_per_byte"] = means["bits_per_token"] / split.bytes_per_token
         return more
 
     def pictures_of_samples(self, cfg: Any, processor: Any) -> list[Picture]:

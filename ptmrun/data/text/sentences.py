@@ -33,8 +33,8 @@ def pieces(document: str) -> list[str]:
     inside = sum(LINE_END.match(document, stop) is None for stop in stops)
     if len(parts) == 1 or 2 * inside > len(stops):
         breaks = [match.start() for match in BREAK.finditer(document)]
-        found = (document[a:b] for a, b in pairwise(sorted({0, *stops, *breaks, len(document)})))
-        parts = [part for piece in found for part in (LINE.findall(piece) if len(piece) > SENTENCE else [piece])]
+        sentences = (document[a:b] for a, b in pairwise(sorted({0, *stops, *breaks, len(document)})))
+        parts = [part for piece in sentences for part in (LINE.findall(piece) if len(piece) > SENTENCE else [piece])]
     if all(len(part) <= LONGEST for part in parts):
         return parts
     return [short for part in parts for short in shortened(part)]

@@ -25,8 +25,8 @@ def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
     there = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
     splits = by_split(place, there) or ({"train": there} if len(there) == 1 else {})
     if not splits:
-        found = f"; there is {', '.join(printable(p.name) for p in there[:5])}" if there else ""
-        raise UserError(f"downstream.root={root}: expected a file train{suffixes[0]} (or {' '.join(suffixes[1:])}){found}")
+        listing = f"; there is {', '.join(printable(p.name) for p in there[:5])}" if there else ""
+        raise UserError(f"downstream.root={root}: expected a file train{suffixes[0]} (or {' '.join(suffixes[1:])}){listing}")
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}
 
 
@@ -45,12 +45,12 @@ class Encoded(NamedTuple):
 
 def encoded(tokenizer: Any, texts: list[str]) -> list[Encoded]:
     """Tokens of each text, and the characters that they stand for."""
-    found = []
+    encodings = []
     for some in slices(texts):
         for text, e in zip(some, tokenizer.plain.encode_batch(some, add_special_tokens=False), strict=True):
             spans = np.array([trimmed(text, *span) for span in e.offsets], dtype=np.int32).reshape(-1, 2)
-            found.append(Encoded(np.array(e.ids, dtype=np.int32), spans))
-    return found
+            encodings.append(Encoded(np.array(e.ids, dtype=np.int32), spans))
+    return encodings
 
 
 def trimmed(text: str, start: int, stop: int) -> tuple[int, int]:

@@ -105,14 +105,14 @@ class Sequences(modality.Split):
 
 def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
     """The labelled splits of a source, every text with its special tokens and at most `length` tokens."""
-    found = {}
+    by_split = {}
     for name, part in source.parts.items():
         firsts, seconds = list(part.documents()), part.seconds
         ids = tokenizer.encode(firsts)
         others = tokenizer.encode(seconds) if seconds else [None] * len(ids)
         pairs = [tokenizer.frame(a, b, length) for a, b in zip(ids, others, strict=True)]
         labels = None if part.labels is None else torch.from_numpy(part.labels)
-        found[name] = TextSplit(
+        by_split[name] = TextSplit(
             [ids for ids, _ in pairs],
             [types for _, types in pairs],
             firsts,
@@ -122,4 +122,4 @@ def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
             part.groups,
             seconds,
         )
-    return found
+    return by_split

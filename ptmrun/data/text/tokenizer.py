@@ -52,9 +52,9 @@ class Tokenizer:
         backend.add_special_tokens(list(dict.fromkeys(framing.special.values())))
 
         def number(name: str) -> int:
-            found = backend.token_to_id(name)
-            assert found is not None, name
-            return found
+            token = backend.token_to_id(name)
+            assert token is not None, name
+            return token
 
         self.single, self.pair = Template(framing.single, number), Template(framing.pair, number)
         names = [w for w in framing.pair.split() + framing.single.split() if not w.startswith("$")]
@@ -84,9 +84,9 @@ class Tokenizer:
         """What `encode` gives, one after the other, and how many tokens each text has: int32 [n] and int64 [texts]."""
         parts, lengths = [np.zeros(0, np.int32)], list[int]()
         for some in slices(texts):
-            found = [e.ids for e in self.plain.encode_batch_fast(some, add_special_tokens=False)]
-            lengths += map(len, found)
-            parts.append(np.fromiter(chain.from_iterable(found), dtype=np.int32))
+            encoded = [e.ids for e in self.plain.encode_batch_fast(some, add_special_tokens=False)]
+            lengths += map(len, encoded)
+            parts.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32))
         return np.concatenate(parts), np.array(lengths, dtype=np.int64)
 
     def decode(self, ids: Any) -> str:

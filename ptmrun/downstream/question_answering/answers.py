@@ -11,13 +11,13 @@ from torch import Tensor
 from ptmrun.downstream.question_answering.split import Question, Questions
 
 
-def guesses(found: dict[str, Tensor], split: Questions) -> list[str]:
+def guesses(predictions: dict[str, Tensor], split: Questions) -> list[str]:
     """The answer to each question; nothing where the split may have such questions and that is likelier."""
-    if "spans" in found:  # of a floor
-        pairs = zip(split.asked(), found["spans"].tolist(), strict=True)
+    if "spans" in predictions:  # of a floor
+        pairs = zip(split.asked(), predictions["spans"].tolist(), strict=True)
         return [split.contexts[question.context][a:b] for question, (a, b) in pairs]
     answers = []
-    for question, empty, windows in judged(found, split):
+    for question, empty, windows in judged(predictions, split):
         best, answer = -np.inf, (0, 0)
         for logits, written in windows:
             value, first, last = best_span(logits, written, split.longest)
@@ -28,10 +28,12 @@ def guesses(found: dict[str, Tensor], split: Questions) -> list[str]:
     return answers
 
 
-def judged(found: dict[str, Tensor], split: Questions) -> Iterator[tuple[Question, float, list[tuple[np.ndarray, np.ndarray]]]]:
+def judged(
+    predictions: dict[str, Tensor], split: Questions
+) -> Iterator[tuple[Question, float, list[tuple[np.ndarray, np.ndarray]]]]:
     """Each question, the score of no answer, and of the context's tokens in each of its windows what the model says and which
     characters they stand for, [n, 2] each. In float64, where sums of any two float32 are finite."""
-    logits, place = found["logits"].double().numpy(), 0
+    logits, place = predictions["logits"].double().numpy(), 0
     for question, own in zip(split.asked(), split.own(), strict=True):
         spans, empty, windows = split.spans[question.context], np.inf, []
         for window in (split.windows[w] for w in own):
@@ -66,7 +68,7 @@ def band(n: int, longest: int) -> np.ndarray:
     return (ahead >= 0) & (ahead < longest)
 
 
-def n_best(found: dict[str, Tensor], split: Questions, most: int) -> dict[str, list[dict[str, Any]]]:
+def n_best(predictions: dict[str, Tensor], split: Questions, most: int) -> dict[str, list[dict[str, Any]]]:
     """{id of a question: its likeliest different answers, at most `most`, the best first, which is the prediction}.
 
     score: start + end; probability: softmax of the scores listed, as in nbest_predictions.json of BERT's run_squad. Where the
@@ -74,7 +76,7 @@ def n_best(found: dict[str, Tensor], split: Questions, most: int) -> dict[str, l
     """
     result: dict[str, list[dict[str, Any]]] = {}
     seen: Counter[str] = Counter()  # ids may be those of several questions
-    for question, empty, windows in judged(found, split):
+    for question, empty, windows in judged(predictions, split):
         scores, places = [np.zeros(0)], [np.zeros((0, 2), dtype=int)]
         for logits, written in windows:
             sums = span_scores(logits, written, split.longest)
@@ -99,6 +101,6 @@ def n_best(found: dict[str, Tensor], split: Questions, most: int) -> dict[str, l
     return result
 
 
-def files(found: dict[str, Tensor], split: Questions, options: Any) -> dict[str, Any]:
+def files(predictions: dict[str, Tensor], split: Questions, options: Any) -> dict[str, Any]:
     """What a run keeps of its predictions beside predictions.parquet: {name of a JSON file: content}."""
-    return {"n_best.json": n_best(found, split, options.n_best)}
+    return {"n_best.json": n_best(predictions, split, options.n_best)}

@@ -22,15 +22,15 @@ def baseline_predictions(kind: str, data: Any, train: Questions, features: Calla
     with the question the first capitalised words that the question has not (and if there are others, not its first word)."""
     counts = Counter(question.answers[0] for question in data.train.asked() if question.answers)
     most = max(counts, key=lambda answer: (counts[answer], answer), default="")
-    found = []
+    spans = []
     for question in data.test.asked():
         context = data.test.contexts[question.context]
         if kind == "raw":
-            found.append(lexical(question.text, context))
+            spans.append(lexical(question.text, context))
             continue
         place = context.find(most)
-        found.append((place, place + len(most)) if place >= 0 else next(iter(capitalised(context)), (0, 0)))
-    return {"spans": torch.tensor(found)}
+        spans.append((place, place + len(most)) if place >= 0 else next(iter(capitalised(context)), (0, 0)))
+    return {"spans": torch.tensor(spans)}
 
 
 def capitalised(text: str, start: int = 0) -> list[tuple[int, int]]:

@@ -22,9 +22,9 @@ from ptmrun.downstream.question_answering.split import Questions
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
-def valid(found: dict[str, Tensor], split: Questions, classes: list[str]) -> bool:
+def valid(predictions: dict[str, Tensor], split: Questions, classes: list[str]) -> bool:
     """Whether these can be predictions for a split."""
-    logits = found.get("logits", torch.empty(0))
+    logits = predictions.get("logits", torch.empty(0))
     return logits.is_floating_point() and logits.shape == (sum(len(split.ids[w]) for own in split.own() for w in own), 2)
 
 
@@ -50,19 +50,19 @@ def exact_of(guess: str, answers: list[str]) -> float:
     return float(any(normalised(guess) == normalised(right) for right in answers or [""]))
 
 
-def per_sample_scores(found: dict[str, Tensor], split: Questions) -> np.ndarray:
+def per_sample_scores(predictions: dict[str, Tensor], split: Questions) -> np.ndarray:
     """The F1 of each answer, [N]."""
-    pairs = zip(guesses(found, split), split.asked(), strict=True)
+    pairs = zip(guesses(predictions, split), split.asked(), strict=True)
     return np.array([f1_of(guess, question.answers) for guess, question in pairs])
 
 
-def score(found: dict[str, Tensor], split: Questions) -> float:
-    return float(per_sample_scores(found, split).mean())
+def score(predictions: dict[str, Tensor], split: Questions) -> float:
+    return float(per_sample_scores(predictions, split).mean())
 
 
-def columns_of_predictions(found: dict[str, Tensor], split: Questions, classes: list[str]) -> dict[str, pa.Array]:
+def columns_of_predictions(predictions: dict[str, Tensor], split: Questions, classes: list[str]) -> dict[str, pa.Array]:
     """Of predictions.parquet: the question's id, its first answer and the predicted one, and whether that is right exactly."""
-    asked, answers = split.asked(), guesses(found, split)
+    asked, answers = split.asked(), guesses(predictions, split)
     exact = [exact_of(guess, question.answers) for guess, question in zip(answers, asked, strict=True)]
     return {
         "id": pa.array([question.name for question in asked], pa.string()),
@@ -72,9 +72,9 @@ def columns_of_predictions(found: dict[str, Tensor], split: Questions, classes: 
     }
 
 
-def metrics(found: dict[str, Tensor], split: Questions, classes: list[str], bins: int) -> dict[str, Any]:
+def metrics(predictions: dict[str, Tensor], split: Questions, classes: list[str], bins: int) -> dict[str, Any]:
     """F1 and exact match (SQuAD's evaluation script); where some questions have no answer, also of these and of the others."""
-    pairs = list(zip(guesses(found, split), split.asked(), strict=True))
+    pairs = list(zip(guesses(predictions, split), split.asked(), strict=True))
     f1 = np.array([f1_of(guess, question.answers) for guess, question in pairs])
     exact = np.array([exact_of(guess, question.answers) for guess, question in pairs])
     there = np.array([bool(question.answers) for _, question in pairs])

@@ -57,7 +57,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
         raise UserError(f"{path}: its lists are nested too deeply; expected SQuAD's JSON") from None
     except ValueError as error:  # a number of thousands of digits
         raise UserError(f"{path}: is no JSON ({error}); expected SQuAD's JSON") from None
-    found, wrong, total = [], [], 0
+    questions, wrong, total = [], [], 0
 
     def inside(value: Any, where: str, key: str, kind: type) -> Any:
         place = f"{where}.{key}".removeprefix(".")
@@ -82,7 +82,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
                 name, asked = inside(entry, place, "id", str), inside(entry, place, "question", str)
                 total += 1
                 if "is_impossible" in entry and inside(entry, place, "is_impossible", bool):
-                    found.append(Question(name, asked, len(contexts), [], []))
+                    questions.append(Question(name, asked, len(contexts), [], []))
                     continue
                 answers = [
                     (inside(x, f"{place}.answers[{i}]", "text", str), inside(x, f"{place}.answers[{i}]", "answer_start", int))
@@ -93,7 +93,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
                 if all(answer.strip() and start >= 0 and context.startswith(answer, start) for answer, start in answers):
                     right = list(dict.fromkeys(answer for answer, _ in answers))
                     places = list(dict.fromkeys((start, start + len(answer)) for answer, start in answers))
-                    found.append(Question(name, asked, len(contexts), right, places))
+                    questions.append(Question(name, asked, len(contexts), right, places))
                 else:
                     wrong.append(printable(name))
             contexts.append(context)
@@ -105,9 +105,9 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
         if len(wrong) > most * total:
             raise UserError(f"{what}; mend them, or raise downstream.max_mismatched={most:g}")
         notes.append(f"{what}; they are left out")
-    if not found:
+    if not questions:
         raise UserError(f"{path}: holds no questions; expected SQuAD's JSON")
-    return found
+    return questions
 
 
 def split_of(
@@ -149,14 +149,14 @@ def windows_of(question: np.ndarray, context: np.ndarray, stride: int, tokenizer
     room = length - len(tokenizer.frame(nobody, nobody, length)[0])
     question = question[: room // 2]
     room -= len(question)
-    found, first = [], 0
+    windows, first = [], 0
     while True:
         piece = context[first : first + room]
         frame = spans.framed(tokenizer, question, piece, length)
         place = int(frame.places[0]) if len(piece) else 0
-        found.append(Window(frame.ids, frame.types, place, first, len(piece)))
+        windows.append(Window(frame.ids, frame.types, place, first, len(piece)))
         if first + room >= len(context):
-            return found
+            return windows
         first += min(stride, room)
 
 

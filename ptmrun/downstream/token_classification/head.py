@@ -41,9 +41,9 @@ class Tagger(Tokenwise):
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
         """The tag of every token, and its probability, one text after the other without padding: [tokens] on the CPU."""
         with eval_mode(self):
-            found = [self.logits(tokens, tokens.mask).softmax(1).max(1) for tokens in batches]
-        tags = torch.cat([best.indices.to("cpu", torch.int16) for best in found])
-        return {"tags": tags, "confidence": torch.cat([best.values.cpu() for best in found])}
+            likeliest = [self.logits(tokens, tokens.mask).softmax(1).max(1) for tokens in batches]
+        tags = torch.cat([best.indices.to("cpu", torch.int16) for best in likeliest])
+        return {"tags": tags, "confidence": torch.cat([best.values.cpu() for best in likeliest])}
 
 
 def build(encoder: Any, setup: ProblemSetup, options: Any) -> Tagger:

@@ -17,9 +17,9 @@ from ptmrun.downstream.classification import calibration_error
 from ptmrun.downstream.token_classification.split import Sentences
 
 
-def valid(found: dict[str, Tensor], split: Sentences, classes: list[str]) -> bool:
+def valid(predictions: dict[str, Tensor], split: Sentences, classes: list[str]) -> bool:
     """Whether these can be predictions for a split."""
-    tags, confidence = found.get("tags", torch.empty(0)), found.get("confidence", torch.empty(0))
+    tags, confidence = predictions.get("tags", torch.empty(0)), predictions.get("confidence", torch.empty(0))
     right = tags.shape == confidence.shape == (int(split.lengths.sum()),)
     right = right and not tags.is_floating_point() and confidence.is_floating_point()
     return right and bool((tags >= 0).all()) and bool((tags < len(classes)).all())
@@ -36,28 +36,28 @@ def of_words(values: np.ndarray, split: Sentences, unseen: float) -> list[np.nda
     return result
 
 
-def guesses(found: dict[str, Tensor], split: Sentences) -> list[np.ndarray]:
+def guesses(predictions: dict[str, Tensor], split: Sentences) -> list[np.ndarray]:
     """The tag of each word, of each sentence: int [words]. Words that the model does not see have O, or where tags are plain
     none: -1."""
-    if "words" in found:  # of a floor
+    if "words" in predictions:  # of a floor
         ends = np.cumsum([len(split.words[r]) for r in split.rows.tolist()])
-        return np.split(found["words"].numpy(), ends[:-1])
-    return of_words(found["tags"].numpy(), split, 0 if split.bio else -1)
+        return np.split(predictions["words"].numpy(), ends[:-1])
+    return of_words(predictions["tags"].numpy(), split, 0 if split.bio else -1)
 
 
 def spans(tags: list[str]) -> set[tuple[str, int, int]]:
     """The names that BIO tags mark: (kind, first word, the one after the last). An I-X that goes on with nothing begins a name,
     as conlleval has it."""
-    found: set[tuple[str, int, int]] = set()
+    names: set[tuple[str, int, int]] = set()
     start, before = 0, "O"
     for place, tag in enumerate([*tags, "O"]):
         begins = tag[0] == "B" or tag[1:] != before[1:] or (tag == "I" and before == "O")
         if before != "O" and (tag == "O" or begins):
-            found.add((before[1:].removeprefix("-"), start, place))
+            names.add((before[1:].removeprefix("-"), start, place))
         if begins:
             start = place
         before = tag
-    return found
+    return names
 
 
 def names(tags: Iterable[np.ndarray], split: Sentences) -> list[set[tuple[str, int, int]]]:
@@ -69,13 +69,13 @@ def truth(split: Sentences) -> list[np.ndarray]:
     return [split.tags[r] for r in split.rows.tolist()]
 
 
-def counts(found: dict[str, Tensor], split: Sentences, kind: str | None = None) -> np.ndarray:
+def counts(predictions: dict[str, Tensor], split: Sentences, kind: str | None = None) -> np.ndarray:
     """Of each sentence, how many names there are, how many were found, and how many of these rightly: [N, 3]. Of one kind, or
     of all; where tags are plain, of words."""
     if not split.bio:
-        pairs = zip(truth(split), guesses(found, split), strict=True)
+        pairs = zip(truth(split), guesses(predictions, split), strict=True)
         return np.array([(len(a), len(a), int((a == b).sum())) for a, b in pairs])
-    named = zip(names(truth(split), split), names(guesses(found, split), split), strict=True)
+    named = zip(names(truth(split), split), names(guesses(predictions, split), split), strict=True)
     return np.array([[sum(kind in (None, name[0]) for name in some) for some in (a, b, a & b)] for a, b in named])
 
 
@@ -88,17 +88,17 @@ def ratio(a: Any, b: Any) -> float:
     return float(a / b) if b else 0.0
 
 
-def score(found: dict[str, Tensor], split: Sentences) -> float:
-    return f1(*counts(found, split).sum(0))
+def score(predictions: dict[str, Tensor], split: Sentences) -> float:
+    return f1(*counts(predictions, split).sum(0))
 
 
-def per_sample_scores(found: dict[str, Tensor], split: Sentences) -> np.ndarray:
+def per_sample_scores(predictions: dict[str, Tensor], split: Sentences) -> np.ndarray:
     """What each sentence has to do with the F1 of all, [N]: their mean is that F1, and their spread tells its noise.
 
     F1 is a ratio of sums, 2 right / (true + guessed), so a sentence changes it by (2 right - F1 (true + guessed)) of its own over
     the mean of true + guessed (the delta method); a sentence may be below 0 or above 1.
     """
-    true, guessed, right = counts(found, split).T
+    true, guessed, right = counts(predictions, split).T
     value = f1(true.sum(), guessed.sum(), right.sum())
     size = (true + guessed).mean()
     return value + (2 * right - value * (true + guessed)) / size if size else np.zeros(len(true))
@@ -125,27 +125,27 @@ def most_frequent(tags: Counter[int]) -> int:
     return max(tags, key=lambda tag: (tags[tag], -tag))
 
 
-def columns_of_predictions(found: dict[str, Tensor], split: Sentences, classes: list[str]) -> dict[str, pa.Array]:
+def columns_of_predictions(predictions: dict[str, Tensor], split: Sentences, classes: list[str]) -> dict[str, pa.Array]:
     """Of predictions.parquet: words, and with spaces between them their tags and the predicted ones ("-" for none); how sure each
     prediction is, nothing for words that the model does not see."""
 
     def joined(tags: Iterable[np.ndarray]) -> pa.Array:
         return pa.array([" ".join(classes[t] if t >= 0 else "-" for t in sentence) for sentence in tags], pa.string())
 
-    sure = of_words(found["confidence"].numpy(), split, np.nan)
+    sure = of_words(predictions["confidence"].numpy(), split, np.nan)
     return {
         "words": pa.array([split.words[r] for r in split.rows.tolist()], pa.list_(pa.string())),
         "label": joined(truth(split)),
-        "prediction": joined(guesses(found, split)),
+        "prediction": joined(guesses(predictions, split)),
         "confidence": pa.array([[None if np.isnan(c) else c for c in line] for line in sure], pa.list_(pa.float32())),
     }
 
 
-def metrics(found: dict[str, Tensor], split: Sentences, classes: list[str], bins: int) -> dict[str, Any]:
+def metrics(predictions: dict[str, Tensor], split: Sentences, classes: list[str], bins: int) -> dict[str, Any]:
     """F1; accuracy a word; the calibration error of the words that the model sees (see classification). Of BIO tags precision and
     recall, and these of each kind of names; of plain tags the same of each tag, and the confusion matrix of the words seen."""
-    right, guess = np.concatenate(truth(split)), np.concatenate(guesses(found, split))
-    sure = np.concatenate(of_words(found["confidence"].numpy(), split, np.nan))
+    right, guess = np.concatenate(truth(split)), np.concatenate(guesses(predictions, split))
+    sure = np.concatenate(of_words(predictions["confidence"].numpy(), split, np.nan))
     seen = ~np.isnan(sure)
     general = {
         "accuracy": float((right == guess).mean()),
@@ -155,8 +155,8 @@ def metrics(found: dict[str, Tensor], split: Sentences, classes: list[str], bins
     }
     if split.bio:
         kinds = sorted({tag[1:].removeprefix("-") for tag in classes if tag != "O"})
-        result = scores(*counts(found, split).sum(0))
-        return result | general | {"per_class": {kind: scores(*counts(found, split, kind).sum(0)) for kind in kinds}}
+        result = scores(*counts(predictions, split).sum(0))
+        return result | general | {"per_class": {kind: scores(*counts(predictions, split, kind).sum(0)) for kind in kinds}}
     from sklearn.metrics import confusion_matrix
 
     numbers = np.arange(len(classes))

@@ -85,11 +85,11 @@ def sentences(path: Path, text: str, options: Any) -> list[Sentence]:
 
     width, token = len(cells_of(first)), options.token_column
     tag = width - 1 if options.tag_column == "last" else options.tag_column
-    found, place = [Sentence(path, [], [], [])], 0
+    sentences, place = [Sentence(path, [], [], [])], 0
     for place, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith(DOCUMENT):
-            if found[-1].words:
-                found.append(Sentence(path, [], [], []))
+            if sentences[-1].words:
+                sentences.append(Sentence(path, [], [], []))
             continue
         cells = cells_of(line)
         if line.startswith("#") and len(cells) != width:
@@ -102,13 +102,13 @@ def sentences(path: Path, text: str, options: Any) -> list[Sentence]:
         if len(cells) != width or not cells[token] or not cells[tag]:
             lacking = f"{len(cells)} columns" if len(cells) != width else "an empty column"
             raise UserError(f"{path}:{place}: {lacking}; expected a word and its tag in {width} columns, as in the first line")
-        found[-1].lines.append(place)
-        found[-1].words.append(cells[token])
-        found[-1].tags.append(cells[tag])
-    found = [s for s in found if s.words]
-    if not found:
+        sentences[-1].lines.append(place)
+        sentences[-1].words.append(cells[token])
+        sentences[-1].tags.append(cells[tag])
+    sentences = [s for s in sentences if s.words]
+    if not sentences:
         raise UserError(f"{path}: holds no sentences; expected a word and its tag a line, and empty lines between sentences")
-    return found
+    return sentences
 
 
 def where(part: list[Sentence]) -> Iterable[tuple[str, str]]:
@@ -161,7 +161,7 @@ def refuse_unknown(part: list[Sentence], known: set[str], bio: bool) -> None:
 
 def checked(part: list[Sentence], repair: bool) -> tuple[list[Sentence], int]:
     """BIO tags whose names begin with B; how many were made to. Raises UserError for one that does not, unless `repair`."""
-    found, broken = [], 0
+    sentences, broken = [], 0
     for s in part:
         tags, before = [], "O"
         for tag, line in zip(s.tags, s.lines, strict=True):
@@ -175,8 +175,8 @@ def checked(part: list[Sentence], repair: bool) -> tuple[list[Sentence], int]:
                 tag, broken = begins, broken + 1
             tags.append(tag)
             before = tag
-        found.append(s._replace(tags=tags))
-    return found, broken
+        sentences.append(s._replace(tags=tags))
+    return sentences, broken
 
 
 def split_of(part: list[Sentence], classes: list[str], bio: bool, tokenizer: Any, length: int) -> Sentences:
@@ -184,11 +184,11 @@ def split_of(part: list[Sentence], classes: list[str], bio: bool, tokenizer: Any
     number = {tag: i for i, tag in enumerate(classes)}
     texts = [" ".join(s.words) for s in part]
     frames, places = [], []
-    for s, found in zip(part, spans.encoded(tokenizer, texts), strict=True):
-        frame = spans.framed(tokenizer, found.ids, None, length)
+    for s, encoding in zip(part, spans.encoded(tokenizer, texts), strict=True):
+        frame = spans.framed(tokenizer, encoding.ids, None, length)
         starts = np.cumsum([0, *(len(word) + 1 for word in s.words[:-1])])
-        written = np.nonzero(found.spans[:, 1] > found.spans[:, 0])[0]
-        owners, firsts = np.unique(np.searchsorted(starts, found.spans[written, 0], side="right") - 1, return_index=True)
+        written = np.nonzero(encoding.spans[:, 1] > encoding.spans[:, 0])[0]
+        owners, firsts = np.unique(np.searchsorted(starts, encoding.spans[written, 0], side="right") - 1, return_index=True)
         own = np.full(len(s.words), -1)
         own[owners] = frame.places[written[firsts]]
         frames.append(frame)

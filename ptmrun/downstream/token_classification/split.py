@@ -37,8 +37,8 @@ class Sentences(TextSplit):
     def answers(self, indices: Tensor) -> Tensor:
         """The tag at the first sub-word of each word and NONE elsewhere: [B, T], T at least that of any batch."""
         rows = self.rows[indices].tolist()
-        found = torch.full((len(rows), self.longest), NONE)
-        for line, r in zip(found, rows, strict=True):
+        tags = torch.full((len(rows), self.longest), NONE)
+        for line, r in zip(tags, rows, strict=True):
             seen = self.places[r] >= 0
             line[torch.from_numpy(self.places[r][seen])] = torch.from_numpy(self.tags[r][seen])
-        return found
+        return tags
