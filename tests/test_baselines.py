@@ -206,9 +206,12 @@ def test_every_floor_is_given_the_split_of_the_trial(context, kind):
     baselines.baseline_predictions(context, problem, kind, LABELS, baselines.FeatureCache(context))
     expected = [sorted(context.data.train.rows[rows_by_hand(context, seed)].tolist()) for seed in SEEDS]
     assert [sorted(split.rows.tolist()) for split in given] == (expected[:1] if kind == "chance" else expected)
-    few = replace(problem, most_raw=20)
-    baselines.baseline_predictions(context, few, "raw", LABELS, baselines.FeatureCache(context))
+    few = replace(problem, max_baseline_samples=20)
+    baselines.baseline_predictions(context, few, kind, LABELS, baselines.FeatureCache(context))
     assert len(given[-1]) == 20
+    assert (
+        f"{kind}: sees 20 of these {len(expected[0])} training images, evenly spaced" in context.run.path("log.txt").read_text()
+    )
 
 
 def test_chance_is_the_most_frequent_class(context):

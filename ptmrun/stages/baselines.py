@@ -43,7 +43,11 @@ def baseline_predictions(
     """Predictions for the test split of a baseline without a training loop, once a repeat where the labels differ."""
     predictions = []
     for trial in trials(context.cfg, "tuned", labels)[: 1 if kind == "chance" else None]:
-        split = chosen_labels(context, trial).evenly_spaced(problem.max_baseline_samples)
+        chosen = chosen_labels(context, trial)
+        split = chosen.evenly_spaced(problem.max_baseline_samples)
+        if len(split) < len(chosen) and not predictions:  # once, not a repeat
+            rows = f"{len(split):,} of these {len(chosen):,} training {context.data.noun}"
+            context.run.say(f"{kind}: sees {rows}, evenly spaced")
         predictions.append(problem.baseline_predictions(kind, context.data, split, inputs.of))
         check_stop(context.stop)
     return predictions
