@@ -5,6 +5,8 @@ import json
 import math
 import os
 import shutil
+from functools import cache
+from itertools import count, takewhile
 from types import SimpleNamespace
 
 import pytest
@@ -173,7 +175,10 @@ def test_a_kill_anywhere_and_resume_change_nothing(tmp_path, every):
         assert events == expected, (kind, number)
         return True
 
-    moments = {kind: sum(killed_at(kind, n) for n in range(1, 60, 1 + (kind == "stop"))) for kind in ("stop", "cut", "recovered")}
+    def kills(kind):  # until there is nothing left to be killed before
+        return len(list(takewhile(lambda n: killed_at(kind, n), count(1, 1 + (kind == "stop")))))
+
+    moments = {kind: kills(kind) for kind in ("stop", "cut", "recovered")}
     assert moments["stop"] > 15  # steps, those of the cut paths included
     assert moments["cut"] == moments["recovered"] == 3  # the beginning and two recoveries
 
@@ -190,12 +195,27 @@ def bf16():
     return torch.autocast("cpu", torch.bfloat16)
 
 
+def shaky(every):
+    return loop(lr=1e-3, max_skipped=3, log_every=3, accumulate=2, ema=0.9, checkpoint_every=every)
+
+
+@pytest.fixture(scope="module")
+def whole_shaky(tmp_path_factory):
+    """whole_shaky(checkpoint_every) -> (the weights of an undisturbed training, its lines, its recoveries), made once"""
+
+    @cache
+    def whole(every):
+        made, lines, events = events_of(tmp_path_factory.mktemp("whole"), shaky(every), steps=20, autocast=bf16, precision="bf16")
+        return fit_shaky(made, shaky(every)), lines, events
+
+    return whole
+
+
 @pytest.mark.parametrize("kill", [3, 12, 13, 14, 20])
-def test_bf16_goes_on_in_fp32(tmp_path, kill):
+def test_bf16_goes_on_in_fp32(tmp_path, kill, whole_shaky):
     """With dropout, weight average, moments and two micro-batches; killed before, in and after the bad streak."""
-    settings = loop(lr=1e-3, max_skipped=3, log_every=3, accumulate=2, ema=0.9, checkpoint_every=kill % 2 * 1000)
-    made, whole, events = events_of(tmp_path / "whole", settings, steps=20, autocast=bf16, precision="bf16")
-    expected = fit_shaky(made, settings)
+    settings = shaky(kill % 2 * 1000)
+    expected, whole, events = whole_shaky(kill % 2 * 1000)
     assert [(e["to"], e["precision"]) for e in events] == [(10, "fp32")]
     assert whole[-1]["skipped"] == 4, "step 17 is finite in fp32"
     assert whole[-1]["lr_scale"] == 1.0
