@@ -205,17 +205,16 @@ def test_mistakes_are_named():
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "adapter", "prefix"])
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks for it
-def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
-    words = [*TINY, f"finetune={method}", "finetune.steps=20", "finetune.seeds=1", "evaluate.baselines=[chance]"]
-    words.append("finetune.unfreeze=[*layernorm*]")
+def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, done_run, method):
+    words = [*TINY[7:], "stage=finetune+evaluate", f"init={done_run}", f"finetune={method}", "finetune.seeds=1"]
+    words += ["evaluate.baselines=[chance]", "finetune.unfreeze=[*layernorm*]", *["finetune.steps=20"] * (method == "adalora")]
     code, out, err = ptmrun(*words)
     assert code == 0, err
     assert " MB of optimizer state" in out
     first = latest()
-    run = Run.open(first)
     [file] = (first / "checkpoints/finetuned").glob("*.safetensors")
     tensors, state = tensor_files.load(file)
-    assert state["relative_to"] == run.manifest["weights_sha256"]
+    assert state["relative_to"] == Run.open(done_run).manifest["weights_sha256"]
     parts = {"lora": ".lora_", "adalora": ".lora_", "adapter": ".adapter.", "prefix": ".prefix."}
     assert not [k for k in tensors if not (parts[method] in k or "layernorm" in k or k.startswith("head."))]
     results = json.loads((first / "results.json").read_text())
@@ -248,8 +247,8 @@ def test_a_run_saves_what_it_trained_and_exports_it(ptmrun, method):
     assert "trained beside other frozen weights than this run's" in err
 
 
-def test_an_interrupted_allocation_goes_on_exactly(ptmrun, monkeypatch):
-    words = [*TINY, "finetune=adalora", "finetune.steps=30", "finetune.seeds=1", "evaluate.baselines=[chance]"]
+def test_an_interrupted_allocation_goes_on_exactly(ptmrun, done_run, monkeypatch):
+    words = [*TINY[7:], "stage=finetune", f"init={done_run}", "finetune=adalora", "finetune.steps=30", "finetune.seeds=1"]
     assert ptmrun(*words)[0] == 0
     whole = Run.open(latest()).manifest["finetuned_sha256"]
     after_step, seen = lora.Allocation.after_step, []
