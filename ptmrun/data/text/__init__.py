@@ -14,7 +14,7 @@ from ptmrun.errors import UserError
 
 def processor(cfg: Any, facts: dict[str, Any], folder: Path | None, family: Any, device: torch.device) -> TextProcessor:
     if folder is None:
-        raise UserError("the run has no tokenizer")
+        raise UserError("checkpoints/tokenizer: missing in the run and in those that it starts from")
     return TextProcessor(tokenizer.of_run(folder, family.framing), cfg.model.length, device)
 
 
