@@ -39,6 +39,13 @@ TINY = [
     "device.threads=1",
     "device.workers=0",
 ]
+CNN = [  # of a run in which it does not matter what learns: the library that takes long to be imported is not
+    "model=cnn",
+    "model.width=8",
+    "model.hidden=16",
+    "task.hidden=32",
+    "task.projection=16",
+]
 
 
 class HandMade(Encoder):
