@@ -239,7 +239,7 @@ KEYS = [f"{a}.{b}" for a, part in parsing.plain(compose([])).items() if isinstan
 ]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(key=st.sampled_from(KEYS), value=st.sampled_from(["-1", "0", "1e9", "abc", "null", "[1]", "true", "nan", "{a: 1}", "''"]))
 def test_any_value_is_taken_or_refused_in_lines(key, value):
     try:

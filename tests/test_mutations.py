@@ -13,7 +13,7 @@ from ptmrun.compose import compose
 from ptmrun.config import choices, parsing, schema
 from ptmrun.errors import UserError
 
-EXAMPLES = int(os.environ.get("PTMRUN_MUTATIONS", "40"))
+EXAMPLES = int(os.environ.get("PTMRUN_MUTATIONS", "20"))
 CHOICES = [f"{group}={name}" for group in choices.GROUPS for name in choices.names(group)]
 LEAVES = {
     f"{a}.{b}" if b else a: value
