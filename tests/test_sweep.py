@@ -35,6 +35,9 @@ SMALL = [
     "device.precision=fp32",
     "device.threads=1",
     "device.workers=0",
+    "model=cnn",  # soon imported
+    "model.width=8",
+    "model.hidden=16",
 ]
 
 
@@ -173,15 +176,17 @@ def test_a_mistake_in_every_job_is_said_at_once(ptmrun, argument):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """A sweep with two good jobs, one that cannot be composed and one that fails, its output and exit code."""
+    """A sweep with two good jobs, two that cannot be composed and two that fail: its command, its output and exit code, and the
+    seconds that it took."""
     folder = tmp_path_factory.mktemp("swept")
     argv = command("-m", *SMALL[:7], *SMALL[8:], "downstream.labels_per_class=2,0,900", "seed=1,2", "name=s")
+    begun = time.monotonic()
     done = subprocess.run(argv, capture_output=True, text=True, cwd=folder)
-    return folder, argv, done
+    return folder, argv, done, time.monotonic() - begun
 
 
 def test_failures_are_shown_and_the_others_go_on(swept):
-    folder, _, done = swept
+    folder, _, done, _ = swept
     assert done.returncode == 1, done.stderr
     assert statuses(the_sweep(folder / "outputs")) == ["done", "done", "failed", "failed", "failed", "failed"]
     said = " ".join(done.stdout.split())
@@ -195,7 +200,7 @@ def test_failures_are_shown_and_the_others_go_on(swept):
 
 
 def test_the_table_is_that_of_the_runs(swept):
-    folder, _, _ = swept
+    folder, *_ = swept
     ledger = Ledger(the_sweep(folder / "outputs"))
     [row] = table(ledger.folder)
     jobs = ledger.jobs()[:2]
@@ -207,16 +212,17 @@ def test_the_table_is_that_of_the_runs(swept):
     assert row["2 labels per class n"] == "2"
 
 
-def test_resume_runs_only_what_is_missing(swept):
-    folder, argv, _ = swept
+def test_resume_runs_only_what_is_missing(swept, ptmrun, monkeypatch):
+    folder, argv, *_ = swept
     root = the_sweep(folder / "outputs")
     ledger = Ledger(root)
     before = {p: p.stat().st_mtime_ns for p in root.glob("00[01]/**/*") if p.is_file()}
     made_anew = ledger.write(ledger.job(1), status="queued", score=None)
     assert made_anew.run
-    again = subprocess.run([*argv, f"sweep.resume={root.relative_to(folder)}"], capture_output=True, text=True, cwd=folder)
-    assert again.returncode == 1
-    assert "1 jobs were done before." in again.stdout
+    monkeypatch.chdir(folder)
+    code, out, _ = ptmrun(*argv[3:], f"sweep.resume={root.relative_to(folder)}")
+    assert code == 1
+    assert "1 jobs were done before." in out
     assert statuses(root) == ["done", "done", "failed", "failed", "failed", "failed"]
     after = {p: p.stat().st_mtime_ns for p in root.glob("00[01]/**/*") if p.is_file()}
     assert {p.name for p in after if after[p] != before.get(p)} == {"job.json"}, "a run that is done is not run again"
@@ -233,7 +239,7 @@ def test_a_run_whose_folder_is_gone_is_made_anew(tmp_path):
 
 
 def test_a_job_that_is_killed_does_not_touch_the_others(tmp_path):
-    process = subprocess.Popen(command("-m", *SMALL, "seed=1,2"), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command("-m", *SMALL, "stage=pretrain", "seed=1,2"), stdout=subprocess.PIPE, text=True)
     pid = None
     while pid is None:
         assert process.poll() is None
@@ -259,13 +265,13 @@ def good_table(folder: Path) -> list[dict[str, str]]:
 
 def test_ctrl_c_saves_and_resume_ends_with_the_same_table(swept, tmp_path):
     """SIGINT, or kill -9 of the whole process group, at random moments, and resumed: the table of an undisturbed sweep."""
-    folder, argv, _ = swept
+    folder, argv, _, seconds = swept
     words = [*good(argv), "outputs=wild"]
     chance, resume, signals = random.Random(1), [], [signal.SIGINT, *[signal.SIGKILL] * KILLS]
     for signum in signals:
         process = subprocess.Popen([*words, *resume], stdout=subprocess.PIPE, start_new_session=True)
         try:
-            process.wait(timeout=chance.uniform(6, 12))
+            process.communicate(timeout=seconds * chance.uniform(0.1, 0.3))
         except subprocess.TimeoutExpired:
             if signum == signal.SIGKILL:
                 os.killpg(process.pid, signum)
@@ -282,7 +288,7 @@ def test_ctrl_c_saves_and_resume_ends_with_the_same_table(swept, tmp_path):
 
 def test_joblib_gives_the_same_scores(swept):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    folder, argv, _ = swept
+    folder, argv, *_ = swept
     words = [*good(argv), "outputs=parallel", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     done = subprocess.run(words, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -353,7 +359,7 @@ def test_resuming_a_hostile_sweep_writes_nothing_outside(tmp_path, ptmrun, names
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious").write_text("precious")
-    bad = ["dataset=imagefolder", "dataset.root=nowhere"]
+    bad = ["model=cnn", "dataset=imagefolder", "dataset.root=nowhere"]
     Ledger(tmp_path / "s").write(Job(number=0, overrides=[*bad, "seed=1"]))
     for path in [tmp_path / "s" / name for name in names]:
         path.unlink(missing_ok=True)
@@ -365,16 +371,16 @@ def test_resuming_a_hostile_sweep_writes_nothing_outside(tmp_path, ptmrun, names
     assert (outside / "precious").read_text() == "precious"
 
 
-def test_optuna_searches_prunes_and_goes_on(tmp_path):
+def test_optuna_searches_prunes_and_goes_on(ptmrun):
     optuna = pytest.importorskip("optuna")
-    words = [*SMALL, "stage=pretrain", "pretrain.lr=tag(log,interval(1e-4,1e-2))", "task=mim,simmim", "sweep.search=optuna"]
-    words = ["-m", *words, "sweep.trials=2"]
-    first = subprocess.run(command(*words), capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
-    again = subprocess.run(command(*words[:-1], "sweep.trials=3", f"sweep.resume={the_sweep()}"), capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    words = [*SMALL, "stage=pretrain", "pretrain.lr=tag(log,interval(1e-4,1e-2))", "task=simclr,byol", "sweep.search=optuna"]
+    words = ["-m", *words, "sweep.trials=1"]
+    code, _, err = ptmrun(*words)
+    assert code == 0, err
+    code, _, err = ptmrun(*words[:-1], "sweep.trials=2", f"sweep.resume={the_sweep()}")
+    assert code == 0, err
     jobs = Ledger(the_sweep()).jobs()
-    assert [j.trial for j in jobs] == [0, 1, 2]
+    assert [j.trial for j in jobs] == [0, 1]
     study = optuna.load_study(study_name="ptmrun", storage=f"sqlite:///{the_sweep()}/optuna.db")
     assert [t.value for t in study.trials] == [j.val_score for j in jobs]
     for trial, job in zip(study.trials, jobs, strict=True):
