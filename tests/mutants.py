@@ -110,8 +110,8 @@ MUTANTS = [
     ),
     Mutant(
         "stages/baselines.py",
-        "chosen_labels(context, trial).evenly_spaced",
-        "context.data.train.evenly_spaced",
+        "chosen = chosen_labels(context, trial)",
+        "chosen = context.data.train",
         "baselines::test_a_floor_sees_exactly_the_rows_of_the_trial baselines::test_every_floor_is_given_the_split_of_the_trial",
     ),
     Mutant(

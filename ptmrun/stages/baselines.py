@@ -41,7 +41,7 @@ def baseline_predictions(
     context: Context, problem: Problem, kind: str, labels: int | None, inputs: FeatureCache
 ) -> list[dict[str, Tensor]]:
     """Predictions for the test split of a baseline without a training loop, once a repeat where the labels differ."""
-    predictions = []
+    predictions: list[dict[str, Tensor]] = []
     for trial in trials(context.cfg, "tuned", labels)[: 1 if kind == "chance" else None]:
         chosen = chosen_labels(context, trial)
         split = chosen.evenly_spaced(problem.max_baseline_samples)
