@@ -272,11 +272,11 @@ def test_what_a_limit_does_not_reach_is_said(corpus):
 
 
 def test_tf_idf_of_texts_without_words():
-    from ptmrun.data.text.tf_idf import tf_idf
+    from ptmrun.data.text import tf_idf
 
-    emoji = tf_idf(["😀 😀 🐈", "🐈 a"])
+    emoji = tf_idf.words(["😀 😀 🐈", "🐈 a"])
     assert sorted(emoji.vocabulary_) == ["a", "🐈", "😀"]
-    words = tf_idf(["a cat, the cat", "😀"], ngram_range=(1, 2))
+    words = tf_idf.words(["a cat, the cat", "😀"], ngram_range=(1, 2))
     assert sorted(words.vocabulary_) == ["cat", "cat the", "the", "the cat"]
 
 

@@ -13,10 +13,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from ptmrun.config.compared import FROM_SCRATCH
 from ptmrun.runs.lineage import ENCODER
-from ptmrun.stages import probe
-from ptmrun.stages.budget import scratch_lengths, seconds_per_step, trial_step
+from ptmrun.stages import compute, probe, scratch
+from ptmrun.stages.budget import seconds_per_step, trial_step
 from ptmrun.stages.context import Context, batches_of, chosen_stages
 from ptmrun.stages.pretrain import validate
 from ptmrun.stages.trials import (
@@ -92,18 +91,20 @@ def disk(context: Context) -> tuple[int, int]:
     if "pretrain" in stages:
         steps += steps_of(cfg.pretrain, len(data.corpus)) / cfg.pretrain.log_every
         total += sum(p.stat().st_size for p in (*run.path(ENCODER).iterdir(), run.path("checkpoints/heads.safetensors")))
+    allowed = scratch_allowances(context)
+    repeats = scratch.repeats(cfg, allowed) if allowed else 0
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
-        lengths = (1 if "finetune" in stages else 0) + (scratch_lengths(cfg) if "evaluate" in stages else 0)
         split = chosen_labels(context, tuned[0])
-        steps += lengths * len(tuned) * steps_of(cfg.finetune, len(split)) / cfg.finetune.log_every
+        steps += len(tuned) * steps_of(cfg.finetune, len(split)) / cfg.finetune.log_every if "finetune" in stages else 0
+        steps += allowed[labels].steps * repeats / cfg.finetune.log_every if allowed else 0
         if "finetune" in stages:
             wrote = next(p for p in files if p.parent.name == Path(weights_file(tuned[0])).parent.name)
             total += len(tuned) * wrote.stat().st_size
         if "evaluate" in stages:
-            kinds = 1 + len({*FROM_SCRATCH} & set(cfg.evaluate.baselines))
             predicted, row, other = prediction(context, tuned[0])
-            total += len(tuned) * (predicted * (kinds * len(data.test) + len(data.val)) + row * len(data.test))
+            total += len(tuned) * (predicted * (len(data.test) + len(data.val)) + row * len(data.test))
+            total += repeats * len(allowed[labels].points) * predicted * len(data.test) if allowed else 0
             rest = other * len(data.test)  # of the most labels alone
     return int(total + rest + steps * METRICS_LINE), state
 
@@ -133,6 +134,8 @@ def duration(context: Context) -> dict[str, float]:
             look = timed(probe.probe, objective.encoder, data.train, data.val, context.processor, context.autocast)
             look += timed(validate, context, objective, data.val_corpus) if data.val_corpus is not None else 0.0
             seconds["pretrain"] += (cfg.pretrain.probes + 1) * look
+    allowed = scratch_allowances(context)
+    repeats = scratch.repeats(cfg, allowed) if allowed else 0
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
         split = chosen_labels(context, tuned[0])
@@ -144,10 +147,20 @@ def duration(context: Context) -> dict[str, float]:
             seconds["finetune"] += len(tuned) * (start + steps * trial_step(context, tuned[0], split))
         if "evaluate" in stages:
             predict = timed(predict_split, context, model, data.test)
-            scratch, lengths = {*FROM_SCRATCH} & set(cfg.evaluate.baselines), scratch_lengths(cfg)
-            each = lengths * trial_step(context, trials(cfg, "scratch", labels)[0], split) if lengths else 0.0
-            seconds["evaluate"] += len(tuned) * (predict * (1 + len(scratch)) + start * len(scratch) + steps * each)
+            seconds["evaluate"] += len(tuned) * predict
+            if allowed:
+                each = trial_step(context, trials(cfg, "scratch", labels)[0], split)
+                seconds["evaluate"] += repeats * (allowed[labels].steps * each + len(allowed[labels].points) * predict)
     return seconds
+
+
+def scratch_allowances(context: Context) -> dict[int | None, scratch.Allowance]:
+    """By number of labels; empty where nothing is compared with training from scratch."""
+    cfg, stages = context.cfg, chosen_stages(context)
+    compared = "evaluate" in stages and "scratch" in cfg.evaluate.baselines
+    if "pretrain" in stages:
+        compute.note_pretraining(context)
+    return {labels: scratch.allowance(context, labels) for labels in label_counts(cfg)} if compared else {}
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from ptmrun.batch import Samples
 from ptmrun.commands.table import Call
-from ptmrun.config.compared import FROM_SCRATCH
 from ptmrun.errors import UserError
 from ptmrun.loss import Learner
 from ptmrun.runs.folder import Run
@@ -63,10 +63,10 @@ def model_of(networks: Networks, step: dict[str, Any]) -> Learner:
     cfg, purpose = networks.cfg, step["purpose"]
     if purpose == "pretrain":
         return networks.objective().train()
-    for kind in ("tuned", *FROM_SCRATCH):
+    for kind in ("tuned", "scratch"):
         for labels in label_counts(cfg):
             for trial in trials(cfg, kind, labels):
-                if purpose.endswith(f"/{trial.name}"):
+                if re.fullmatch(rf"\w+/{trial.name}(-\d+)?", purpose):  # from scratch with the steps of a point
                     return build_model(networks, trial, finetune_settings(cfg, trial, 1), step["steps"], None)[0]
     raise UserError(f"{purpose}: not a training of this run; was its config changed?")
 

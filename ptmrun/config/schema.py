@@ -128,7 +128,7 @@ class ImageFinetune(Finetune):
 class Evaluate(Strict):
     section = "evaluate"
     baselines: list[Baseline]
-    longer: Count
+    scratch_repeats: Literal["auto"] | Count
     bins: Count
     map: Literal["pca", "umap"]
 

@@ -121,6 +121,7 @@ class Data(abc.ABC):
     """The data of a run, for all its stages."""
 
     noun: ClassVar[str] = "samples"
+    raw_baselines: ClassVar[tuple[str, ...]] = ("raw",)  # of config.compared.RAW, those that these data give inputs for
     train: Any
     val: Any
     test: Any
@@ -162,8 +163,8 @@ class Data(abc.ABC):
         """Batches of a split as a loss.Learner wants them."""
 
     @abc.abstractmethod
-    def raw(self, train: Any) -> tuple[Any, Any, float]:
-        """For logistic regression: matrices of a training split and of the test split, and its C."""
+    def raw(self, kind: str, train: Any) -> tuple[Any, Any, float]:
+        """For one of `raw_baselines`: matrices of a training split and of the test split, and the C of logistic regression."""
 
     def save_processor(self, folder: Path) -> None:  # noqa: B027
         """Writes what `facts` have no place for."""

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from ptmrun.config.compared import FLOORS
+from ptmrun.config.compared import UNTRAINED
 from ptmrun.loss import Learner
 
 MAX_BASELINE_SAMPLES = 10_000  # training samples that a baseline without a training loop sees
@@ -82,7 +82,7 @@ class Problem:
     metrics: Callable[[Predictions, Any, list[str], int], dict[str, Any]]  # (predictions, split, classes, bins)
     read_splits: ReadSplits | None = None  # None: the labels of a data set
     files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda predictions, split, options: {}  # {name: content as JSON}
-    untrained_baselines: tuple[str, ...] = FLOORS  # those without a training loop that it has
+    untrained_baselines: tuple[str, ...] = UNTRAINED  # those without a training loop that it has
     baseline_phrases: dict[str, str] = field(default_factory=dict)  # instead of the usual phrases in tables
     max_baseline_samples: int = MAX_BASELINE_SAMPLES
     whole_encoder: bool = False  # it needs parts that fine-tuning leaves out elsewhere, such as a decoder

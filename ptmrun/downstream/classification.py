@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptmrun import rng
+from ptmrun.config.compared import RAW
 from ptmrun.downstream import classical
 from ptmrun.downstream.base import Model, Problem, ProblemSetup
 from ptmrun.downstream.class_counts import counts
@@ -201,18 +202,18 @@ def score(predictions: dict[str, Tensor], split: Any) -> float:
 
 
 def baseline_predictions(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
-    """What a method without a training loop predicts for the test split. kind: chance (the most frequent class), raw, or one of
-    which `features` gives those of a split [N, D]."""
+    """What a method without a training loop predicts for the test split. kind: chance (the most frequent class), one of RAW, or
+    one of which `features` gives those of a split [N, D]."""
     labels = train.labels.numpy()
     if kind == "chance":
         guess = np.full(len(data.test), np.bincount(data.train.labels.numpy()).argmax())
     else:
-        if kind == "raw":
-            x, test, c = data.raw(train)  # which keep their scale
-            scores = classical.logistic(x, labels, test, c, standardise=False)
+        if kind in RAW:
+            x, test, c = data.raw(kind, train)  # which keep their scale
+            method = {"raw_knn": classical.best_neighbours, "raw_svm": classical.kernel_machine}.get(kind)
+            guess = method(x, labels, test) if method else classical.classes(x, labels, test, c, standardise=False)
         else:
-            scores = classical.logistic(features(kind, train), labels, features(kind, data.test))
-        guess = np.unique(labels)[scores.argmax(1)]
+            guess = classical.classes(features(kind, train), labels, features(kind, data.test))
     return {"logits": F.one_hot(torch.from_numpy(guess), len(data.classes)).float()}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun import rng
+from ptmrun.config.compared import RAW
 from ptmrun.downstream import classical
 from ptmrun.downstream.base import Problem, ProblemSetup
 from ptmrun.downstream.class_counts import counts
@@ -100,15 +101,15 @@ def score(predictions: dict[str, Tensor], split: Any) -> float:
 
 
 def baseline_predictions(kind: str, data: Any, train: Any, features: Callable[[str, Any], np.ndarray]) -> dict[str, Tensor]:
-    """What a method without a training loop predicts for the test split. kind: chance (the most frequent class alone), raw, or
-    one of which `features` gives those of a split [N, D]; a logistic regression for each class."""
+    """What a method without a training loop predicts for the test split. kind: chance (the most frequent class alone), one of
+    RAW, or one of which `features` gives those of a split [N, D]; a logistic regression for each class."""
     labels = train.labels.bool().numpy()
     logits = np.full((len(data.test), labels.shape[1]), -CERTAIN)
     if kind == "chance":
         logits[:, int(counts(data.train.labels, len(data.classes)).argmax())] = CERTAIN
         return {"logits": torch.from_numpy(logits).float()}
-    if kind == "raw":
-        x, test, c = data.raw(train)
+    if kind in RAW:
+        x, test, c = data.raw(kind, train)
         settings = {"c": c, "standardise": False}  # as in classification
     else:
         x, test, settings = features(kind, train), features(kind, data.test), {}
@@ -184,6 +185,7 @@ PROBLEM = Problem(
     score=score,
     per_sample_scores=per_sample_scores,
     baseline_predictions=baseline_predictions,
+    untrained_baselines=("chance", "raw", "raw_chars", "random_frozen", "frozen"),
     columns_of_predictions=columns_of_predictions,
     metrics=metrics,
 )

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from ptmrun.batch import Tokens
 from ptmrun.data.sources import rows, tables, text, textfile
+from ptmrun.data.text import tf_idf
 from ptmrun.data.text.split import TextSplit, framed, padded
-from ptmrun.data.text.tf_idf import tf_idf
 from ptmrun.downstream.base import Model, Problem, ProblemSetup
 from ptmrun.downstream.token_head import subset
 from ptmrun.errors import UserError, printable
@@ -266,7 +266,7 @@ def baseline_predictions(
     """What a method without a training loop writes for the test split: raw, the translation of the training source that is
     nearest (cosine of TF-IDF of words)."""
     sources = train.read()
-    vectorizer = tf_idf(sources)
+    vectorizer = tf_idf.words(sources)
     known, asked = vectorizer.transform(sources), vectorizer.transform(data.test.read())
     references = train.right()
     nearest = [int((known @ row.T).toarray().argmax()) for row in asked]

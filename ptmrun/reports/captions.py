@@ -9,6 +9,10 @@ class Caption(NamedTuple):
 
 
 CAPTIONS = {
+    "compute": Caption(
+        "Test score against training compute: from scratch (the band is one standard deviation), and pretrained with the compute "
+        "of pretraining and fine-tuning together; hollow, where the pretraining is there already."
+    ),
     "scores": Caption("Test score beside the baselines. The lines are one standard deviation over the repeats."),
     "curves": Caption("Pretraining loss, and how good the frozen features are for a simple classifier.", "pretrain"),
     "layers": Caption("Linear probe of each layer's features; the dotted line is the layer that is used.", "pretrain"),

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun.config.compared import METHODS
+from ptmrun.config.compared import FLOORS, METHODS
+from ptmrun.reports import phrases
 from ptmrun.runs.folder import Run
 
 mpl.rcParams.update(
@@ -275,6 +276,34 @@ def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
         axis.set(xlim=(0, 1.15), xlabel=f"test {metric.replace('_', ' ')}", title=labels)
     figure.tight_layout()
     save(run, "scores", figure)
+
+
+def compute(run: Run, sets: list[dict[str, Any]], metric: str, counted: str) -> None:
+    """Score against training compute, a panel for each number of labels: from scratch as a curve, what was pretrained at the
+    compute of both stages (where it is known) and, hollow, at that of fine-tuning alone."""
+    figure = Figure(figsize=(3.7 * len(sets) + 0.6, 3.1))
+    axes = figure.subplots(1, len(sets), squeeze=False, sharey=True)[0]
+    for axis, entry in zip(axes, sets, strict=True):
+        flops = [point["flops"] for point in entry["curve"]]
+        means = np.array([point["score"]["mean"] for point in entry["curve"]])
+        noise = np.array([point["score"]["sd"] or 0.0 for point in entry["curve"]])
+        axis.plot(flops, means, "o-", color=GRAY, markersize=3, label=METHODS["scratch"].title)
+        axis.fill_between(flops, means - noise, means + noise, color=GRAY, alpha=0.25, lw=0)
+        tuned, known = entry["scores"]["tuned"], entry["verdict"]["compute"]
+        style = {"yerr": tuned["sd"] or 0.0, "color": BLUE, "fmt": "o", "lw": 0.8}
+        if known["known"]:
+            axis.errorbar(known["total"], tuned["mean"], **style, label="pretrained, tuned")
+        axis.errorbar(known["tuned"], tuned["mean"], **style, mfc="white", label="the same, pretraining there already")
+        floors = {k: v["mean"] for k, v in entry["scores"].items() if k in FLOORS}
+        if floors:
+            best = max(floors, key=lambda k: floors[k])
+            axis.axhline(floors[best], color=ORANGE, lw=0.8, ls=":", label=f"best floor: {METHODS[best].title}")
+        title = phrases.labels(entry["labels_per_class"], counted)
+        axis.set(xscale="log", xlabel="training compute (FLOP)", title=title)
+        axis.legend(frameon=False, fontsize=6.5, loc="lower right")
+    axes[0].set_ylabel(f"test {metric.replace('_', ' ')}")
+    figure.tight_layout()
+    save(run, "compute", figure)
 
 
 DRAWERS: dict[str, Callable[..., None]] = {

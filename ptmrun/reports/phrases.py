@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from ptmrun.config.compared import BASELINES, METHODS
-from ptmrun.reports import significance
+from ptmrun.config.compared import FLOORS, METHODS
+from ptmrun.reports import verdict
 
 GROUP_TITLES = ["group", "samples", "accuracy", "macro F1"]
 
@@ -31,22 +31,33 @@ def labels(number: int | None, counted: str = "labels per class") -> str:
     return f"{number} {counted}" if number > 1 else f"1 {counted.replace('labels', 'label', 1)}"
 
 
-def methods(longer: int | str, own: dict[str, str]) -> dict[str, str]:
-    """What each method is, those that are the problem's own in its words."""
-    return {kind: method.phrase.format(longer=longer) for kind, method in METHODS.items()} | {
-        k: own[k] for k in METHODS if k in own
-    }
+def methods(results: dict[str, Any]) -> dict[str, str]:
+    """What each method of results.json is, those that are the problem's own in its words."""
+    own, first = results.get("words", {}), results["by_labels"][0]
+    words = {kind: method.phrase for kind, method in METHODS.items()} | {k: own[k] for k in METHODS if k in own}
+    return (
+        words
+        if "curve" in first
+        else words | {"scratch": "the same model from random weights, trained as briefly as the fine-tuning"}
+    )
+
+
+def floors_that_win(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
+    """That something which owes nothing to pretraining does as well or better, where it does: the best of it."""
+    scores = {k: v["mean"] for k, v in entry["scores"].items()}
+    floors = [k for k in FLOORS if k in scores]
+    best = max(floors, key=lambda k: scores[k], default=None)
+    if best is None or scores[best] < scores["tuned"]:
+        return []
+    against = f"{scores[best]:.3f} against {scores['tuned']:.3f}"
+    return [f"With {labels(entry['labels_per_class'], counted)} a floor wins: {words[best]} has {against} of fine-tuning."]
 
 
 def conclusions(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
-    """The verdict in words, and the truth when a simpler method wins."""
-    lines = []
+    """The verdict in words, and whether fine-tuning was worth it."""
+    lines, scores = [], {k: v["mean"] for k, v in entry["scores"].items()}
     if "verdict" in entry:
-        lines.append(f"With {labels(entry['labels_per_class'], counted)}: {significance.sentence(entry['verdict'])}")
-    scores = {k: v["mean"] for k, v in entry["scores"].items()}
-    simpler = set(BASELINES) - {"chance", "scratch"}  # the verdict is about the latter
-    better = [k for k in BASELINES if k in simpler & scores.keys() and scores[k] >= scores["tuned"]]
-    if better:
-        best = max(better, key=lambda k: scores[k])
-        lines.append(f"But {words[best]} does as well or better: {scores[best]:.3f} against {scores['tuned']:.3f}.")
+        lines.append(f"With {labels(entry['labels_per_class'], counted)}: {verdict.sentence(entry['verdict'])}")
+    if scores.get("frozen", -1.0) >= scores["tuned"]:
+        lines.append(f"But {words['frozen']} does as well or better: {scores['frozen']:.3f} against {scores['tuned']:.3f}.")
     return lines

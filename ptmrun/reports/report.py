@@ -5,11 +5,9 @@ import html
 from pathlib import Path
 from typing import Any
 
-from ptmrun.config import schema
 from ptmrun.errors import printable
-from ptmrun.reports import phrases
+from ptmrun.reports import compute_table, phrases
 from ptmrun.reports.captions import CAPTIONS
-from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.storage.safe_read import read, text
 from ptmrun.training import recovery
@@ -37,7 +35,7 @@ def write(run: Run) -> Path:
         for x in run.manifest.get("alarms", [])
     ]
     if results := run.results():
-        parts += scores(results, config_file.load(run.path("config.yaml")))
+        parts += scores(results)
     for name, caption in CAPTIONS.items():
         path = run.path("figures", f"{name}.png")
         if path.exists():
@@ -89,11 +87,12 @@ def samples(written: list[dict[str, Any]]) -> list[str]:
     return ["<h2>Samples (held-out texts)</h2>", html_table(titles, body).replace("<table>", '<table class="texts">')]
 
 
-def scores(results: dict[str, Any], cfg: schema.Config) -> list[str]:
+def scores(results: dict[str, Any]) -> list[str]:
     """The verdict and the table of scores."""
-    sets = results["by_labels"]
-    methods, counted = phrases.methods(cfg.evaluate.longer, results.get("words", {})), results.get("counted", "labels per class")
-    parts = [f'<p class="verdict">{esc(line)}</p>' for entry in sets for line in phrases.conclusions(entry, methods, counted)]
+    sets, methods, counted = results["by_labels"], phrases.methods(results), results.get("counted", "labels per class")
+    said = [line for entry in sets for line in phrases.floors_that_win(entry, methods, counted)]
+    said += [line for entry in sets for line in phrases.conclusions(entry, methods, counted)]
+    parts = [f'<p class="verdict">{esc(line)}</p>' for line in said]
     titles = ["", *(phrases.labels(entry["labels_per_class"], counted) for entry in sets)]
     body = []
     for kind in [k for k in methods if k in sets[0]["scores"]]:
@@ -103,6 +102,8 @@ def scores(results: dict[str, Any], cfg: schema.Config) -> list[str]:
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
     heading = f"{phrases.title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"
     parts.append(f"<h2>{esc(heading)}</h2>{html_table(titles, body)}")
+    if rows := compute_table.lines(results):
+        parts.append(html_table(compute_table.TITLES, [(row, False) for row in rows]))
     if groups := results.get("metrics", {}).get("groups"):
         body = [(line, False) for line in phrases.group_lines(groups)]
         parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(phrases.GROUP_TITLES, body))

@@ -13,16 +13,21 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def of_seeds(a: list[float], b: list[float]) -> float | None:
-    """Half-width of a 95 % interval on mean(a) - mean(b) (Welch's t); None where the seeds say nothing about it."""
+    """Half-width of a 95 % interval on mean(a) - mean(b): Welch's t, or where one side has a single value Student's with the
+    variance of the other. None where the seeds say nothing about it."""
     from scipy import stats
 
-    if len(a) < 2 or len(b) < 2:
+    several = [x for x in (a, b) if len(x) > 1]
+    if not several:
         return None
-    va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
-    if va + vb == 0:
-        return None
-    freedom = (va + vb) ** 2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))
-    return float(stats.t.ppf(0.975, freedom) * math.sqrt(va + vb))
+    if len(several) == 1:
+        [known] = several
+        variance, freedom = float(np.var(known, ddof=1)) * (1 / len(a) + 1 / len(b)), float(len(known) - 1)
+    else:
+        va, vb = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
+        variance = float(va + vb)
+        freedom = float(variance**2 / (va**2 / (len(a) - 1) + vb**2 / (len(b) - 1))) if variance else 1.0
+    return float(stats.t.ppf(0.975, freedom) * math.sqrt(variance)) if variance else None
 
 
 def of_samples(a: list[np.ndarray], b: list[np.ndarray]) -> float | None:
@@ -31,22 +36,7 @@ def of_samples(a: list[np.ndarray], b: list[np.ndarray]) -> float | None:
     return float(1.96 * paired.std(ddof=1) / math.sqrt(len(paired))) if len(paired) > 1 else None
 
 
-def verdict(
-    tuned: list[float], scratch: list[float], samples: list[np.ndarray], scratch_samples: list[np.ndarray]
-) -> dict[str, Any]:
-    """Gain of `tuned` over `scratch`, scores a seed, and its noise: the larger of that of the seeds and that of the test samples,
-    whose own scores [N] are given for every seed."""
-    gain = float(np.mean(tuned) - np.mean(scratch))
-    known = [n for n in (of_seeds(tuned, scratch), of_samples(samples, scratch_samples)) if n is not None]
-    noise = max(known, default=1.0)
-    return {"gain_over_scratch": gain, "noise": noise, "helped": bool(gain > noise)}
-
-
-def sentence(result: dict[str, Any]) -> str:
-    """The verdict in words."""
-    gain, noise = 100 * result["gain_over_scratch"], 100 * result["noise"]
-    if result["helped"]:
-        return f"Pretraining helped: {gain:+.1f} points over from scratch, beyond the noise of {noise:.1f}."
-    if gain < -noise:
-        return f"Pretraining hurt: {gain:+.1f} points against from scratch, beyond the noise of {noise:.1f}."
-    return f"No difference that can be told from noise: {gain:+.1f} points against from scratch, noise {noise:.1f}."
+def together(*noises: float | None) -> float | None:
+    """Half-width of the interval from independent sources of noise, those that are known; None where none is."""
+    known = [n for n in noises if n is not None]
+    return math.hypot(*known) if known else None

@@ -22,6 +22,7 @@ def load(path: Path) -> Config:
     raw = load_plain(path)
     if isinstance(raw, dict):
         leave_out_foreign(raw)  # which older versions wrote
+        leave_out_retired(raw)
     try:
         return parse(raw)
     except UserError as error:
@@ -37,6 +38,15 @@ def load(path: Path) -> Config:
     config = parse(raw)
     tell_defaults(path, ", ".join(f"{key}={shown(value)}" for key, value in added.items()))
     return config
+
+
+def leave_out_retired(raw: dict[str, Any]) -> None:
+    """Takes out what only older versions know."""
+    evaluate = raw.get("evaluate")
+    if isinstance(evaluate, dict):
+        evaluate.pop("longer", None)
+        if isinstance(baselines := evaluate.get("baselines"), list):
+            evaluate["baselines"] = [name for name in baselines if name != "scratch_long"]
 
 
 def tell_defaults(path: Path, added: str) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,18 @@ class Run:
         """Sets entries of manifest.json."""
         self.manifest = {**self.manifest, **entries}
         self.write_json("manifest.json", self.manifest)
+
+    @contextlib.contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Adds the CPU seconds of what runs inside to the manifest's `cpu_s` of `name`, over all attempts; written with its next
+        update."""
+        begun = time.process_time()
+        try:
+            yield
+        finally:
+            known = self.manifest.get("cpu_s", {})
+            seconds = round(known.get(name, 0.0) + time.process_time() - begun, 1)
+            self.manifest = {**self.manifest, "cpu_s": {**known, name: seconds}}
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Held by the process that works on the run; a second one is refused."""

@@ -17,6 +17,7 @@ ENCODER = "checkpoints/encoder"
 PROCESSOR = "checkpoints/tokenizer"  # what a kind of data saves to make its processor again; of texts the tokenizer
 CHAIN = 20  # runs that start from one another, at most
 EXAMPLES = "checkpoints/examples.safetensors"  # a few test samples, on which exported models are compared
+UNFINISHED = ("checkpoints", "state", "pretrain.safetensors")  # while it is being pretrained
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
 
 
@@ -77,7 +78,7 @@ def reads(cfg: Config) -> list[Any]:
 
 def unfinished(run: Run) -> dict[str, torch.Tensor]:
     """The encoder's weights in the last checkpoint of a run's pretraining; empty where there is none."""
-    file = run.path("checkpoints", "state", "pretrain.safetensors")
+    file = run.path(*UNFINISHED)
     return tensor_files.part(tensor_files.load(file)[0], "model.encoder.") if file.exists() else {}
 
 

@@ -56,6 +56,22 @@ class Alarm(Record):
     what: Printable
 
 
+class Fit(Record):
+    """What a training took."""
+
+    flops: Annotated[float, Field(gt=0)]
+    steps: Natural
+    samples: Natural
+    cpu_s: float | None = None
+
+
+class Compute(Record):
+    """Of the pretrainings: those before the run (null: not known), and its own."""
+
+    before: Annotated[float, Field(ge=0)] | None = None
+    pretrain: Fit = Fit(flops=1, steps=0, samples=0)  # absent where there is none
+
+
 class Manifest(Record):
     status: Literal["running", "done", "failed", "interrupted"]
     command: str = ""
@@ -65,6 +81,8 @@ class Manifest(Record):
     data: Facts = Facts(fingerprint="")
     parents: list[Parent] = []
     wall_s: dict[str, float] = {}
+    cpu_s: dict[str, float] = {}
+    compute: Compute = Compute()
     weights_sha256: Hash = ""
     finetuned_sha256: dict[str, Hash] = {}
     recoveries: list[Recovery] = []
@@ -86,10 +104,44 @@ class Score(Record):
     values: list[float] = []
 
 
+class Reference(Record):
+    """The compute that a verdict rests on."""
+
+    tuned: Annotated[float, Field(gt=0)]
+    total: Annotated[float, Field(gt=0)]
+    known: bool
+
+
 class Verdict(Record):
+    """Older versions wrote the first three alone."""
+
     gain_over_scratch: float
     noise: float
     helped: bool
+    outcome: Literal["better", "equal", "already_paid", "worse"] = "equal"
+    gain_over_short: float = 0
+    noise_short: float = 0
+    noise_of_samples: Annotated[list[float | None], Field(min_length=2, max_length=2)] = [None, None]
+    pretrainings: Natural = 1
+    repeats: Annotated[list[Natural], Field(min_length=2, max_length=2)] = [1, 1]
+    compute: Reference = Reference(tuned=1, total=1, known=False)
+    scratch_needs: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def whole(self) -> "Verdict":
+        lacking = type(self).model_fields.keys() - self.model_fields_set
+        if "outcome" in self.model_fields_set and lacking:
+            raise ValueError(min(lacking))
+        return self
+
+
+class Point(Record):
+    """Of the curve from scratch."""
+
+    steps: Natural
+    flops: Annotated[float, Field(gt=0)]
+    score: Score
+    val_scores: list[float]
 
 
 class Scores(Record):
@@ -98,6 +150,8 @@ class Scores(Record):
     labels_per_class: Natural | None
     scores: dict[str, Score]
     verdict: Verdict = Verdict(gain_over_scratch=0, noise=0, helped=False)  # absent without a comparison
+    curve: list[Point] = []
+    compute: dict[Literal["tuned", "scratch"], Fit] = {}
 
 
 class Group(Record):
@@ -127,6 +181,7 @@ class Results(Record):
     by_labels: Annotated[list[Scores], Field(min_length=1)]
     pretrain: dict[str, float] | None = None
     parameters: Parameters | None = None
+    compute: Compute = Compute()
     ranks: dict[str, Natural] = {}
 
     @model_validator(mode="after")

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 
 from ptmrun.config import parsing, schema
+from ptmrun.stages import compute, scratch
 from ptmrun.stages.context import Context, batches_of, labelled
 from ptmrun.stages.trials import Trial, chosen_labels, label_counts, new_model, trials
 from ptmrun.training import optim
 from ptmrun.training.loop import gradients
 from ptmrun.training.schedule import steps_of
 
-SHARE = 0.6  # of the budget for pretraining, the rest for fine-tuning and its baselines
+SHARE = 0.6  # of the budget at least for pretraining and as much compute from scratch, the rest for fine-tuning and as much
 SLOW = 3.0  # seconds of steps that are enough to measure
 USABLE = 0.92  # of the budget for steps; probes, predictions and figures take the rest
 
@@ -27,37 +28,64 @@ def size_steps(context: Context) -> tuple[schema.Config, list[str]]:
     batches = batches_of(context, objective, data.corpus, cfg.pretrain, cfg.seed, "budget")
     pretrain = seconds_per_step(context, objective, batches, cfg.pretrain)
     changes: dict[str, Any] = {"budget": None}
+    compared = labelled(context) and "scratch" in cfg.evaluate.baselines
+    each = pretrain + (scratch_share(context) if compared else 0.0)
     left = seconds
     if labelled(context):
-        cost = wanted = 0.0
-        for labels in label_counts(cfg):
-            for kind, lengths in (("tuned", 1), ("scratch", scratch_lengths(cfg))):
-                trial = trials(cfg, kind, labels)[0]
-                split = chosen_labels(context, trial)
-                each = cfg.finetune.seeds * lengths * trial_step(context, trial, split) if lengths else 0.0
-                cost += each
-                wanted += each * steps_of(cfg.finetune, len(split))
+        costs = [(finetuning_step(context, labels, compared), trial_length(context, labels)) for labels in label_counts(cfg)]
+        wanted = sum(cost * steps for cost, steps in costs)
         if wanted > (1 - SHARE) * seconds:
-            changes |= {"finetune__steps": max(1, int((1 - SHARE) * seconds / cost)), "finetune__epochs": None}
             wanted = (1 - SHARE) * seconds
+            changes |= {"finetune__steps": max(1, int(wanted / sum(cost for cost, _ in costs))), "finetune__epochs": None}
         left -= wanted
-    changes |= {"pretrain__steps": max(1, int(left / pretrain)), "pretrain__epochs": None}
+    if compared and cfg.evaluate.scratch_repeats == "auto":
+        changes["evaluate__scratch_repeats"] = 1
+    changes |= {"pretrain__steps": max(1, int(left / each)), "pretrain__epochs": None}
     notes = [f"{k.replace('__', '.')}={v}: for budget={cfg.budget}" for k, v in changes.items() if k.endswith("steps")]
     context.run.update(budget={"asked": cfg.budget, "pretrain_step_s": pretrain})
     return parsing.replace(cfg, **changes), notes
 
 
+def trial_length(context: Context, labels: int | None) -> int:
+    """Steps of fine-tuning."""
+    return steps_of(context.cfg.finetune, len(chosen_labels(context, trials(context.cfg, "tuned", labels)[0])))
+
+
+def finetuning_step(context: Context, labels: int | None, compared: bool) -> float:
+    """Seconds of a step of fine-tuning in all repeats and, where they are compared, of as much compute from scratch."""
+    cfg = context.cfg
+    trial = trials(cfg, "tuned", labels)[0]
+    seconds = cfg.finetune.seeds * trial_step(context, trial, chosen_labels(context, trial))
+    if compared:
+        fit = compute.fine_tuning(context, trial)
+        times = scratch.DECAY + scratch.BRANCHED * (1 if compute.of_parent(cfg) is not None else scratch.UNKNOWN)
+        seconds += times * scratch_repeats(cfg) * fit.flops / fit.steps * scratch_speed(context, labels)
+    return seconds
+
+
+def scratch_share(context: Context) -> float:
+    """Seconds that training from scratch takes for the compute of a step of pretraining, with all numbers of labels."""
+    fit, cfg = compute.pretraining(context), context.cfg
+    speeds = sum(scratch_speed(context, labels) for labels in label_counts(cfg))
+    return scratch.BRANCHED * scratch_repeats(cfg) * fit.flops / fit.steps * speeds
+
+
+def scratch_speed(context: Context, labels: int | None) -> float:
+    """Seconds of a floating-point operation of training from scratch."""
+    trial = trials(context.cfg, "scratch", labels)[0]
+    return trial_step(context, trial, chosen_labels(context, trial)) / scratch.step_of(context, labels)[0]
+
+
+def scratch_repeats(cfg: schema.Config) -> int:
+    """With a budget, auto is one."""
+    return 1 if cfg.evaluate.scratch_repeats == "auto" else min(cfg.evaluate.scratch_repeats, cfg.finetune.seeds)
+
+
 def trial_step(context: Context, trial: Trial, split: Any) -> float:
-    """Seconds of a step of fine-tuning."""
+    """Seconds of a step of fine-tuning, or from scratch."""
     model, _ = new_model(context, trial)
     batches = batches_of(context, model, split, context.cfg.finetune, context.cfg.seed, "budget")
     return seconds_per_step(context, model, batches, context.cfg.finetune)
-
-
-def scratch_lengths(cfg: schema.Config) -> int:
-    """How many times the steps of fine-tuning the baselines from scratch take."""
-    lengths = {"scratch": 1, "scratch_long": cfg.evaluate.longer}
-    return sum(n for kind, n in lengths.items() if kind in cfg.evaluate.baselines)
 
 
 def seconds_per_step(context: Context, model: torch.nn.Module, batches: Any, loop: Any, steps: int = 6) -> float:

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,6 +50,10 @@ class Context(Networks):
         with self.autocast():
             samples = split.evenly_spaced(batchnorm.SEEN).all()
             batchnorm.recompute_statistics(encoder, (self.processor(batch) for batch in samples))
+
+    def state_file(self, purpose: str) -> Path:
+        """Where a fit's resumable state stands."""
+        return self.run.path("checkpoints", "state", f"{purpose.replace('/', '_')}.safetensors")
 
     def features(self, encoder: Encoder, split: Any, dropout: bool = False) -> Any:
         return probe.features(encoder, split, self.processor, self.autocast, dropout=dropout)
@@ -119,7 +124,7 @@ def planned(
                 depth_of=partial(depth_of, encoder),
                 depth=encoder.depth + 1,
                 autocast=context.autocast,
-                file=run.path("checkpoints", "state", f"{purpose.replace('/', '_')}.safetensors"),
+                file=context.state_file(purpose),
                 metric=lambda line: run.metric({**tags, **line}),
                 cut=partial(run.cut_metrics, tags),
                 stop=context.stop.pending,

@@ -1,17 +1,19 @@
 """The score on the test split, the floors beside it, and what they mean."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ptmrun.config.compared import BASELINES, FROM_SCRATCH
+from ptmrun.config.compared import BASELINES, RAW
 from ptmrun.downstream.base import Problem
-from ptmrun.reports import figures, phrases, significance
+from ptmrun.reports import compute_table, figures, phrases, significance
+from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import source, weights_hash
-from ptmrun.stages import probe
+from ptmrun.stages import compute, probe, scratch
 from ptmrun.stages.baselines import FeatureCache, baseline_predictions
 from ptmrun.stages.context import Context
 from ptmrun.stages.pictures import draw_attribution, draw_features
@@ -26,23 +28,25 @@ def evaluate(context: Context) -> None:
     cfg, run, data, begun = context.cfg, context.run, context.data, time.perf_counter()
     wall = run.manifest.get("wall_s", {})
     problem = context.problem
-    wanted = [b for b in BASELINES if b in cfg.evaluate.baselines]
+    wanted = [b for b in BASELINES if b in cfg.evaluate.baselines and b in problem.untrained_baselines]
+    wanted = [b for b in wanted if b not in RAW or b in data.raw_baselines or b == "raw"]
     pretrained = weights_hash(run) is not None
     sets: list[dict[str, Any]] = []
     inputs = FeatureCache(context)
+    allowed = scratch.allowances(context) if pretrained and "scratch" in cfg.evaluate.baselines else {}
+    repeats = scratch.repeats(cfg, allowed) if allowed else 0
     for labels in label_counts(cfg):
         predictions = {"tuned": [predict(context, t) for t in trials(cfg, "tuned", labels)]}
-        for kind in FROM_SCRATCH:
-            if kind in wanted and pretrained:
-                predictions[kind] = [predict(context, t) for t in trials(cfg, kind, labels)]
-        for kind in [k for k in wanted if k in problem.untrained_baselines]:
+        for kind in wanted:
             if kind != "frozen" or pretrained:
                 predictions[kind] = baseline_predictions(context, problem, kind, labels, inputs)
         values = {kind: [problem.score(x, data.test) for x in group] for kind, group in predictions.items()}
         entry: dict[str, Any] = {"labels_per_class": labels, "scores": {k: significance.spread(v) for k, v in values.items()}}
-        if "scratch" in predictions:
-            samples = [[problem.per_sample_scores(x, data.test) for x in predictions[kind]] for kind in ("tuned", "scratch")]
-            entry["verdict"] = significance.verdict(values["tuned"], values["scratch"], *samples)
+        if allowed:
+            more = scratch.compared(context, labels, predictions["tuned"], allowed[labels], repeats)
+            entry["scores"]["scratch"] = more.pop("score")
+            entry |= more
+        entry["compute"] = compute_of(context, labels, allowed.get(labels))
         entry["metrics"] = problem.metrics(predictions["tuned"][0], data.test, data.classes, cfg.evaluate.bins)
         sets.append(entry)
         check_stop(context.stop)
@@ -52,6 +56,9 @@ def evaluate(context: Context) -> None:
         figures.confusion(run, headline["metrics"]["confusion"], data.classes)
     panels = {phrases.labels(entry["labels_per_class"], problem.counted): entry["scores"] for entry in sets}
     figures.scores(run, panels, problem.metric)
+    if allowed:
+        figures.compute(run, sets, problem.metric, problem.counted)
+        run.write("compute.csv", compute_table.csv_text(sets))
     draw_features(context, inputs)
     draw_attribution(context)
     lines = run.metrics()
@@ -72,12 +79,33 @@ def evaluate(context: Context) -> None:
         "by_labels": [{k: v for k, v in s.items() if k != "metrics"} for s in sets],
         "pretrain": pretraining(lines),
         "weights_sha256": weights_hash(run),
+        "compute": pretraining_compute(run),
         "wall_s": {**wall, "evaluate": round(wall.get("evaluate", 0.0) + time.perf_counter() - begun, 1)},
         "parameters": parameters(context, headline["labels_per_class"]),
         "ranks": ranks(context, headline["labels_per_class"]),
     }
     run.write_json("results.json", result)
     show(context, result, sets)
+
+
+def pretraining_compute(run: Run) -> dict[str, Any]:
+    """What this run's pretraining took, and before it those that its weights are from (null: not known)."""
+    known = dict(run.manifest.get("compute", {}))
+    if "pretrain" in known:
+        known["pretrain"] = {**known["pretrain"], "cpu_s": run.manifest.get("cpu_s", {}).get("pretrain")}
+    return known
+
+
+def compute_of(context: Context, labels: int | None, allowed: scratch.Allowance | None) -> dict[str, Any]:
+    """What training with a number of labels took, a repeat: operations, steps, samples seen, and CPU seconds where they are
+    known."""
+    [tuned, random] = (trials(context.cfg, kind, labels)[0] for kind in ("tuned", "scratch"))
+    fits = {"tuned": (tuned, "finetune", allowed.tuned if allowed else compute.fine_tuning(context, tuned))}
+    if allowed:
+        steps = allowed.steps
+        fits["scratch"] = (random, "baseline", compute.Fit(steps * allowed.step, steps, steps * allowed.batch_size))
+    seconds = context.run.manifest.get("cpu_s", {})
+    return {kind: {**asdict(fit), "cpu_s": seconds.get(f"{stage}/{trial.name}")} for kind, (trial, stage, fit) in fits.items()}
 
 
 def parameters(context: Context, labels: int | None) -> dict[str, int]:

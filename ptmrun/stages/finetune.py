@@ -48,6 +48,8 @@ def finetune(context: Context) -> None:
     for trial in wanted:
         file = run.path(weights_file(trial))
         if not file.exists():
-            save_finetuned(context, trial, tune(context, trial), relative=trainable < every)
+            with run.clock(f"finetune/{trial.name}"):
+                model = tune(context, trial)
+            save_finetuned(context, trial, model, relative=trainable < every)
         hashes[trial.name] = tensor_files.sha256(tensor_files.load(file)[0])
     run.update(finetuned_sha256=hashes)

@@ -13,7 +13,7 @@ from ptmrun.finetuning import methods
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import EXAMPLES, PROCESSOR, source
 from ptmrun.runs.progress import Bar
-from ptmrun.stages import budget
+from ptmrun.stages import budget, compute
 from ptmrun.stages.context import Context, labelled
 from ptmrun.stages.initial_weights import as_published, take_outside, take_parent
 from ptmrun.stages.networks import family_of, modality_of, module_of, problem_of
@@ -63,6 +63,8 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         take_parent(context)
     elif cfg.init != "random":
         take_outside(context)
+    if "compute" not in run.manifest:
+        run.update(compute={"before": compute.of_parent(cfg)})
     if cfg.budget:
         cfg, why = budget.size_steps(context)
         context.cfg = cfg

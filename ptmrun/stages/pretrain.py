@@ -10,7 +10,7 @@ from ptmrun.models.modes import eval_mode
 from ptmrun.objectives.base import Objective
 from ptmrun.reports import figures
 from ptmrun.runs.lineage import ENCODER, encoder_hash
-from ptmrun.stages import probe, text_samples
+from ptmrun.stages import compute, probe, text_samples
 from ptmrun.stages.context import Context, batches_of, labelled, planned
 from ptmrun.stages.pictures import draw_pretraining
 from ptmrun.storage import tensor_files
@@ -24,8 +24,10 @@ MOST = 1024  # held-out sequences that an objective is judged by
 def pretrain(context: Context) -> None:
     """Trains an encoder on samples without their labels; writes checkpoints/encoder and the objective's heads, then draws."""
     run, folder, objective = context.run, context.run.path(ENCODER), None
+    compute.note_pretraining(context)
     if not folder.exists():
-        objective = train_objective(context)
+        with run.clock("pretrain"):
+            objective = train_objective(context)
         tensor_files.save(run.path(HEADS), heads_of(objective))
         context.recompute_statistics(objective.encoder, context.data.corpus)
         objective.encoder.save(folder, *context.processor.preprocessing)

@@ -50,7 +50,7 @@ def inputs_hash(context: Context, stage: str) -> str:
     }
     weights = [p["weights_sha256"] for p in manifest["parents"]]
     weights += [] if stage == "pretrain" else [manifest.get("weights_sha256")]
-    weights += [finetuned(context)] if stage == "evaluate" else []
+    weights += [finetuned(context), manifest.get("compute")] if stage == "evaluate" else []
     versions = [manifest[k] for k in ("code_sha256", "packages", "hardware")]
     data = context.data.corpus_print if stage == "pretrain" else context.data.fingerprint
     everything = [stage, sections, cfg["seed"], cfg["on_nan"], weights, data, versions]

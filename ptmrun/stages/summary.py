@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ptmrun.errors import printable
-from ptmrun.reports import phrases
+from ptmrun.reports import compute_table, phrases
 from ptmrun.runs.console import console
 from ptmrun.stages.context import Context
 
@@ -17,7 +17,10 @@ MOST_GROUPS = 20  # in the summary; results.json and the report have all of them
 def show(context: Context, result: dict[str, Any], sets: list[dict[str, Any]]) -> None:
     """The summary table and the verdict, for a newcomer."""
     run, pretrained, counted = context.run, result["pretrain"], result["counted"]
-    methods = phrases.methods(context.cfg.evaluate.longer, result["words"])
+    methods = phrases.methods(result)
+    for entry in sets:
+        for line in phrases.floors_that_win(entry, methods, counted):
+            run.say(line)
     if pretrained and "probe_linear" in pretrained:
         steps = [
             f"{name} {pretrained[f'{key}_untrained']:.3f} untrained -> {pretrained[key]:.3f} pretrained" for key, name in PROBES
@@ -38,6 +41,10 @@ def show(context: Context, result: dict[str, Any], sets: list[dict[str, Any]]) -
     show_table(run, table)
     if groups := sets[-1]["metrics"].get("groups"):
         show_groups(run, groups)
+    table = Table(*compute_table.TITLES)
+    for row in compute_table.lines(result):
+        table.add_row(*row)
+    show_table(run, table)
     for entry in sets:
         for line in phrases.conclusions(entry, methods, counted):
             run.say(line)

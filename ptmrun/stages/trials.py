@@ -1,7 +1,7 @@
 """Trials of fine-tuning: for a number of labels, from which weights, which repeat."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Trial:
     """One fine-tuning: how many labels per class, from which weights, which repeat."""
 
     labels: int | None
-    kind: str  # tuned | scratch | scratch_long
+    kind: str  # tuned | scratch
     seed: int
 
     @property
@@ -57,7 +57,7 @@ def finetune_settings(cfg: Any, trial: Trial, samples: int) -> Any:
     method, and have no statistics to keep."""
     options = cfg.finetune
     if trial.kind != "tuned":
-        every = {"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "statistics": "batch"}
+        every = {"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "statistics": "batch", "head": "random"}
         return options.model_copy(update={**every, "lr": options.scratch_lr or options.lr})
     return options.model_copy(update={"layer_decay": layer_decay_of(options, samples)})
 
@@ -90,7 +90,12 @@ def build_model(
 
 def trial_steps(cfg: Any, trial: Trial, samples: int) -> int:
     """Optimizer steps of the trial with so many samples."""
-    return (cfg.evaluate.longer if trial.kind == "scratch_long" else 1) * steps_of(cfg.finetune, samples)
+    return steps_of(cfg.finetune, samples)
+
+
+def probed(model: Model, loop: Any) -> bool:
+    """Whether the classifier starts from a linear probe of the features."""
+    return loop.head == "probe" and model.linear_probe
 
 
 def drops_pretraining_parts(networks: Networks, encoder: Encoder) -> bool:
@@ -99,20 +104,19 @@ def drops_pretraining_parts(networks: Networks, encoder: Encoder) -> bool:
 
 
 def tune(context: Context, trial: Trial) -> Any:
-    """Trains the trial's classifier and returns it."""
+    """Trains the trial's fine-tuned model and returns it."""
     check_stop(context.stop)
     split = chosen_labels(context, trial)
     loop, steps = finetune_settings(context.cfg, trial, len(split)), trial_steps(context.cfg, trial, len(split))
     model, _ = new_model(context, trial)
-    tags = {"stage": "finetune" if trial.kind == "tuned" else "baseline", "trial": trial.name}
+    tags = {"stage": "finetune", "trial": trial.name}
     context.recompute_statistics(model.encoder, split)
     if loop.name == "linear" and model.linear_probe and not loop.unfreeze:
         linear.fit(context, model, split, steps, trial.seed, tags)
         return model
-    probed = loop.head == "probe" and model.linear_probe
-    if probed:
+    if probed(model, loop):
         start_from_probe(context, model, split, trial.seed)
-    judged = loop.keep_probe and probed
+    judged = loop.keep_probe and probed(model, loop)
     if judged:
         start, before = {k: v.to("cpu", copy=True) for k, v in methods.trained(model).items()}, validation_score(context, model)
     with planned(context, model, split, loop, steps, trial.seed, tags) as (batches, plan):
@@ -148,11 +152,15 @@ def predict_split(context: Context, model: Any, samples: Any) -> dict[str, Tenso
 def dropped_features(context: Context, encoder: Encoder, split: Any, seed: int) -> Tensor:
     """Features as training will see them, [N, D], or where the encoder drops units several times over, [times * N, D]: a probe
     that had not seen dropout would rest on differences much smaller than it makes."""
-    if not any(map(has_dropout, encoder.modules())):
-        return torch.from_numpy(context.features(encoder, split))
-    rng.seed_everything(seed, "probe/dropout")
-    times = max(1, min(DROPPED, ENOUGH // len(split)))
-    return torch.cat([torch.from_numpy(context.features(encoder, split, dropout=True)) for _ in range(times)])
+    times, dropout = looks(encoder, split), any(map(has_dropout, encoder.modules()))
+    if dropout:
+        rng.seed_everything(seed, "probe/dropout")
+    return torch.cat([torch.from_numpy(context.features(encoder, split, dropout=dropout)) for _ in range(times)])
+
+
+def looks(encoder: Encoder, split: Any) -> int:
+    """How many times a probe sees the features of a split: more than once where they vary by dropout."""
+    return max(1, min(DROPPED, ENOUGH // len(split))) if any(map(has_dropout, encoder.modules())) else 1
 
 
 def labelled_batches(context: Context, split: Any, size: int = 64) -> Iterator[dict[str, Any]]:
@@ -199,17 +207,25 @@ def load_finetuned(networks: Networks, trial: Trial) -> Model:
 
 
 def predict(context: Context, trial: Trial, split: str = "test") -> dict[str, Tensor]:
-    """What the trial's model says of the test or val split, as its problem has it; kept in checkpoints/logits/."""
-    file = context.run.path(f"checkpoints/logits/{trial.name}{'' if split == 'test' else '-' + split}.safetensors")
-    samples = getattr(context.data, split)
+    """What the trial's fine-tuned model predicts of the test or val split, see `saved_predictions`."""
+    name = f"{trial.name}{'' if split == 'test' else '-' + split}"
+    return saved_predictions(context, name, getattr(context.data, split), lambda: (load_finetuned(context, trial), {}))[0]
+
+
+def saved_predictions(
+    context: Context, name: str, samples: Any, make: Callable[[], tuple[Model, dict[str, Any]]]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a model predicts of samples, as its problem has it, and what goes with it: from checkpoints/logits/, where they are
+    stored after the model was made."""
+    file = context.run.path(f"checkpoints/logits/{name}.safetensors")
     if not file.exists():
-        model = load_finetuned(context, trial) if trial.kind == "tuned" else tune(context, trial)
+        model, state = make()
         with context.autocast():
             predictions = predict_split(context, model, samples)
             predictions |= model.reference_nll(labelled_batches(context, samples))
-        tensor_files.save(file, predictions)
-    predictions = tensor_files.load(file)[0]
+        tensor_files.save(file, predictions, state)
+    predictions, state = tensor_files.load(file)
     known = context.problem.valid(predictions, samples, context.classes)
     if not known or not all(map(tensor_files.finite, predictions.values())):
         raise UserError(f"{file}: not finite predictions for these {len(samples)} samples and their classes; refused")
-    return predictions
+    return predictions, state

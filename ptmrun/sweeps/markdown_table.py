@@ -1,12 +1,12 @@
 """Tables of a sweep as Markdown for a document: two settings against each other, or the methods for each value of one."""
 
-from ptmrun.config.compared import FROM_SCRATCH, METHODS
+from ptmrun.config.compared import METHODS
 from ptmrun.reports import phrases, significance
 from ptmrun.reports.scores_table import Row
 from ptmrun.runs.folder import Run
 
 SCORES = {"frozen": "logistic regression on the frozen features", "tuned": "fine-tuned"}
-BELOW = {"frozen": ("raw", "random_frozen"), "tuned": ("raw", *FROM_SCRATCH)}  # what stands beside each of them
+BELOW = {"frozen": ("raw", "random_frozen"), "tuned": ("raw", "scratch")}  # what stands beside each of them
 
 
 def markdown(rows: list[Row]) -> str | None:

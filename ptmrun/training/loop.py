@@ -19,7 +19,8 @@ from ptmrun.training.schedule import lr_at
 
 
 def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
-    """Trains `model` in place for plan.steps steps, going on from plan.file when it is there; returns the last averages.
+    """Trains `model` in place for plan.steps steps, going on from plan.file when it is there, else from plan.start; returns the
+    last averages.
 
     `model(batch) -> (Loss, {name: Loss})`; what the second holds is averaged and logged. It may have `after_step(done, steps)`,
     called after each optimizer step; `count(micro-batches)`, called before the first of several, for a loss that is normalised by
@@ -42,7 +43,7 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         begun = time.perf_counter()
         micros = next(steps)
         wait += time.perf_counter() - begun
-        rate = state.lr_scale * lr_at(step, plan.steps, loop)
+        rate = state.lr_scale * (plan.rate(step) if plan.rate else lr_at(step, plan.steps, loop))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
 
@@ -105,6 +106,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
             saved = time.perf_counter()
         if signum and done < plan.steps:
             raise Interrupted(signum)
+    if plan.save_last and state.step > start:
+        save(plan.file, tensors_of(model, optimizer, average), state, plan.steps)
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=False):
             parameter.copy_(mean)
@@ -114,8 +117,9 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
 def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], plan: Plan) -> State:
     """The state to go on from, with metrics and manifest as they were then; a fresh one where there is no checkpoint."""
     state = State(plan.precision)
-    if plan.file.exists():
-        state = restore(plan.file, plan.steps, plan.loop, model, optimizer, average)
+    file = plan.file if plan.file.exists() else plan.start
+    if file:
+        state = restore(file, plan.steps, plan.loop, model, optimizer, average)
     if plan.recover and not state.good:  # at the beginning and after a recovery
         state.good, state.good_step = copied(tensors_of(model, optimizer, average)), state.step
     plan.cut(state.step)

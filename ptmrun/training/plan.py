@@ -33,6 +33,9 @@ class Plan:
     cut: Callable[[int], None]  # drops metrics after a step: those of a killed process, or of a path that diverged
     stop: Callable[[], int | None]  # a pending signal
     show: Callable[[int, dict[str, float]], None]  # progress
+    rate: Callable[[int], float] | None = None  # step -> learning rate, instead of the loop's schedule
+    start: Path | None = None  # the state of another fit, to begin with
+    save_last: bool = False  # the state after the last step too
     probe: Callable[[int], None] | None = None
     probe_at: frozenset[int] = frozenset()
     forward: Callable | None = None  # a compiled forward of the model, where there is one

@@ -1,6 +1,7 @@
 """How many steps a loop takes, and the learning rate at each of them."""
 
 import math
+from collections.abc import Callable
 
 from ptmrun.config import schema
 from ptmrun.config.schema import Loop
@@ -23,6 +24,18 @@ def lr_at(step: int, steps: int, loop: Loop) -> float:
         "staircase": 0.1 ** sum(step >= stair * steps for stair in STAIRS),
     }[loop.schedule]
     return loop.min_lr + (loop.lr - loop.min_lr) * shape
+
+
+def decaying(lr: float, warm: int, begin: int, end: int) -> Callable[[int], float]:
+    """Learning rate of a step: `warm` steps of linear warm-up to `lr`, constant, and from step `begin` on down to 0 at `end` as
+    one minus the square root of the way (Hägele et al. 2024, arXiv:2405.18392)."""
+
+    def rate(step: int) -> float:
+        if step < warm:
+            return lr * (step + 1) / warm
+        return lr * (1 - math.sqrt((step + 1 - begin) / (end + 1 - begin))) if step >= begin else lr
+
+    return rate
 
 
 def passes(loop: Loop, samples: int) -> int:

@@ -33,6 +33,7 @@ class Images(Data):
     """`mean` and `std` [C] are for images scaled to [0, 1], and `normalise` is what dataset.normalise came to."""
 
     noun = "images"
+    raw_baselines = ("raw", "raw_knn", "raw_svm")
 
     channels: int
     size: int
@@ -68,7 +69,7 @@ class Images(Data):
     def test_pixels(self) -> np.ndarray:
         return pixels(self.test)
 
-    def raw(self, train: Split) -> tuple[np.ndarray, np.ndarray, float]:
+    def raw(self, kind: str, train: Split) -> tuple[np.ndarray, np.ndarray, float]:
         return pixels(train), self.test_pixels, 1.0
 
     def misfit(self, cfg: Any, parent: Any, error: UserError) -> UserError:

@@ -18,11 +18,10 @@ from ptmrun.data import modality
 from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import text
 from ptmrun.data.splits import divide
-from ptmrun.data.text import corpus, sentences, tokenizer, tokenizer_training
+from ptmrun.data.text import corpus, sentences, tf_idf, tokenizer, tokenizer_training
 from ptmrun.data.text.batches import TextBatches
 from ptmrun.data.text.processor import TextProcessor
 from ptmrun.data.text.split import Sequences, TextSplit, framed
-from ptmrun.data.text.tf_idf import STRENGTH, tf_idf
 from ptmrun.errors import UserError
 
 SHOWN = 24  # tokens of a text in the picture of attention
@@ -34,6 +33,7 @@ class Texts(Data):
     """Without labels its splits are the corpus's own."""
 
     noun = "texts"
+    raw_baselines = ("raw", "raw_chars")
 
     sequences: Sequences
     val_corpus: Sequences
@@ -74,11 +74,13 @@ class Texts(Data):
     ) -> TextBatches:
         return TextBatches(split, inputs, size, min(loop.accumulate, size), seed, purpose, model.pairs)
 
-    def raw(self, train: TextSplit) -> tuple[Any, Any, float]:
-        """TF-IDF of words and pairs of words, as the training texts have them."""
+    def raw(self, kind: str, train: TextSplit) -> tuple[Any, Any, float]:
+        """TF-IDF of words and pairs of words, or of two to five characters inside words, as the training texts have them."""
         texts = train.read()
-        vectorizer = tf_idf(texts, sublinear_tf=True, ngram_range=(1, 2))
-        return vectorizer.transform(texts), vectorizer.transform(self.test.read()), STRENGTH
+        vectorizer = (
+            tf_idf.characters(texts) if kind == "raw_chars" else tf_idf.words(texts, sublinear_tf=True, ngram_range=(1, 2))
+        )
+        return vectorizer.transform(texts), vectorizer.transform(self.test.read()), tf_idf.STRENGTH
 
     def derived_metrics(self, means: dict[str, float], split: Sequences) -> dict[str, float]:
         """Perplexity, of the tokens that are predicted, and with bits_per_token bits_per_byte where tokens hold every byte, so

@@ -91,7 +91,7 @@ class SeriesData(modality.Data):
     def batches(self, model: Any, split: Any, cfg: Any, loop: Any, size: int, seed: int, purpose: str, inputs: Any) -> Batches:
         return Batches(split, inputs, size, min(loop.accumulate, size), seed, purpose)
 
-    def raw(self, train: Series) -> tuple[np.ndarray, np.ndarray, float]:
+    def raw(self, kind: str, train: Series) -> tuple[np.ndarray, np.ndarray, float]:
         return train.values[train.rows].numpy(), self.test.values[self.test.rows].numpy(), 1.0
 
 

@@ -1,0 +1,58 @@
+"""What the parts of a run took to train, as texts; and scores against compute as CSV."""
+
+import csv
+import io
+from typing import Any
+
+from ptmrun.config.compared import METHODS
+from ptmrun.reports import phrases
+
+TITLES = ["training compute", "operations", "steps", "samples seen", "CPU seconds"]
+
+
+def operations(flops: float | None) -> str:
+    """5.01e12 -> 5.01 TFLOP"""
+    if flops is None:
+        return "not known"
+    for scale, unit in ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP")):
+        if flops >= scale:
+            return f"{flops / scale:.3g} {unit}"
+    return f"{flops / 1e6:.3g} MFLOP"
+
+
+def lines(results: dict[str, Any]) -> list[list[str]]:
+    """Texts under TITLES; none of results of a version that did not count."""
+    known, counted = results.get("compute", {}), results.get("counted", "labels per class")
+    rows = []
+    if known.get("before", 0.0) != 0.0:
+        rows.append(["earlier pretraining", operations(known["before"]), "", "", ""])
+    if "pretrain" in known:
+        rows.append(line("pretraining", known["pretrain"]))
+    for entry in results["by_labels"]:
+        for kind, fit in entry.get("compute", {}).items():
+            what = {"tuned": "fine-tuning", "scratch": "from scratch, all points"}[kind]
+            rows.append(line(f"{what}, {phrases.labels(entry['labels_per_class'], counted)}, a repeat", fit))
+    return rows
+
+
+def line(title: str, fit: dict[str, Any]) -> list[str]:
+    seconds = "" if fit.get("cpu_s") is None else f"{fit['cpu_s']:,.0f}"
+    return [title, operations(fit["flops"]), f"{fit['steps']:,}", f"{fit['samples']:,}", seconds]
+
+
+def csv_text(sets: list[dict[str, Any]]) -> str:
+    """Every point of the picture of scores against compute: one row a repeat. flops: pretraining, paid once, with what
+    follows."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["labels_per_class", "method", "flops", "steps", "repeat", "score", "val_score"])
+    for entry in sets:
+        labels, compute = entry["labels_per_class"], entry["verdict"]["compute"]
+        for point in entry["curve"]:
+            for i, (score, val) in enumerate(zip(point["score"]["values"], point["val_scores"], strict=True)):
+                writer.writerow([labels, METHODS["scratch"].title, point["flops"], point["steps"], i, score, val])
+        for i, score in enumerate(entry["scores"]["tuned"]["values"]):
+            flops = compute["total"] if compute["known"] else None
+            writer.writerow([labels, METHODS["tuned"].title, flops, None, i, score, None])
+            writer.writerow([labels, "fine-tuning alone", compute["tuned"], None, i, score, None])
+    return text.getvalue()
