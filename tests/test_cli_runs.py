@@ -21,7 +21,7 @@ from ptmrun.config import parsing, schema
 from ptmrun.finetuning import methods
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
-from ptmrun.stages import budget
+from ptmrun.stages import budget, compute, scratch
 from ptmrun.stages.prepare import prepare
 from ptmrun.storage import tensor_files
 from ptmrun.training.signals import Stop
@@ -64,8 +64,10 @@ def test_a_run_leaves_everything(done_run):
     expected = {"config.yaml", "overrides.yaml", "manifest.json", "metrics.jsonl", "log.txt", "results.json", "report.html"}
     expected |= {"predictions.parquet", "splits.json", "checkpoints/encoder/model.safetensors", "checkpoints/heads.safetensors"}
     expected |= {
-        f"figures/{n}.png" for n in ("curves", "reconstructions", "augmented", "attention", "confusion", "scores", "embedding")
+        f"figures/{n}.png"
+        for n in ("curves", "reconstructions", "augmented", "attention", "confusion", "scores", "embedding", "compute")
     }
+    expected |= {"compute.csv"}
     assert expected <= names
     assert not [n for n in names if n.endswith((".pt", ".pth", ".pkl", ".bin", ".part"))]
     assert not [n for n in names if "state" in n]
@@ -82,7 +84,7 @@ def test_results_add_up(done_run):
     results = json.loads((done_run / "results.json").read_text())
     assert results["metric"] == "accuracy"
     assert results["n_test"] == 359
-    assert set(results["baselines"]) == {"chance", "raw", "random_frozen", "frozen", "scratch", "scratch_long"}
+    assert set(results["baselines"]) == {"chance", "raw", "raw_knn", "raw_svm", "random_frozen", "frozen", "scratch"}
     assert results["baselines"]["chance"] == pytest.approx(0.1, abs=0.02)
     assert results["baselines"]["raw"] > 0.6
     rows = pq.read_table(done_run / "predictions.parquet").to_pydict()
@@ -103,7 +105,7 @@ def test_results_add_up(done_run):
 
 def test_report_is_self_contained(done_run):
     page = (done_run / "report.html").read_text()
-    assert page.count("<img") == 7
+    assert page.count("<img") == 8
     assert "http://" not in page
     assert "https://" not in page
     assert "logistic regression on the raw input (pixels, TF-IDF)" in page
@@ -232,7 +234,7 @@ def test_from_scratch_can_be_fine_tuned_and_evaluated(ptmrun):
     assert config_file.load(latest() / "config.yaml").init == f"outputs/{tuned.name}"
     results = json.loads((latest() / "results.json").read_text())
     assert results["verdict"] is None
-    assert set(results["baselines"]) == {"chance", "raw", "random_frozen"}
+    assert set(results["baselines"]) == {"chance", "raw", "raw_knn", "raw_svm", "random_frozen"}
 
 
 @pytest.mark.parametrize("method", ["linear", "top"])
@@ -267,12 +269,17 @@ def test_a_budget_ends_on_time(ptmrun):
 def test_a_budget_knows_what_a_step_from_scratch_costs(monkeypatch):
     """There every weight is trained, whatever the method: here a step takes as many seconds as it trains parameters."""
     monkeypatch.setattr(budget, "seconds_per_step", lambda context, model, *_: methods.parameters(model, trainable=True))
+    monkeypatch.setattr(compute, "pretraining", lambda context: compute.Fit(3000.0, 10, 0))  # 300 a step
+    monkeypatch.setattr(compute, "fine_tuning", lambda context, trial: compute.Fit(400.0, 4, 0))  # 100 a step
+    monkeypatch.setattr(scratch, "step_of", lambda context, labels: (1000.0, 50))
     cfg = compose([*TINY, "finetune=linear", "finetune.seeds=1", "evaluate.baselines=[scratch]"])
     context = prepare(Run.create(cfg, [], {"parents": []}), cfg, Stop())
     context.cfg = parsing.replace(context.cfg, budget="1000000000s")
     found, _ = budget.size_steps(context)
-    left = budget.USABLE * 1e9 - cfg.finetune.steps * (970 + 338_890)
-    assert found.pretrain.steps == pytest.approx(left / methods.parameters(context.objective(), trainable=True), abs=1)
+    every = 338_890 / 1000  # seconds of an operation from scratch
+    left = budget.USABLE * 1e9 - cfg.finetune.steps * (970 + (scratch.BRANCHED + scratch.DECAY) * 100 * every)
+    each = methods.parameters(context.objective(), trainable=True) + scratch.BRANCHED * 300 * every
+    assert found.pretrain.steps == pytest.approx(left / each, abs=1)
 
 
 def test_unlabelled_images_are_pretrained_only(tmp_path, ptmrun):

@@ -203,11 +203,11 @@ def test_evaluating_other_fine_tuned_weights_is_not_skipped(done_run, tmp_path, 
 
 
 def test_keys_that_nothing_reads(ptmrun):
-    dead = ["finetune.lr=0.1", "dataset.root=nowhere", "evaluate.longer=3", "pretrain.lr=1e-3", "task.mask_ratio=0.5"]
+    dead = ["finetune.lr=0.1", "dataset.root=nowhere", "evaluate.scratch_repeats=2", "pretrain.lr=1e-3", "task.mask_ratio=0.5"]
     code, out, _ = ptmrun(*TINY[:10], *TINY[11:], "stage=pretrain", *dead)
     assert code == 0
     warned = [line.split()[1].rstrip(":") for line in out.splitlines() if line.startswith("Warning")]
-    assert {"finetune.lr", "dataset.root", "evaluate.longer"} <= set(warned)
+    assert {"finetune.lr", "dataset.root", "evaluate.scratch_repeats"} <= set(warned)
     assert not {"pretrain.lr", "task.mask_ratio", "dataset.limit", "pretrain.steps", "device.threads"} & set(warned)
     used = [t for t in TINY if t.split(".")[0] not in ("finetune", "evaluate", "downstream")]
     code, _, err = ptmrun(*used, "stage=pretrain", dead[0], "strict=true")

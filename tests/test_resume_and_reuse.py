@@ -16,7 +16,7 @@ from ptmrun.models import cnn, vit
 from ptmrun.runs import changes
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import load_weights
-from ptmrun.stages import budget, reuse
+from ptmrun.stages import budget, compute, reuse, scratch
 from ptmrun.stages.prepare import prepare
 from ptmrun.storage import tensor_files
 from ptmrun.training.signals import Stop
@@ -61,7 +61,7 @@ OTHER = {
     "finetune__batch_size": 8,
     "finetune__seeds": 5,
     "finetune__steps": 3,
-    "evaluate__longer": 5,
+    "evaluate__scratch_repeats": 5,
     "dataset__limit": 200,
     "dataset__val_fraction": 0.3,
     "dataset__augment__scale": 0.7,
@@ -153,13 +153,15 @@ def prepared(tmp_path_factory):
 @pytest.mark.parametrize(
     ("settings", "pretraining", "tuning"),
     [
-        # 1000 s, of which 920 are for steps; 2 repeats x (1 + 1 + 2 lengths) = 8 trials' steps at half a second: 4 s a step
-        ({"finetune__steps": 500}, 552 / 0.25, 368 / 4),  # 2000 s wanted, 40 % of the time given
-        ({"finetune__steps": 50}, 720 / 0.25, 50),  # 200 s wanted: pretraining has the rest
-        ({"finetune__steps": 93}, 552 / 0.25, 92),  # 372 s are just too much
-        ({"finetune__steps": 500, "evaluate__longer": 5}, 552 / 0.25, 52),  # 2 x (1 + 1 + 5) trials: 7 s a step
+        # 1000 s, of which 920 are for steps. A step from scratch takes half a second and does as much as two of fine-tuning or of
+        # pretraining do: of fine-tuning 2 repeats x 0.5 s + a repeat of (1.1875 + 0.2) / 2 steps x 0.5 s = 1.346875 s a step, of
+        # pretraining 0.25 s + 1.1875 / 2 x 0.5 s = 0.546875 s
+        ({"finetune__steps": 500}, 552 / 0.546875, 273),  # 673 s wanted, 40 % of the time given
+        ({"finetune__steps": 50}, (920 - 50 * 1.346875) / 0.546875, 50),  # pretraining has the rest
+        ({"finetune__steps": 274}, 552 / 0.546875, 273),  # 369 s are just too much
+        ({"finetune__steps": 500, "evaluate__scratch_repeats": 2}, 552 / 0.84375, 217),  # 1 s + 2 x 0.346875 s a step
         ({"finetune__steps": 500, "evaluate__baselines": ["chance"]}, 552 / 0.25, 368),  # 2 trials: 1 s a step
-        ({"finetune__steps": 500, "finetune__seeds": 1, "evaluate__baselines": ["scratch_long"]}, 552 / 0.25, 245),  # 1.5 s
+        ({"finetune__steps": 500, "finetune__seeds": 1, "evaluate__scratch_repeats": 9}, 552 / 0.546875, 434),  # one of each
     ],
 )
 def test_a_budget_gives_pretraining_three_fifths_or_what_fine_tuning_leaves(prepared, monkeypatch, settings, pretraining, tuning):
@@ -167,10 +169,13 @@ def test_a_budget_gives_pretraining_three_fifths_or_what_fine_tuning_leaves(prep
         return 0.25 if loop.section == "pretrain" else 0.5
 
     monkeypatch.setattr(budget, "seconds_per_step", seconds)
+    monkeypatch.setattr(compute, "pretraining", lambda context: compute.Fit(1e6, 10, 0))
+    monkeypatch.setattr(compute, "fine_tuning", lambda context, trial: compute.Fit(1e6, 10, 0))
+    monkeypatch.setattr(scratch, "step_of", lambda context, labels: (2e5, 50))
     context = copy.copy(prepared)
     context.cfg = parsing.replace(context.cfg, budget="1000s", **settings)
     found, notes = budget.size_steps(context)
-    assert (found.pretrain.steps, found.finetune.steps) == (pretraining, tuning)
+    assert (found.pretrain.steps, found.finetune.steps) == (int(pretraining), tuning)
     assert (found.budget, found.pretrain.epochs) == (None, None)
     assert f"pretrain.steps={found.pretrain.steps}: for budget=1000s" in notes
 

@@ -8,11 +8,12 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.config.compared import FLOORS, METHODS
-from ptmrun.reports import phrases
+from ptmrun.reports import compute_table, phrases
 from ptmrun.runs.folder import Run
 
 mpl.rcParams.update(
@@ -297,12 +298,19 @@ def compute(run: Run, sets: list[dict[str, Any]], metric: str, counted: str) -> 
         floors = {k: v["mean"] for k, v in entry["scores"].items() if k in FLOORS}
         if floors:
             best = max(floors, key=lambda k: floors[k])
-            axis.axhline(floors[best], color=ORANGE, lw=0.8, ls=":", label=f"best floor: {METHODS[best].title}")
+            axis.axhline(floors[best], color=ORANGE, lw=0.8, ls=":", label="best floor")
         title = phrases.labels(entry["labels_per_class"], counted)
-        axis.set(xscale="log", xlabel="training compute (FLOP)", title=title)
-        axis.legend(frameon=False, fontsize=6.5, loc="lower right")
+        axis.set(xscale="log", xlabel="training compute", title=title)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter(lambda flops, _: compute_table.operations(flops))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(axis="x", labelsize=7)
+        axis.set_xlim(0.7 * min(flops), 1.4 * max(flops))
     axes[0].set_ylabel(f"test {metric.replace('_', ' ')}")
     figure.tight_layout()
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0)
+    )
     save(run, "compute", figure)
 
 

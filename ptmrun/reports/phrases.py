@@ -5,6 +5,7 @@ from typing import Any
 from ptmrun.config.compared import FLOORS, METHODS
 from ptmrun.reports import verdict
 
+OLDER_SCRATCH = "the same model from random weights, trained as briefly as the fine-tuning"  # of versions that did not count
 GROUP_TITLES = ["group", "samples", "accuracy", "macro F1"]
 
 
@@ -35,11 +36,7 @@ def methods(results: dict[str, Any]) -> dict[str, str]:
     """What each method of results.json is, those that are the problem's own in its words."""
     own, first = results.get("words", {}), results["by_labels"][0]
     words = {kind: method.phrase for kind, method in METHODS.items()} | {k: own[k] for k in METHODS if k in own}
-    return (
-        words
-        if "curve" in first
-        else words | {"scratch": "the same model from random weights, trained as briefly as the fine-tuning"}
-    )
+    return words if "curve" in first else words | {"scratch": OLDER_SCRATCH}
 
 
 def floors_that_win(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:

@@ -110,9 +110,8 @@ def reference(compute: dict[str, Any]) -> str:
     """What from scratch was given."""
     if compute["known"]:
         return "at equal compute"
-    return (
-        f"with {compute['total'] / compute['tuned']:.0f} times the compute of fine-tuning (that of the pretraining is not known)"
-    )
+    times = compute["total"] / compute["tuned"]
+    return f"with {times:.0f} times the compute of fine-tuning (that of the pretraining is not known)"
 
 
 def counted(result: dict[str, Any]) -> str:
