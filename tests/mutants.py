@@ -28,10 +28,33 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # The verdict and its words
     Mutant("reports/significance.py", "float(1.96 *", "float(1.0 *", "verdict::test_one_repeat"),
-    Mutant("reports/significance.py", "bool(gain > noise)", "bool(gain > 0)", "verdict::test_one_repeat"),
-    Mutant("reports/significance.py", "Pretraining hurt:", "Pretraining helped:", "verdict::test_one_repeat"),
-    Mutant("reports/significance.py", "if gain < -noise", "if gain < 0", "verdict::test_one_repeat"),
-    Mutant("reports/significance.py", "max(known", "min(known", "verdict::test_the_larger_noise_counts"),
+    Mutant("reports/verdict.py", "if gain > noise:", "if gain > 0:", "verdict::test_one_repeat"),
+    Mutant("reports/verdict.py", "elif gain < -noise:", "elif gain < 0:", "verdict::test_one_repeat"),
+    Mutant("reports/verdict.py", "Pretraining hurt:", "Pretraining helped:", "verdict::test_each_outcome_has_its_sentence"),
+    Mutant(
+        "reports/verdict.py",
+        'result["gain_over_short"] > result["noise_short"]',
+        'result["gain_over_short"] > 1',
+        "verdict::test_what_pays_only_where_it_is_there_already",
+    ),
+    Mutant(
+        "reports/verdict.py",
+        "in sorted(points.items())",
+        "in sorted(points.items(), reverse=True)",
+        "verdict::test_the_compute_that_from_scratch_needs_is_read_from_its_curve",
+    ),
+    Mutant(
+        "reports/significance.py",
+        "math.hypot(*known)",
+        "min(known)",
+        "verdict::test_both_sources_of_noise_count verdict::test_the_verdict_of_a_run_follows_from_its_saved_predictions",
+    ),
+    Mutant(
+        "reports/significance.py",
+        "* (1 / len(a) + 1 / len(b))",
+        "/ len(known)",
+        "verdict::test_noise_of_a_single_repeat_is_that_of_the_other_side",
+    ),
     Mutant(
         "reports/significance.py",
         "paired.std(ddof=1)",
@@ -44,25 +67,65 @@ MUTANTS = [
         "a[0].astype(float) - b[0]",
         "verdict::test_noise_of_samples_takes_the_mean_of_the_repeats_first",
     ),
-    Mutant("reports/significance.py", "default=1.0", "default=0.0", "verdict::test_without_any_noise_known_nothing_is_claimed"),
-    Mutant("reports/significance.py", "0.975", "0.95", "verdict::test_noise_of_two_repeats"),
+    Mutant(
+        "reports/verdict.py",
+        "NOISE_UNKNOWN = 1.0",
+        "NOISE_UNKNOWN = 0.1",
+        "verdict::test_without_any_noise_known_nothing_is_claimed",
+    ),
+    Mutant("reports/significance.py", "stats.t.ppf(0.975", "stats.t.ppf(0.95", "verdict::test_noise_of_two_repeats"),
     Mutant(
         "reports/phrases.py",
-        '- {"chance", "scratch"}',
-        '- {"chance", "scratch", "scratch_long"}',
-        "verdict::test_a_baseline_that_does_as_well_is_named",
+        'scores[best] < scores["tuned"]',
+        'scores[best] <= scores["tuned"]',
+        "verdict::test_a_floor_that_wins_is_named_first",
     ),
     Mutant(
         "reports/phrases.py",
-        'scores[k] >= scores["tuned"]',
-        'scores[k] > scores["tuned"]',
-        "verdict::test_a_baseline_that_does_as_well_is_named",
+        "if k in scores]",
+        'if k in scores and k != "raw_svm"]',
+        "verdict::test_a_floor_that_wins_is_named_first",
     ),
+    # From scratch: with how much compute, chosen by what
     Mutant(
-        "stages/evaluate.py",
-        'values["tuned"], values["scratch"]',
-        'values["scratch"], values["tuned"]',
+        "stages/scratch.py",
+        "key=lambda point: point.val_score",
+        "key=lambda point: problem.score(point.predictions, test)",
         "verdict::test_the_verdict_of_a_run_follows_from_its_saved_predictions",
+    ),
+    Mutant(
+        "stages/scratch.py",
+        "pretraining + fit.flops\n",
+        "fit.flops\n",
+        "scratch::test_the_total_is_what_pretraining_and_fine_tuning_take",
+    ),
+    Mutant(
+        "stages/scratch.py",
+        "for share in SHARES), self.tuned.flops]",
+        "for share in SHARES)]",
+        "scratch::test_points_are_shares_of_the_compute_and_that_of_fine_tuning",
+    ),
+    Mutant(
+        "stages/scratch.py", "begin, steps), trunk)", "begin, steps), None)", "scratch::test_each_point_is_trained_for_its_steps"
+    ),
+    Mutant("training/loop.py", "else plan.start", "else None", "scratch::test_a_branch_is_what_one_training_gives"),
+    Mutant(
+        "stages/compute.py",
+        'return known["before"] + share',
+        "return share",
+        "scratch::test_an_unfinished_pretraining_counts_as_far_as_it_came",
+    ),
+    Mutant(
+        "training/flops.py",
+        "return 2 * sdpa_flop_count",
+        "return sdpa_flop_count",
+        "flops::test_attention_counts_the_same_in_every_implementation",
+    ),
+    Mutant(
+        "training/flops.py",
+        "    aten.mkldnn_rnn_layer_backward: recurrent_backward,\n",
+        "",
+        "flops::test_a_recurrent_layer_counts_its_steps",
     ),
     # Baselines: weights, rows, steps
     Mutant(
@@ -83,18 +146,6 @@ MUTANTS = [
         "        load_weights(encoder, self.run, self.cfg)\n",
         "",
         "baselines::test_fine_tuning_starts_from_the_pretrained_weights",
-    ),
-    Mutant(
-        "stages/trials.py",
-        '(cfg.evaluate.longer if trial.kind == "scratch_long" else 1) *',
-        "1 *",
-        "baselines::test_optimizer_steps_of_each_trial baselines::test_planned_steps_against_the_formula",
-    ),
-    Mutant(
-        "stages/trials.py",
-        'if trial.kind == "scratch_long" else 1',
-        'if trial.kind != "tuned" else 1',
-        "baselines::test_optimizer_steps_of_each_trial baselines::test_planned_steps_against_the_formula",
     ),
     Mutant(
         "stages/trials.py",
@@ -128,14 +179,14 @@ MUTANTS = [
     ),
     Mutant(
         "downstream/classification.py",
-        "data.raw(train)  # which keep their scale\n",
-        "data.raw(data.train)\n            labels = data.train.labels.numpy()\n",
+        "data.raw(kind, train)  # which keep their scale\n",
+        "data.raw(kind, data.train)\n            labels = data.train.labels.numpy()\n",
         "baselines::test_a_floor_sees_exactly_the_rows_of_the_trial",
     ),
     Mutant(
         "downstream/classification.py",
-        "classical.logistic(features(kind, train), labels,",
-        "classical.logistic(features(kind, data.train), data.train.labels.numpy(),",
+        "classical.classes(features(kind, train), labels,",
+        "classical.classes(features(kind, data.train), data.train.labels.numpy(),",
         "baselines::test_a_floor_sees_exactly_the_rows_of_the_trial",
     ),
     Mutant(
@@ -152,8 +203,8 @@ MUTANTS = [
     ),
     Mutant(
         "stages/evaluate.py",
-        "predict(context, t) for t in trials(cfg, kind, labels)",
-        'predict(context, t) for t in trials(cfg, "scratch", labels)',
+        'predict(context, t) for t in trials(cfg, "tuned", labels)]}',
+        'predict(context, t) for t in trials(cfg, "scratch", labels)]}',
         "baselines::test_each_method_of_an_evaluation_predicts_with_its_own_trial",
     ),
     Mutant("downstream/classical.py", "k: int = 10", "k: int = 1", "baselines::test_nearest_neighbours_against_a_loop"),
@@ -180,7 +231,7 @@ MUTANTS = [
         "stages/trials.py",
         "        training.fit(model, batches, plan)\n",
         "        pass\n",
-        "baselines::test_fine_tuning_changes_every_weight_and_raises_the_score baselines::test_optimizer_steps_of_each_trial"
+        "baselines::test_fine_tuning_changes_every_weight_and_raises_the_score baselines::test_optimizer_steps_of_fine_tuning"
         " baselines::test_training_sees_exactly_the_rows_of_its_trial"
         " baselines::test_what_is_trained_from_scratch_never_saw_the_pretrained_weights",
     ),
@@ -419,12 +470,6 @@ MUTANTS = [
         "stages/budget.py",
         "SHARE = 0.6",
         "SHARE = 0.9",
-        "resume_and_reuse::test_a_budget_gives_pretraining_three_fifths_or_what_fine_tuning_leaves",
-    ),
-    Mutant(
-        "stages/budget.py",
-        '"scratch_long": cfg.evaluate.longer',
-        '"scratch_long": 1',
         "resume_and_reuse::test_a_budget_gives_pretraining_three_fifths_or_what_fine_tuning_leaves",
     ),
     Mutant(

@@ -208,7 +208,7 @@ def test_the_verdict_over_several_pretrainings():
     """Its noise is that of the runs' means, and of the test samples that they share."""
     tuned, gains = [0.90, 0.92, 0.94], [0.05, 0.04, 0.06]
     entries = [entry_of(t, g, 0.2, 0.01, [0.6, 0.88, 0.9]) for t, g in zip(tuned, gains, strict=True)]
-    found = verdict.of_runs(entries)
+    found = verdict.of_runs(entries, 3)
     others = [t - g for t, g in zip(tuned, gains, strict=True)]
     interval = stats.ttest_ind(tuned, others, equal_var=False).confidence_interval()
     assert found["gain_over_scratch"] == pytest.approx(0.05)
@@ -217,8 +217,8 @@ def test_the_verdict_over_several_pretrainings():
     assert found["outcome"] == "better"
     assert found["pretrainings"] == 3
     assert found["scratch_needs"] == 20.0, "0.88 is within that noise of 0.92"
-    assert verdict.of_runs(entries[:1]) is entries[0]["verdict"]
-    assert verdict.of_runs([*entries, {"labels_per_class": 10, "scores": {}}]) is None
+    assert verdict.of_runs(entries[:1], 1) is entries[0]["verdict"]
+    assert verdict.of_runs([*entries, {"labels_per_class": 10, "scores": {}}], 4) is None
 
 
 def test_a_floor_that_wins_is_named_first():

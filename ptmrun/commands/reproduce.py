@@ -78,7 +78,8 @@ def results(run: Run) -> Any:
     content = run.results()
     if content is None:
         return None
-    content.pop("wall_s", None)
+    for name in ("wall_s", "cpu_s"):
+        content.pop(name, None)
     if content.get("pretrain"):
         content["pretrain"].pop("samples_per_s", None)
     return content

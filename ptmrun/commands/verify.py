@@ -4,7 +4,8 @@ The certificate stands beside the settings in conf/experiment/<name>.yaml and is
 
     certificate:
       expected:                                             # means over the seeds, on the test split
-        labels_10: {score: 0.92, tolerance: 0.01}           # fine-tuned with 10 labels per class; labels_all: with all
+        labels_10: {score: 0.92, tolerance: 0.01}           # fine-tuned with 10 labels per class; labels_all: with all; and
+                                                            # outcome: better, of the verdict (reports/verdict.py)
         probe_linear: {score: 0.95, tolerance: 0.01}        # or probe_knn: of the pretrained features, on held-out images
       seeds: [0, 1, 2]
       seconds: 300                                          # of one seed, the whole command; may be left out
@@ -25,6 +26,7 @@ from rich.table import Table
 from ptmrun.commands.table import Call
 from ptmrun.config import choices, schema
 from ptmrun.errors import Interrupted, UserError, nearest
+from ptmrun.reports import verdict
 from ptmrun.runs import config_file
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import Run
@@ -35,6 +37,7 @@ Entry = Annotated[str, Field(pattern=r"^(labels_([1-9][0-9]*|all)|probe_linear|p
 class Expected(schema.Strict):
     score: schema.Fraction
     tolerance: schema.Positive
+    outcome: verdict.Outcome | None = None
 
 
 class Machine(schema.Strict):
@@ -167,6 +170,15 @@ def scores_of(results: dict[str, Any]) -> dict[str, float]:
     return scores | {k: v for k, v in (results["pretrain"] or {}).items() if k in ("probe_linear", "probe_knn")}
 
 
+def verdicts(measured: list[Measured]) -> dict[str, dict[str, Any]]:
+    """By number of labels, over the seeds, where the experiment compares with training from scratch."""
+    all_results = [results for m in measured if (results := m.run.results())]
+    weights = len({results.get("weights_sha256") for results in all_results})
+    grouped = zip(*(results["by_labels"] for results in all_results), strict=True)
+    each = {f"labels_{entries[0]['labels_per_class'] or 'all'}": verdict.of_runs(list(entries), weights) for entries in grouped}
+    return {key: found for key, found in each.items() if found}
+
+
 def compare(name: str, promise: Certificate, measured: list[Measured]) -> bool:
     """Prints the table of one experiment; True when every score is within its tolerance."""
     table = Table("", "expected", "measured", "difference", "tolerance", f"seeds {', '.join(map(str, promise.seeds))}")
@@ -182,13 +194,17 @@ def compare(name: str, promise: Certificate, measured: list[Measured]) -> bool:
         cells = f"{expected.score:.4f}", f"{expected.score + gap:.4f}", f"{gap:+.4f}", f"{expected.tolerance:.4f}"
         table.add_row(key, *cells, " ".join(f"{v:.4f}" for v in values), style=None if inside else "bold red")
     console.print(table)
+    for key, found in verdicts(measured).items():
+        console.print(f"{key}: {verdict.sentence(found)}", markup=False)
+        wanted = promise.expected[key].outcome if key in promise.expected else None
+        drifted += [f"the outcome of {key} ({found['outcome']}, not {wanted})"] if wanted not in (None, found["outcome"]) else []
     seconds = sum(m.seconds for m in measured) / len(measured)
     promised = f"{promise.seconds:.0f} s" if promise.seconds else "none"
     console.print(f"time: {seconds:.0f} s a seed, {promised} in the certificate", markup=False)
     for line in elsewhere(promise.machine, measured[0].run):
         console.print(line, markup=False)
-    verdict = f"DRIFT in {', '.join(drifted)}" if drifted else "within tolerance"
-    console.print(f"{name}: {verdict}", style="bold red" if drifted else "green", markup=False)
+    summary = f"DRIFT in {', '.join(drifted)}" if drifted else "within tolerance"
+    console.print(f"{name}: {summary}", style="bold red" if drifted else "green", markup=False)
     return not drifted
 
 

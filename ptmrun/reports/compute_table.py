@@ -22,22 +22,25 @@ def operations(flops: float | None) -> str:
 
 def lines(results: dict[str, Any]) -> list[list[str]]:
     """Texts under TITLES; none of results of a version that did not count."""
-    known, counted = results.get("compute", {}), results.get("counted", "labels per class")
+    known, counted, seconds = results.get("compute", {}), results.get("counted", "labels per class"), results.get("cpu_s", {})
     rows = []
     if known.get("before", 0.0) != 0.0:
         rows.append(["earlier pretraining", operations(known["before"]), "", "", ""])
     if "pretrain" in known:
-        rows.append(line("pretraining", known["pretrain"]))
+        rows.append(line("pretraining", known["pretrain"], seconds.get("pretrain")))
     for entry in results["by_labels"]:
         for kind, fit in entry.get("compute", {}).items():
             what = {"tuned": "fine-tuning", "scratch": "from scratch, all points"}[kind]
-            rows.append(line(f"{what}, {phrases.labels(entry['labels_per_class'], counted)}, a repeat", fit))
+            labels = entry["labels_per_class"]
+            title = f"{what}, {phrases.labels(labels, counted)}, a repeat"
+            rows.append(line(title, fit, seconds.get(f"{labels or 'all'}-{kind}")))
     return rows
 
 
-def line(title: str, fit: dict[str, Any]) -> list[str]:
-    seconds = "" if fit.get("cpu_s") is None else f"{fit['cpu_s']:,.0f}"
-    return [title, operations(fit["flops"]), f"{fit['steps']:,}", f"{fit['samples']:,}", seconds]
+def line(title: str, fit: dict[str, Any], seconds: float | None) -> list[str]:
+    """seconds: None where it was trained in another run."""
+    spent = "" if seconds is None else f"{seconds:,.0f}"
+    return [title, operations(fit["flops"]), f"{fit['steps']:,}", f"{fit['samples']:,}", spent]
 
 
 def csv_text(sets: list[dict[str, Any]]) -> str:

@@ -15,12 +15,13 @@ from rich.table import Table
 
 from ptmrun.config.schema import Role, keys_with
 from ptmrun.errors import UserError
-from ptmrun.reports import figures, phrases, significance
+from ptmrun.reports import figures, phrases, significance, verdict
 from ptmrun.reports.report import STYLE, esc, html_table
 from ptmrun.runs.folder import Run
 
 NOTE = """Mean ± standard deviation over the runs of a setting (over the repeats, where there is one run). A difference within
-noise is smaller than the 95 % interval from the seeds and from the test samples; the best of many looks better than it is."""
+noise is smaller than the 95 % interval from the seeds and from the test samples; the best of many looks better than it is. What
+pretraining gave is the difference from the same network trained from scratch with the same compute."""
 MOST = 10_000_000  # rows of predictions
 REPEATS = tuple(keys_with(Role.REPEAT))  # what runs of one setting may differ in
 
@@ -43,8 +44,7 @@ class Row:
 def scores(run: Run) -> dict[str, list[float]]:
     """Column title -> score of every repeat: accuracy for each number of labels, or the last linear probe of a pretraining."""
     if results := run.results():
-        counted = results.get("counted", "labels per class")
-        return {phrases.labels(e["labels_per_class"], counted): e["scores"]["tuned"]["values"] for e in results["by_labels"]}
+        return {title_of(results, e): e["scores"]["tuned"]["values"] for e in results["by_labels"]}
     score, _, name = run.score()
     return {} if score is None else {name: [score]}
 
@@ -72,13 +72,26 @@ def correctness(run: Run, column: str) -> list[np.ndarray]:
 def difference(a: Row, b: Row, column: str) -> tuple[float, float | None]:
     """(mean of a - mean of b, half-width of its 95 % interval); None where nothing says how large the noise is."""
     x, y = a.values(column), b.values(column)
-    known = [significance.of_seeds(x, y)]
+    seeds, samples = significance.of_seeds(x, y), None
     prints = {run.manifest.get("data", {}).get("fingerprint") for row in (a, b) for run in row.runs}
     if len(prints) == 1:  # the same test samples in the same order
         right = [[array for run in row.runs for array in correctness(run, column)] for row in (a, b)]
         if all(right) and len({len(array) for arrays in right for array in arrays}) == 1:
-            known.append(significance.of_samples(*right))
-    return float(np.mean(x) - np.mean(y)), max((n for n in known if n is not None), default=None)
+            samples = significance.of_samples(*right)
+    return float(np.mean(x) - np.mean(y)), significance.together(seeds, samples)
+
+
+def pretraining(row: Row, column: str) -> dict[str, Any] | None:
+    """The verdict over the runs of a row; None where one of them was not compared with training from scratch."""
+    all_results = [results for run in row.runs if (results := run.results())]
+    entries = [e for results in all_results for e in results["by_labels"] if title_of(results, e) == column]
+    weights = {results.get("weights_sha256") for results in all_results}
+    return verdict.of_runs(entries, len(weights)) if len(entries) == len(row.runs) else None
+
+
+def title_of(results: dict[str, Any], entry: dict[str, Any]) -> str:
+    """The column of an entry."""
+    return phrases.labels(entry["labels_per_class"], results.get("counted", "labels per class"))
 
 
 @dataclass(frozen=True)
@@ -121,15 +134,18 @@ def cells(rows: list[Row]) -> dict[str, list[Cell | None]]:
 def lines(rows: list[Row]) -> tuple[list[str], list[tuple[list[str], bool]]]:
     """Column titles, and for each row its texts and whether it is the best (of the last column)."""
     keys, table = list(dict.fromkeys(k for row in rows for k in row.setting)), cells(rows)
+    gains = {column: [pretraining(row, column) for row in rows] for column in table}
+    titles = {c: [c, "against the best", *(["pretraining"] if any(gains[c]) else [])] for c in table}
     body = []
     for i, row in enumerate(rows):
         texts, best = [row.setting.get(k, "") for k in keys], False
-        for line in table.values():
-            cell = line[i]
+        for column, line in table.items():
+            cell, gain = line[i], gains[column][i]
             best = cell is not None and cell.gap == 0
             texts += [phrases.score({"mean": cell.mean, "sd": cell.sd}), cell.words] if cell else ["", "no score"]
+            texts += [verdict.short(gain) if gain else ""] if any(gains[column]) else []
         body.append(([*texts, str(len(row.runs)), duration(row.seconds)], best))
-    return [*keys, *(title for c in table for title in (c, "against the best")), "runs", "time"], body
+    return [*keys, *(title for c in table for title in titles[c]), "runs", "time"], body
 
 
 def table(rows: list[Row], title: str) -> Table:
@@ -153,13 +169,15 @@ def csv_text(rows: list[Row]) -> str:
     keys, table = list(dict.fromkeys(k for row in rows for k in row.setting)), cells(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = [f"{column} {what}" for column in table for what in ("mean", "sd", "n", "gap", "noise")]
+    about = ("mean", "sd", "n", "gap", "noise", "outcome", "gain over scratch", "noise of that")
+    names = [f"{column} {what}" for column in table for what in about]
     writer.writerow([*keys, *names, "runs", "seconds"])
     for i, row in enumerate(rows):
         numbers: list[Any] = []
-        for line in table.values():
-            cell = line[i]
+        for column, line in table.items():
+            cell, gain = line[i], pretraining(row, column)
             numbers += [cell.mean, cell.sd, cell.n, cell.gap, cell.noise] if cell else [None] * 5
+            numbers += [gain["outcome"], gain["gain_over_scratch"], gain["noise"]] if gain else [None] * 3
         runs = " ".join(str(run.folder) for run in row.runs)
         writer.writerow([*[row.setting.get(k, "") for k in keys], *numbers, runs, round(row.seconds, 1)])
     return text.getvalue()

@@ -61,7 +61,7 @@ def first_within(points: dict[float, list[float]], score: float) -> float | None
     return next((flops for flops, values in sorted(points.items()) if np.mean(values) >= score), None)
 
 
-def of_runs(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+def of_runs(entries: list[dict[str, Any]], pretrainings: int) -> dict[str, Any] | None:
     """The verdict over runs that pretrained with other seeds, from their entries of results.json for one number of labels; None
     where one of them has none. The noise counts the pretrainings."""
     each = [entry["verdict"] for entry in entries if "outcome" in entry.get("verdict", {})]
@@ -70,7 +70,7 @@ def of_runs(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
     if len(each) == 1:
         return each[0]
     tuned = [entry["scores"]["tuned"]["mean"] for entry in entries]
-    result: dict[str, Any] = {"pretrainings": len(each), "repeats": each[0]["repeats"], "compute": each[0]["compute"]}
+    result: dict[str, Any] = {"pretrainings": pretrainings, "repeats": each[0]["repeats"], "compute": each[0]["compute"]}
     for place, (gain, noise) in enumerate((("gain_over_scratch", "noise"), ("gain_over_short", "noise_short"))):
         result[gain] = float(np.mean([v[gain] for v in each]))
         others = [score - v[gain] for score, v in zip(tuned, each, strict=True)]
@@ -81,6 +81,13 @@ def of_runs(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
     points = {row[0][0]: [score for _, score in row] for row in zip(*curves, strict=False)}
     result["scratch_needs"] = first_within(points, float(np.mean(tuned)) - result["noise"])
     return result | decided(result)
+
+
+def short(result: dict[str, Any]) -> str:
+    """The verdict in a cell of a table."""
+    gain, noise = 100 * result["gain_over_scratch"], 100 * result["noise"]
+    word = {"better": "helped", "equal": "no difference", "already_paid": "pays where it is there already", "worse": "hurt"}
+    return f"{word[result['outcome']]}: {gain:+.1f}, noise {noise:.1f}"
 
 
 def sentence(result: dict[str, Any]) -> str:
@@ -116,12 +123,12 @@ def reference(compute: dict[str, Any]) -> str:
 
 def counted(result: dict[str, Any]) -> str:
     """What the noise rests on."""
-    pretrainings, repeats = result["pretrainings"], min(result["repeats"])
-    text = "one pretraining" if pretrainings == 1 else f"{pretrainings} pretrainings"
-    tuned, _ = result["repeats"]
+    tuned, scratch = result["repeats"]
+    if result["pretrainings"] > 1:
+        return f"{result['pretrainings']} pretrainings"
     if tuned == 1:
-        return f"{text}, one repeat: the noise of its labels is not known"
-    return text if repeats > 1 else f"{text}, {tuned} repeats, one of them from scratch"
+        return "one pretraining, one repeat: the noise of its labels is not known"
+    return "one pretraining" if scratch > 1 else f"one pretraining, {tuned} repeats, one of them from scratch"
 
 
 def reached(result: dict[str, Any]) -> str:

@@ -62,7 +62,6 @@ class Fit(Record):
     flops: Annotated[float, Field(gt=0)]
     steps: Natural
     samples: Natural
-    cpu_s: float | None = None
 
 
 class Compute(Record):
@@ -180,6 +179,7 @@ class Results(Record):
     metrics: Metrics = Metrics()
     by_labels: Annotated[list[Scores], Field(min_length=1)]
     pretrain: dict[str, float] | None = None
+    cpu_s: dict[str, float] = {}
     parameters: Parameters | None = None
     compute: Compute = Compute()
     ranks: dict[str, Natural] = {}

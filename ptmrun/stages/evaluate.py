@@ -79,7 +79,8 @@ def evaluate(context: Context) -> None:
         "by_labels": [{k: v for k, v in s.items() if k != "metrics"} for s in sets],
         "pretrain": pretraining(lines),
         "weights_sha256": weights_hash(run),
-        "compute": pretraining_compute(run),
+        "compute": run.manifest.get("compute", {}),
+        "cpu_s": cpu_seconds(run),
         "wall_s": {**wall, "evaluate": round(wall.get("evaluate", 0.0) + time.perf_counter() - begun, 1)},
         "parameters": parameters(context, headline["labels_per_class"]),
         "ranks": ranks(context, headline["labels_per_class"]),
@@ -88,24 +89,22 @@ def evaluate(context: Context) -> None:
     show(context, result, sets)
 
 
-def pretraining_compute(run: Run) -> dict[str, Any]:
-    """What this run's pretraining took, and before it those that its weights are from (null: not known)."""
-    known = dict(run.manifest.get("compute", {}))
-    if "pretrain" in known:
-        known["pretrain"] = {**known["pretrain"], "cpu_s": run.manifest.get("cpu_s", {}).get("pretrain")}
-    return known
-
-
 def compute_of(context: Context, labels: int | None, allowed: scratch.Allowance | None) -> dict[str, Any]:
-    """What training with a number of labels took, a repeat: operations, steps, samples seen, and CPU seconds where they are
-    known."""
-    [tuned, random] = (trials(context.cfg, kind, labels)[0] for kind in ("tuned", "scratch"))
-    fits = {"tuned": (tuned, "finetune", allowed.tuned if allowed else compute.fine_tuning(context, tuned))}
+    """What training with a number of labels took, a repeat."""
+    tuned = trials(context.cfg, "tuned", labels)[0]
+    fits = {"tuned": allowed.tuned if allowed else compute.fine_tuning(context, tuned)}
     if allowed:
         steps = allowed.steps
-        fits["scratch"] = (random, "baseline", compute.Fit(steps * allowed.step, steps, steps * allowed.batch_size))
-    seconds = context.run.manifest.get("cpu_s", {})
-    return {kind: {**asdict(fit), "cpu_s": seconds.get(f"{stage}/{trial.name}")} for kind, (trial, stage, fit) in fits.items()}
+        fits["scratch"] = compute.Fit(steps * allowed.step, steps, steps * allowed.batch_size)
+    return {kind: asdict(fit) for kind, fit in fits.items()}
+
+
+def cpu_seconds(run: Run) -> dict[str, float]:
+    """Of what was trained in this run: pretrain, and a repeat of each kind with each number of labels (10-tuned), its mean."""
+    each: dict[str, list[float]] = {}
+    for name, seconds in run.manifest.get("cpu_s", {}).items():
+        each.setdefault(name.split("/")[-1].rsplit("-", 1)[0], []).append(seconds)
+    return {name: round(float(np.mean(values)), 1) for name, values in each.items()}
 
 
 def parameters(context: Context, labels: int | None) -> dict[str, int]:
