@@ -47,7 +47,7 @@ def test_disk_matches_a_real_run(done_run, monkeypatch):
     """The same config: bytes of the finished folder within 20 %; and while it trains, twice the weights and their moments."""
     found = []
     real = estimate.disk
-    monkeypatch.setattr(estimate, "disk", lambda context: found.append(real(context)) or found[-1])
+    monkeypatch.setattr(estimate, "disk", lambda *arguments: found.append(real(*arguments)) or found[-1])
     assert preflight.check(compose(TINY))
     done, state = found[0]
     assert done == pytest.approx(sum(p.stat().st_size for p in done_run.rglob("*") if p.is_file()), rel=0.2)

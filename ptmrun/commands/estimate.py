@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from ptmrun.runs.lineage import ENCODER
+from ptmrun.runs.lineage import ENCODER, weights_hash
 from ptmrun.stages import compute, probe, scratch
 from ptmrun.stages.budget import seconds_per_step, trial_step
 from ptmrun.stages.context import Context, batches_of, chosen_stages
@@ -24,6 +24,7 @@ from ptmrun.stages.trials import (
     label_counts,
     new_model,
     predict_split,
+    probed,
     start_from_probe,
     trials,
     weights_file,
@@ -78,7 +79,12 @@ def capacity(device: torch.device) -> int:
     return total if text == "max" else min(total, int(text))
 
 
-def disk(context: Context) -> tuple[int, int]:
+Allowances = dict[
+    int | None, scratch.Allowance
+]  # by number of labels; empty where nothing is compared with training from scratch
+
+
+def disk(context: Context, allowed: Allowances) -> tuple[int, int]:
     """(bytes of the run folder when it is done, bytes more while it trains), from the files that the check has written."""
     run, cfg, data = context.run, context.cfg, context.data
     stages = chosen_stages(context)
@@ -91,7 +97,6 @@ def disk(context: Context) -> tuple[int, int]:
     if "pretrain" in stages:
         steps += steps_of(cfg.pretrain, len(data.corpus)) / cfg.pretrain.log_every
         total += sum(p.stat().st_size for p in (*run.path(ENCODER).iterdir(), run.path("checkpoints/heads.safetensors")))
-    allowed = scratch_allowances(context)
     repeats = scratch.repeats(cfg, allowed) if allowed else 0
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
@@ -121,7 +126,7 @@ def prediction(context: Context, trial: Trial) -> tuple[float, float, float]:
     return sum(x.nbytes for x in predictions.values()) / len(some), rows.nbytes / len(some), written / len(some)
 
 
-def duration(context: Context) -> dict[str, float]:
+def duration(context: Context, allowed: Allowances) -> dict[str, float]:
     """Seconds of each stage to come, without the logistic regressions of the baselines and the figures."""
     cfg, data, stages = context.cfg, context.data, chosen_stages(context)
     seconds = dict.fromkeys(stages, 0.0)
@@ -134,14 +139,12 @@ def duration(context: Context) -> dict[str, float]:
             look = timed(probe.probe, objective.encoder, data.train, data.val, context.processor, context.autocast)
             look += timed(validate, context, objective, data.val_corpus) if data.val_corpus is not None else 0.0
             seconds["pretrain"] += (cfg.pretrain.probes + 1) * look
-    allowed = scratch_allowances(context)
     repeats = scratch.repeats(cfg, allowed) if allowed else 0
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
         split = chosen_labels(context, tuned[0])
         model, _ = new_model(context, tuned[0])
-        probed = cfg.finetune.head == "probe" and model.linear_probe
-        start = timed(start_from_probe, context, model, split, cfg.seed) if probed else 0.0
+        start = timed(start_from_probe, context, model, split, cfg.seed) if probed(model, cfg.finetune) else 0.0
         steps = steps_of(cfg.finetune, len(split))
         if "finetune" in stages:
             seconds["finetune"] += len(tuned) * (start + steps * trial_step(context, tuned[0], split))
@@ -154,10 +157,11 @@ def duration(context: Context) -> dict[str, float]:
     return seconds
 
 
-def scratch_allowances(context: Context) -> dict[int | None, scratch.Allowance]:
-    """By number of labels; empty where nothing is compared with training from scratch."""
+def scratch_allowances(context: Context) -> Allowances:
+    """Of the run to come."""
     cfg, stages = context.cfg, chosen_stages(context)
-    compared = "evaluate" in stages and "scratch" in cfg.evaluate.baselines
+    pretrained = "pretrain" in stages or weights_hash(context.run) is not None
+    compared = "evaluate" in stages and "scratch" in cfg.evaluate.baselines and pretrained
     if "pretrain" in stages:
         compute.note_pretraining(context)
     return {labels: scratch.allowance(context, labels) for labels in label_counts(cfg)} if compared else {}

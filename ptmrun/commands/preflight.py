@@ -74,7 +74,8 @@ def check(cfg: schema.Config) -> bool:
         for part in parts(context):
             findings += examine(context, part)
         if not any(f.status == FAILED for f in findings):
-            findings += [disk(context, outputs), duration(context, prepared)]
+            allowed = estimate.scratch_allowances(context)
+            findings += [disk(context, outputs, allowed), duration(context, prepared, allowed)]
     show(findings)
     console.print(f"Checked in {time.perf_counter() - begun:.0f} s", markup=False)
     return not any(f.status == FAILED for f in findings)
@@ -234,8 +235,8 @@ def memory(context: Context, part: Part, needed: int) -> Finding:
     return Finding(status, f"{part.stage}: memory", f"{text}; peak so far {gb(peak)}, of {gb(there)}")
 
 
-def disk(context: Context, outputs: Path) -> Finding:
-    done, state = estimate.disk(context)
+def disk(context: Context, outputs: Path, allowed: estimate.Allowances) -> Finding:
+    done, state = estimate.disk(context, allowed)
     there = next(p for p in (outputs.absolute(), *outputs.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
     cache = sum(p.stat().st_size for kind in ("*.npy", "[!.]*.corpus/*") for p in cache_folder().glob(kind))
@@ -245,8 +246,8 @@ def disk(context: Context, outputs: Path) -> Finding:
     return Finding(OK if done + state < free else WARNING, "disk", text)
 
 
-def duration(context: Context, prepared: float) -> Finding:
-    seconds = {"prepare": prepared, **estimate.duration(context)}
+def duration(context: Context, prepared: float, allowed: estimate.Allowances) -> Finding:
+    seconds = {"prepare": prepared, **estimate.duration(context, allowed)}
     return Finding(OK, "time", f"{clock(sum(seconds.values()))}: " + ", ".join(f"{k} {clock(v)}" for k, v in seconds.items()))
 
 

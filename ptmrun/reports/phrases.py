@@ -36,6 +36,8 @@ def methods(results: dict[str, Any]) -> dict[str, str]:
     """What each method of results.json is, those that are the problem's own in its words."""
     own, first = results.get("words", {}), results["by_labels"][0]
     words = {kind: method.phrase for kind, method in METHODS.items()} | {k: own[k] for k in METHODS if k in own}
+    if results.get("weights_sha256", "") is None:
+        words |= {"tuned": "trained on the labels from random weights"}
     return words if "curve" in first else words | {"scratch": OLDER_SCRATCH}
 
 
