@@ -39,8 +39,8 @@ MUTANTS = [
     ),
     Mutant(
         "reports/verdict.py",
-        "in sorted(points.items())",
-        "in sorted(points.items(), reverse=True)",
+        "in sorted(points.items())]",
+        "in sorted(points.items(), reverse=True)]",
         "verdict::test_the_compute_that_from_scratch_needs_is_read_from_its_curve",
     ),
     Mutant(
@@ -380,10 +380,9 @@ MUTANTS = [
     ),
     Mutant(
         "data/splits.py",
-        "round(fraction * len(members))",
-        "int(fraction * len(members))",
-        "image_values::test_the_held_out_share_of_each_class_is_rounded"
-        " image_values::test_the_held_out_share_without_classes_is_rounded",
+        "max(round(fraction * sum(sizes))",
+        "max(int(0.5 * fraction * sum(sizes))",
+        "image_values::test_the_held_out_shares_add_up_to_that_of_all",
     ),
     # The loop
     Mutant(

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import shutil
 import struct
 from itertools import chain
 from pathlib import Path
@@ -78,8 +79,8 @@ def test_folder_with_classes(tmp_path):
     data = load(imagefolder, *own(folder(tmp_path / "pets")))
     assert data.classes == ["cat", "dog"]
     assert (data.channels, data.size) == (3, 32)
-    assert (len(data.train), len(data.val), len(data.test)) == (18, 2, 4)
-    assert data.test.labels.bincount().tolist() == [2, 2]
+    assert (len(data.train), len(data.val), len(data.test)) == (17, 2, 5)
+    assert data.test.labels.bincount().tolist() == [3, 2]
     assert sorted(name for names in data.created_splits.values() for name in names) == sorted(
         f"{c}/{i:02}.png" for c in ("cat", "dog") for i in range(12)
     )
@@ -192,13 +193,111 @@ def test_cached_and_streamed_pixels_are_the_same(tmp_path):
     for data in (again, *streamed):
         assert torch.equal(torch.cat(list(data.train.all(5))), expected)
         assert data.fingerprint == cached.fingerprint
-    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".npy"]
+    kinds = sorted(p.suffix for p in (tmp_path / "cache").iterdir())
+    assert kinds == [".npy", ".npy", ".sqlite"], "pixels, what the streamed ones are, and hashes of the files"
+
+
+def test_pictures_that_change_are_other_data(tmp_path):
+    """Names, sizes in bytes and even the times of change may be the same: the contents decide, and what was decoded of the old
+    ones is not used."""
+    root = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        for i in range(12):
+            draw(root / name / f"{i}.bmp", shade=3 * (name == "dog"))
+    before = load(imagefolder, *own(root))
+    assert load(imagefolder, *own(root)).fingerprint == before.fingerprint
+    for shade, path in enumerate(root.rglob("*.bmp")):
+        stat = path.stat()
+        Image.new("RGB", (40, 36), (0, 0, shade)).save(path)
+        assert path.stat().st_size == stat.st_size
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = load(imagefolder, *own(root, "dataset.max_unreadable=0"))
+    assert after.fingerprint != before.fingerprint
+    assert before.train.pixels.max() > 100
+    assert after.train.pixels.max() < 24
+    assert after.older_fingerprint != "", "runs of earlier versions know data by names and sizes"
+
+
+def test_runs_of_earlier_versions_know_their_folder_again(tmp_path):
+    root = folder(tmp_path / "pets")
+    data = load(imagefolder, *own(root))
+    assert data.known_as(data.fingerprint)
+    assert data.known_as(data.older_fingerprint)
+    draw(root / "cat" / "00.png", size=(70, 70))
+    assert not load(imagefolder, *own(root)).known_as(data.older_fingerprint)
+
+
+def test_a_picture_that_can_be_read_again_is_read(tmp_path):
+    root = folder(tmp_path / "pets", each=60)
+    path = root / "cat" / "07.png"
+    whole = path.read_bytes()
+    path.write_bytes(b"x" * len(whole))
+    assert load(imagefolder, *own(root)).unreadable == ["cat/07.png"]
+    path.write_bytes(whole)
+    assert load(imagefolder, *own(root)).unreadable == []
+
+
+def test_what_cannot_be_decoded_is_left_out_streamed_too(tmp_path):
+    root = folder(tmp_path / "pets", each=60)
+    (root / "cat" / "07.png").write_bytes(b"no picture")
+    cached, streamed = (load(imagefolder, *own(root, f"dataset.cache_gb={gb}")) for gb in (4, 0))
+    assert cached.unreadable == streamed.unreadable == ["cat/07.png"]
+    assert cached.fingerprint == streamed.fingerprint
+    for name in ("train", "val", "test"):
+        a, b = getattr(cached, name), getattr(streamed, name)
+        assert torch.equal(a.rows, b.rows)
+        assert torch.equal(torch.cat(list(a.all())), torch.cat(list(b.all())))
+    with pytest.raises(UserError, match="1 of 120 images cannot be decoded"):
+        load(imagefolder, *own(root, "dataset.cache_gb=0", "dataset.max_unreadable=0"))
+
+
+def test_a_cache_file_that_was_cut_short_is_made_again(tmp_path):
+    root = folder(tmp_path / "pets")
+    expected = load(imagefolder, *own(root)).train.pixels.clone()
+    [file] = (tmp_path / "cache").glob("*.npy")
+    for size in (file.stat().st_size // 2, 10, 0):
+        file.write_bytes(file.read_bytes()[:size])
+        assert torch.equal(load(imagefolder, *own(root)).train.pixels, expected)
+    left = tmp_path / "cache" / ".killed.npy"
+    left.write_bytes(b"")
+    os.utime(left, (0, 0))
+    file.unlink()
+    load(imagefolder, *own(root))
+    assert not left.exists(), "what a killed process was writing long ago"
+
+
+def test_equal_pictures_are_on_one_side(tmp_path):
+    """Three copies of each picture under other names and in another format."""
+    root = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        for i in range(20):
+            first = draw(root / name / f"{i}.png", shade=i)
+            shutil.copy(first, root / name / f"{i}-copy.png")
+            Image.open(first).save(root / name / f"{i}.bmp")
+    data = load(imagefolder, *own(root))
+    sides = [set(split.contents.tolist()) for split in (data.train, data.val, data.test)]
+    assert [len(side) for side in sides] == [29, 3, 8]
+    assert [len(x) for x in (data.train, data.val, data.test)] == [87, 9, 24]
+    assert not sides[0] & sides[1] | sides[0] & sides[2] | sides[1] & sides[2]
+    assert data.test_seen == 0
+
+
+def test_test_pictures_that_are_trained_on_are_counted(tmp_path):
+    root = tmp_path / "pets"
+    folder(root / "train")
+    for i in range(12):
+        draw(root / "test" / ("cat", "dog")[i % 2] / f"new{i}.png", shade=i)
+    for i in range(3):
+        shutil.copy(root / "train" / "cat" / f"{i:02}.png", root / "test" / "cat" / f"again{i}.png")
+    data = load(imagefolder, *own(root))
+    assert data.test_seen == 3
+    assert "Warning: 3 of 15 test images have an equal one among those that are trained on" in data.notes
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "file"))
-    assert len(load(imagefolder, *own(folder(tmp_path / "pets"))).train) == 18
+    assert len(load(imagefolder, *own(folder(tmp_path / "pets"))).train) == 17
 
 
 def test_torchvision_from_a_repacked_root(tmp_path):

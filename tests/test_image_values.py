@@ -209,11 +209,27 @@ def test_the_held_out_share_without_classes_is_rounded(count, fraction, expected
     assert (len(held), len(rest)) == (expected, count - expected)
 
 
+@pytest.mark.parametrize(
+    ("counts", "fraction", "expected"),
+    [
+        ((4,) * 400, 0.1, 160),  # 0.4 of each class
+        ((12, 12), 0.2, 5),  # 2.4 of each
+        ((5, 5, 5), 0.3, 4),  # 1.5 of each, rounded to 2: one class gives one less
+        ((1, 1, 1), 0.5, 2),
+    ],
+)
+def test_the_held_out_shares_add_up_to_that_of_all(counts, fraction, expected):
+    _, held = splits.hold_out(labelled(*counts), fraction, 0, "val")
+    each = torch.bincount(held.labels, minlength=len(counts))
+    assert int(each.sum()) == expected
+    assert int(each.max() - each.min()) <= 1
+
+
 def test_test_and_validation_shares_are_not_confused():
     options = SimpleNamespace(
         folds=None, fold=0, split_seed=0, test_fraction=0.3, val_fraction=0.1, limit=None, test_limit=None, name="x"
     )
     train, val, test, made = splits.divide({"train": labelled(50, 50)}, options, "images", [])
-    assert (len(train), len(val), len(test)) == (62, 8, 30)  # 15 of each 50, then round(3.5) = 4 of each 35
+    assert (len(train), len(val), len(test)) == (63, 7, 30)  # 15 of each 50, then 7 of twice 35: 4 and 3
     assert made.keys() == {"train", "val", "test"}
     assert sorted(train.rows.tolist() + val.rows.tolist() + test.rows.tolist()) == list(range(100))

@@ -64,9 +64,19 @@ def test_area_under_the_roc_curve_is_the_share_of_pairs_in_order():
 def test_the_area_of_a_class_without_test_images_is_null():
     kept = LABELS != 3
     metrics = found(LOGITS[kept], LABELS[kept])
-    assert metrics["roc_auc_macro"] is None
+    areas = [metrics["per_class"][c]["roc_auc"] for c in CLASSES if c != "d"]
+    assert metrics["roc_auc_macro"] == pytest.approx(np.mean(areas))
     assert [c for c in CLASSES if metrics["per_class"][c]["roc_auc"] is None] == ["d"]
     assert metrics["per_class"]["d"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "roc_auc": None, "n": 0}
+
+
+def test_macro_averages_leave_out_classes_that_no_sample_has_or_is_taken_for():
+    """Perfect answers are perfect, whatever the split lacks."""
+    labels = LABELS[(LABELS == 0) | (LABELS == 2)]
+    metrics = found(10.0 * torch.eye(len(CLASSES))[labels], labels)
+    assert metrics["absent"] == [c for i, c in enumerate(CLASSES) if i not in (0, 2)]
+    assert [metrics[f"{name}_macro"] for name in ("precision", "recall", "f1")] == [1.0, 1.0, 1.0]
+    assert found()["absent"] == []
 
 
 def test_two_classes_have_the_same_area():

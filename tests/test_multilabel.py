@@ -194,7 +194,7 @@ def test_floors():
     x[:, 0] = labels[:, 1] * 4.0 + x[:, 0] * 0.1  # says all about b
     labels[:, 2] = True
     train, test = Split(labels[:150]), Split(labels[150:])
-    data = SimpleNamespace(train=train, test=test, classes=NAMES, raw=lambda _: (x[:150].numpy(), x[150:].numpy(), 10.0))
+    data = SimpleNamespace(train=train, test=test, classes=NAMES, raw=lambda *_: (x[:150].numpy(), x[150:].numpy(), 10.0))
     chance = multilabel.baseline_predictions("chance", data, train, None)
     assert (chance["logits"] > 0).tolist() == [[False, False, True]] * 50
     for kind in ("raw", "frozen"):

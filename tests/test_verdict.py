@@ -127,10 +127,12 @@ def test_how_far_from_scratch_had_to_go(needs, words):
 
 
 def test_the_compute_that_from_scratch_needs_is_read_from_its_curve():
+    """Between two points on the logarithm of the compute: halfway in score from 20 to 40 is 20 * sqrt(2)."""
     points = {40.0: [0.8, 0.9], 10.0: [0.5, 0.6], 20.0: [0.7, 0.7], 80.0: [0.95, 0.95]}
-    assert verdict.first_within(points, 0.7) == 20
-    assert verdict.first_within(points, 0.71) == 40
-    assert verdict.first_within(points, 0.96) is None
+    assert verdict.reached_at(points, 0.5) == 10
+    assert verdict.reached_at(points, 0.7) == pytest.approx(20)
+    assert verdict.reached_at(points, 0.775) == pytest.approx(20 * 2**0.5)
+    assert verdict.reached_at(points, 0.96) is None
 
 
 def test_a_verdict_of_an_older_version_claims_nothing_at_equal_compute():
@@ -216,7 +218,7 @@ def test_the_verdict_over_several_pretrainings():
     assert 0.04 < found["noise"] < 0.05
     assert found["outcome"] == "better"
     assert found["pretrainings"] == 3
-    assert found["scratch_needs"] == 20.0, "0.88 is within that noise of 0.92"
+    assert found["scratch_needs"] == pytest.approx(10 * 2 ** (0.27 / 0.28)), "for 0.87, what it comes to"
     assert verdict.of_runs(entries[:1], 1) is entries[0]["verdict"]
     assert verdict.of_runs([*entries, {"labels_per_class": 10, "scores": {}}], 4) is None
 

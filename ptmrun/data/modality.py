@@ -127,11 +127,17 @@ class Data(abc.ABC):
     test: Any
     classes: list[str]  # names, in the order of the labels
     fingerprint: str
+    older_fingerprint: str = ""  # by which runs of earlier versions know the same data
     notes: list[str] = field(default_factory=list)
+    test_seen: int = 0  # test samples of which equal ones stand in the training or validation split
     created_splits: dict[str, list[str]] = field(default_factory=dict)  # names of the samples in splits that were made here
     unreadable: list[str] = field(default_factory=list)
     val_corpus: Any = None  # what pretraining is judged by; None where probes alone judge it
     test_corpus: Any = None  # the same of the test split
+
+    def known_as(self, fingerprint: str) -> bool:
+        """Whether a run's manifest means these data."""
+        return fingerprint in (self.fingerprint, self.older_fingerprint)
 
     @property
     def corpus(self) -> Any:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,11 +45,27 @@ def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> t
     return train, val, test, made
 
 
+def test_seen(train: Any, val: Any, test: Any, noun: str, notes: list[str]) -> int:
+    """How many test samples have an equal one in the training or validation split; says so in `notes`."""
+    ids = [split.group_ids for split in (train, val, test)]
+    if any(x is None for x in ids):
+        return 0
+    count = int(torch.isin(ids[2], torch.cat(ids[:2])).sum())
+    if count:
+        notes.append(f"Warning: {count:,} of {len(test):,} test {noun} have an equal one among those that are trained on")
+    return count
+
+
 def units(split: Any) -> Tensor:
-    """Which samples stay together when a split is cut, [N] numbers from 0: those of equal `group_ids`, where a split has them
-    (and no classes); else each is alone."""
+    """Which samples stay together when a split is cut, [N] numbers from 0 in the order in which they come: those of equal
+    `group_ids`, where a split has them; else each is alone."""
     together = split.group_ids
-    return torch.arange(len(split)) if together is None else together.unique(return_inverse=True)[1]
+    if together is None:
+        return torch.arange(len(split))
+    _, first, inverse = np.unique(together.numpy(), return_index=True, return_inverse=True)
+    place = np.empty(len(first), dtype=np.int64)
+    place[first.argsort()] = np.arange(len(first))
+    return torch.from_numpy(place[inverse])
 
 
 def folded(split: Any, folds: int, fold: int, seed: int) -> tuple[Any, Any]:
@@ -64,7 +81,7 @@ def folded(split: Any, folds: int, fold: int, seed: int) -> tuple[Any, Any]:
         what = "samples" if count == len(split) else "parts that stay whole"
         raise UserError(f"dataset.folds={folds}: the training split has {count} {what}; expected at most as many folds")
     held = torch.zeros(count, dtype=torch.bool)
-    held[torch.cat(kinds(split, rng.permutation(seed, "split/folds", count)))[fold::folds]] = True
+    held[torch.cat(kinds(split, rng.permutation(seed, "split/folds", count), unit))[fold::folds]] = True
     return parted(split, held[unit])
 
 
@@ -73,15 +90,18 @@ def parted(split: Any, held: Tensor) -> tuple[Any, Any]:
     return split.subset(torch.nonzero(~held)[:, 0]), split.subset(torch.nonzero(held)[:, 0])
 
 
-def kinds(split: Any, order: Tensor) -> list[Tensor]:
-    """The samples in this order, class by class where each has one."""
-    one = split.labels is not None and split.labels.ndim == 1
-    return [order[split.labels[order] == c] for c in split.labels.unique()] if one else [order]
+def kinds(split: Any, order: Tensor, unit: Tensor) -> list[Tensor]:
+    """The units in this order, class by class where each sample has one: the class of the first of a unit."""
+    if split.labels is None or split.labels.ndim > 1:
+        return [order]
+    first = torch.from_numpy(np.unique(unit.numpy(), return_index=True)[1])
+    labels = split.labels[first]
+    return [order[labels[order] == c] for c in split.labels.unique() if (labels == c).any()]
 
 
 def some(split: Any, count: int, seed: int, purpose: str) -> Any:
     """So many of the samples, seeded; of every class its share, where each sample has one (by largest remainders)."""
-    by_kind = kinds(split, rng.permutation(seed, f"split/{purpose}", len(split)))
+    by_kind = kinds(split, rng.permutation(seed, f"split/{purpose}", len(split)), torch.arange(len(split)))
     share = torch.tensor([len(members) for members in by_kind]) * count / len(split)
     each = share.long()
     each[(each - share).argsort(stable=True)[: count - int(each.sum())]] += 1
@@ -89,13 +109,29 @@ def some(split: Any, count: int, seed: int, purpose: str) -> Any:
 
 
 def hold_out(split: Any, fraction: float, seed: int, purpose: str) -> tuple[Any, Any]:
-    """(the rest, the held-out share), seeded; the same share of every class where each sample has one. What stays together is on
-    one side."""
+    """(the rest, the held-out share), seeded; the same share of every class where each sample has one, and the asked-for share in
+    all. What stays together is on one side."""
     unit = units(split)
     order = rng.permutation(seed, f"split/{purpose}", len(unit.unique()))
     held = torch.zeros(len(order), dtype=torch.bool)
-    for members in kinds(split, order):
-        held[members[: round(fraction * len(members))]] = True
-    if not held.any() and len(order) > 1:
-        held[order[0]] = True
+    by_kind = kinds(split, order, unit)
+    for members, count in zip(by_kind, shares(fraction, [len(members) for members in by_kind]), strict=True):
+        held[members[:count]] = True
     return parted(split, held[unit])
+
+
+def shares(fraction: float, sizes: list[int]) -> list[int]:
+    """How many of each class are held out: its share, rounded; where these do not add up to the share of all, which is at least
+    one of several, those classes have one more or less whose rounding left out or took most, in turn."""
+    exact = fraction * np.array(sizes)
+    counts = np.round(exact).astype(int)
+    wanted = max(round(fraction * sum(sizes)), 1 if sum(sizes) > 1 else 0)
+    lacking = wanted - int(counts.sum()) if abs(exact.sum() - counts.sum()) > 0.5 or not counts.any() else 0
+    step = 1 if lacking > 0 else -1
+    while lacking:
+        room = (counts < sizes) if step > 0 else (counts > 0)
+        gap = np.where(room, step * (exact - counts), -np.inf)
+        chosen = np.argsort(-gap, kind="stable")[: min(abs(lacking), int(room.sum()))]
+        counts[chosen] += step
+        lacking -= step * len(chosen)
+    return counts.tolist()

@@ -240,7 +240,7 @@ def of_logits(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> 
     2017) and the confusion matrix (rows: true class). logits [N, classes], labels [N].
 
     An image has one label, so the micro averages of precision, recall and F1 all equal the accuracy. The area of a class that
-    no test image has is null, and so is the mean over classes then.
+    no test image has, or that all have, is null, and the mean is over the others.
     """
     from sklearn.metrics import confusion_matrix
 
@@ -253,7 +253,7 @@ def of_logits(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> 
     result = {
         "accuracy": float((guess == truth).mean()),
         **agreement(truth, guess, classes),
-        "roc_auc_macro": float(np.mean(known)) if len(known) == len(areas) else None,
+        "roc_auc_macro": float(np.mean(known)) if known else None,
         "nll": float(F.nll_loss(probabilities.clamp(min=1e-12).log(), labels)),
         "ece": calibration_error(probabilities.max(1).values.numpy(), guess == truth, bins),
         "confusion": confusion_matrix(truth, guess, labels=every).tolist(),
@@ -266,16 +266,19 @@ def of_logits(logits: Tensor, labels: Tensor, classes: list[str], bins: int) -> 
 
 
 def agreement(truth: np.ndarray, guess: np.ndarray, classes: list[str]) -> dict[str, Any]:
-    """Precision, recall and F1: macro, micro and per class. truth, guess: classes [N], or bool [N, classes]."""
+    """Precision, recall and F1: macro, micro and per class. truth, guess: classes [N], or bool [N, classes]. Macro averages are
+    over the classes that samples have or are taken for, as in `by_group`; the others are listed as absent."""
     from sklearn.metrics import precision_recall_fscore_support
 
     every = np.arange(len(classes))
     precision, recall, f1, support = precision_recall_fscore_support(truth, guess, labels=every, zero_division=0)
+    there = (support > 0) | (np.bincount(guess, minlength=len(classes)) > 0 if guess.ndim == 1 else guess.any(0))
     micro = precision_recall_fscore_support(truth, guess, labels=every, average="micro", zero_division=0)
     return {
-        "precision_macro": float(precision.mean()),
-        "recall_macro": float(recall.mean()),
-        "f1_macro": float(f1.mean()),
+        "precision_macro": float(precision[there].mean()),
+        "recall_macro": float(recall[there].mean()),
+        "f1_macro": float(f1[there].mean()),
+        "absent": [name for name, present in zip(classes, there, strict=True) if not present],
         "precision_micro": float(micro[0]),
         "recall_micro": float(micro[1]),
         "f1_micro": float(micro[2]),

@@ -142,7 +142,7 @@ def metrics(predictions: dict[str, Tensor], split: Any, classes: list[str], bins
     right decisions (decisions), area under the ROC curve and negative log-likelihood of a sample (all of its classes); where the
     split has groups, accuracy and macro F1 of every group.
 
-    The area of a class that all samples have, or none, is null, and so is the mean over classes then.
+    The area of a class that all samples have, or none, is null, and the mean is over the others.
     """
     logits, truth = predictions["logits"], split.labels.bool()
     right = of_decisions((logits > 0).numpy(), truth.numpy(), classes)
@@ -151,7 +151,7 @@ def metrics(predictions: dict[str, Tensor], split: Any, classes: list[str], bins
     for name, area in zip(classes, areas, strict=True):
         right["per_class"][name]["roc_auc"] = area
     nll = F.binary_cross_entropy_with_logits(logits.double(), truth.double(), reduction="none").sum(1).mean()
-    result = {**right, "roc_auc_macro": float(np.mean(known)) if len(known) == len(areas) else None, "nll": float(nll)}
+    result = {**right, "roc_auc_macro": float(np.mean(known)) if known else None, "nll": float(nll)}
     return result if split.groups is None else result | by_group((logits > 0).numpy(), truth.numpy(), split.groups)
 
 

@@ -6,6 +6,7 @@ from ptmrun.config.compared import FLOORS, METHODS
 from ptmrun.reports import verdict
 
 OLDER_SCRATCH = "the same model from random weights, trained as briefly as the fine-tuning"  # of versions that did not count
+MOST_NAMES = 5
 GROUP_TITLES = ["group", "samples", "accuracy", "macro F1"]
 
 
@@ -39,6 +40,19 @@ def methods(results: dict[str, Any]) -> dict[str, str]:
     if results.get("weights_sha256", "") is None:
         words |= {"tuned": "trained on the labels from random weights"}
     return words if "curve" in first else words | {"scratch": OLDER_SCRATCH}
+
+
+def warnings(results: dict[str, Any]) -> list[str]:
+    """What scores leave out, or that they flatter."""
+    seen, count = results.get("test_seen", 0), results["n_test"]
+    what = f"{seen:,} of {count:,} test samples have an equal one among those that are trained on; scores flatter by them"
+    lines = [f"Warning: {what}"] if seen else []
+    if absent := results.get("metrics", {}).get("absent"):
+        shown = ", ".join(absent[:MOST_NAMES]) + (", ..." if len(absent) > MOST_NAMES else "")
+        lines.append(
+            f"No test sample has, or is taken for, {len(absent)} of the classes ({shown}): macro averages leave them out"
+        )
+    return lines
 
 
 def floors_that_win(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:

@@ -90,7 +90,8 @@ def samples(written: list[dict[str, Any]]) -> list[str]:
 def scores(results: dict[str, Any]) -> list[str]:
     """The verdict and the table of scores."""
     sets, methods, counted = results["by_labels"], phrases.methods(results), results.get("counted", "labels per class")
-    said = [line for entry in sets for line in phrases.floors_that_win(entry, methods, counted)]
+    said = phrases.warnings(results)
+    said += [line for entry in sets for line in phrases.floors_that_win(entry, methods, counted)]
     said += [line for entry in sets for line in phrases.conclusions(entry, methods, counted)]
     parts = [f'<p class="verdict">{esc(line)}</p>' for line in said]
     titles = ["", *(phrases.labels(entry["labels_per_class"], counted) for entry in sets)]

@@ -41,7 +41,7 @@ def of_run(tuned: Side, scratch: Side, short: Side, points: dict[float, list[flo
         "pretrainings": 1,
         "repeats": [len(tuned.values), len(scratch.values)],
         "compute": compute,
-        "scratch_needs": first_within(points, float(np.mean(tuned.values)) - noise),
+        "scratch_needs": reached_at(points, min(float(np.mean(tuned.values)), float(np.mean(scratch.values)))),
     }
     return result | decided(result)
 
@@ -56,9 +56,18 @@ def decided(result: dict[str, Any]) -> dict[str, Any]:
     return {"outcome": outcome, "helped": outcome == "better"}
 
 
-def first_within(points: dict[float, list[float]], score: float) -> float | None:
-    """The least compute from which on training from scratch has at least this score."""
-    return next((flops for flops, values in sorted(points.items()) if np.mean(values) >= score), None)
+def reached_at(points: dict[float, list[float]], score: float) -> float | None:
+    """The least compute with which training from scratch has this mean score, between two points of its curve on the logarithm;
+    None where it never has."""
+    before = None
+    for flops, mean in [(flops, float(np.mean(values))) for flops, values in sorted(points.items())]:
+        if mean >= score:
+            if before is None:
+                return flops
+            share = (score - before[1]) / (mean - before[1])
+            return before[0] * (flops / before[0]) ** share
+        before = (flops, mean)
+    return None
 
 
 def of_runs(entries: list[dict[str, Any]], pretrainings: int) -> dict[str, Any] | None:
@@ -79,7 +88,8 @@ def of_runs(entries: list[dict[str, Any]], pretrainings: int) -> dict[str, Any] 
         result[noise] = significance.together(significance.of_seeds(tuned, others), of_samples) or NOISE_UNKNOWN
     curves = [[(point["flops"], point["score"]["mean"]) for point in entry["curve"]] for entry in entries]
     points = {row[0][0]: [score for _, score in row] for row in zip(*curves, strict=False)}
-    result["scratch_needs"] = first_within(points, float(np.mean(tuned)) - result["noise"])
+    level = float(np.mean(tuned)) - max(0.0, result["gain_over_scratch"])  # the lower of both
+    result["scratch_needs"] = reached_at(points, level)
     return result | decided(result)
 
 
@@ -132,7 +142,7 @@ def counted(result: dict[str, Any]) -> str:
 
 
 def reached(result: dict[str, Any]) -> str:
-    """With how much compute from scratch got as far, within the noise."""
+    """With how much compute from scratch has the score, or what it comes to."""
     compute, needs = result["compute"], result["scratch_needs"]
     if needs is None:
         return "From scratch gets there at the end only."

@@ -18,6 +18,7 @@ PROCESSOR = "checkpoints/tokenizer"  # what a kind of data saves to make its pro
 CHAIN = 20  # runs that start from one another, at most
 EXAMPLES = "checkpoints/examples.safetensors"  # a few test samples, on which exported models are compared
 UNFINISHED = ("checkpoints", "state", "pretrain.safetensors")  # while it is being pretrained
+TRAINED_ON = "checkpoints/trained_on.safetensors"  # numbers of the samples (storage/content.py) that a run trains on
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
 
 
@@ -42,6 +43,19 @@ def load_weights(encoder: Any, run: Run, cfg: Config) -> bool:
     else:
         return False
     return True
+
+
+def trained_on(cfg: Config) -> torch.Tensor:
+    """Numbers of the samples that the run which `init` names, and those before it, were trained on, as far as they noted them."""
+    found = [torch.empty(0, dtype=torch.int64)]
+    for _ in range(CHAIN):
+        if origin(cfg.init) != "run":
+            break
+        run = Run.open(Path(cfg.init))
+        if (file := run.path(TRAINED_ON)).exists():
+            found.append(tensor_files.load(file)[0].get("ids", found[0]).to(torch.int64).flatten())
+        cfg = config_file.load(run.path("config.yaml"))
+    return torch.cat(found)
 
 
 def weights_hash(run: Run) -> str | None:

@@ -166,6 +166,7 @@ class Parameters(Record):
 
 class Metrics(Record):
     groups: dict[str, Group] = {}  # absent where the data has none
+    absent: list[str] = []
 
 
 class Results(Record):
@@ -174,6 +175,7 @@ class Results(Record):
     val_score: float | None
     seeds: Natural
     n_test: Natural
+    test_seen: Natural = 0
     counted: Printable = "labels per class"
     words: dict[str, Printable] = {}
     metrics: Metrics = Metrics()

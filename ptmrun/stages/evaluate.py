@@ -71,6 +71,7 @@ def evaluate(context: Context) -> None:
         "labels_per_class": headline["labels_per_class"],
         "split": "test",
         "n_test": len(data.test),
+        "test_seen": data.test_seen,
         "seeds": cfg.finetune.seeds,
         "val_score": mean_validation_score(context, problem, headline["labels_per_class"]),
         "metrics": headline["metrics"],

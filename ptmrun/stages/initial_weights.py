@@ -59,11 +59,11 @@ def take_outside(context: Context) -> None:
 def take_parent(context: Context) -> None:
     """Notes the run that `init` names, and says what of its encoder is adapted to other images. Raises UserError when its
     weights or data are not what they were, or do not fit."""
-    run, cfg, fingerprint, start = context.run, context.cfg, context.data.fingerprint, context.run.path(START)
+    run, cfg, start = context.run, context.cfg, context.run.path(START)
     parent = parent_of(cfg, start)
     if (before := run.manifest["parents"]) and before != [parent]:
         raise UserError(f"init={cfg.init}: its weights have changed since the run began; refused")
-    if parent["data"] not in (None, fingerprint):
+    if parent["data"] is not None and not context.data.known_as(parent["data"]):
         raise UserError(f"dataset={cfg.dataset.name}: the data has changed since {cfg.init} was made; refused")
     if not start.exists() and (tensors := unfinished(Run.open(Path(cfg.init)))):
         tensor_files.save(start, tensors)

@@ -11,7 +11,7 @@ from ptmrun.downstream.class_counts import imbalance
 from ptmrun.errors import UserError
 from ptmrun.finetuning import methods
 from ptmrun.runs.folder import Run
-from ptmrun.runs.lineage import EXAMPLES, PROCESSOR, source
+from ptmrun.runs.lineage import EXAMPLES, PROCESSOR, TRAINED_ON, source, trained_on
 from ptmrun.runs.progress import Bar
 from ptmrun.stages import budget, compute
 from ptmrun.stages.context import Context, labelled
@@ -38,7 +38,7 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
 
         data = read(run, cfg, reading)
     fingerprint = run.manifest.get("data", {}).get("fingerprint", data.fingerprint)
-    if fingerprint != data.fingerprint:
+    if not data.known_as(fingerprint):
         raise UserError(
             f"dataset={cfg.dataset.name}: the data has changed since the run was made (was {str(fingerprint)[:12]}); refused"
         )
@@ -61,6 +61,7 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         run.write("unreadable.txt", "\n".join(data.unreadable) + "\n")
     if origin(cfg.init) == "run":
         take_parent(context)
+        count_seen(context)
     elif cfg.init != "random":
         take_outside(context)
     if "compute" not in run.manifest:
@@ -73,9 +74,29 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     run.update(data={"fingerprint": data.fingerprint, "classes": data.classes, **data.facts})
     if not run.path(EXAMPLES).exists():
         tensor_files.save(run.path(EXAMPLES), packed(next(data.test.evenly_spaced(SHOWN).all())))
+    note_trained_on(context)
     run.write("config.yaml", parsing.dump(cfg))
     draw(run, data.pictures_of_samples(cfg, context.processor))
     return context
+
+
+def count_seen(context: Context) -> None:
+    """Says how many test samples the run that `init` names was trained on, and notes it with those that this one trains on."""
+    data, cfg = context.data, context.cfg
+    if data.test.group_ids is None:
+        return
+    before = torch.isin(data.test.group_ids, trained_on(cfg))
+    own = torch.isin(data.test.group_ids, torch.cat([data.train.group_ids, data.val.group_ids]))
+    if count := int(before.sum()):
+        context.run.say(f"  Warning: {cfg.init} was trained on {count:,} of the {len(data.test):,} test {data.noun}")
+    data.test_seen = int((before | own).sum())
+
+
+def note_trained_on(context: Context) -> None:
+    """Writes the numbers of the samples that this run trains on."""
+    ids = [split.group_ids for split in (context.data.train, context.data.val)]
+    if context.cfg.stage != "evaluate" and all(x is not None for x in ids):
+        tensor_files.save(context.run.path(TRAINED_ON), {"ids": torch.cat(ids).unique()})
 
 
 def read(run: Run, cfg: Config, progress: Progress) -> Data:

@@ -18,6 +18,8 @@ def show(context: Context, result: dict[str, Any], sets: list[dict[str, Any]]) -
     """The summary table and the verdict, for a newcomer."""
     run, pretrained, counted = context.run, result["pretrain"], result["counted"]
     methods = phrases.methods(result)
+    for line in phrases.warnings(result):
+        run.say(line)
     for entry in sets:
         for line in phrases.floors_that_win(entry, methods, counted):
             run.say(line)

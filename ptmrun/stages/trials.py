@@ -1,8 +1,10 @@
 """Trials of fine-tuning: for a number of labels, from which weights, which repeat."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,8 @@ from ptmrun.training.signals import check_stop
 DROPPED = 8  # times that a few samples are seen with other units dropped
 ENOUGH = 4000  # samples that are plenty without
 UNKNOWN_STEPS = 2**31  # of what an older version trained; they matter to ranks that are allocated while training
+CLASS_ROWS = re.compile(r"((auxiliary_)?head\.(weight|bias))|weights")  # tensors of a fine-tuned model that have a row a class
+MOST_NAMES = 5
 JUDGES = 1000  # samples that say whether training made a classifier better
 
 
@@ -193,17 +197,34 @@ def load_finetuned(networks: Networks, trial: Trial) -> Model:
     path = source(networks.run, networks.cfg, weights_file(trial))
     if path is None:
         raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")
-    (tensors, state), classes = tensor_files.load(path), len(networks.classes)
+    (tensors, state), classes = tensor_files.load(path), networks.classes
     steps = state.get("steps", UNKNOWN_STEPS)
     if type(steps) is not int or not 0 < steps <= UNKNOWN_STEPS:
         raise UserError(f"{path}: its header is not what ptmrun writes there; refused")
     model, _ = build_model(networks, trial, finetune_settings(networks.cfg, trial, 1), steps, None)
     if state.get("relative_to") not in (None, weights_hash(networks.run)):
         raise UserError(f"{path}: holds what was trained beside other frozen weights than this run's; refused")
-    if classes and (bias := tensors.get("head.bias")) is not None and len(bias) != classes:
-        raise UserError(f"{path}: its classifier tells {len(bias)} classes apart, the data has {classes}: stage=finetune first")
+    if classes and tensors.get("head.bias") is not None:
+        tensors = matched(tensors, state.get("classes", []), networks, path)
     tensor_files.into(model, {**model.state_dict(), **model.encoder.adjusted(tensors)[0]}, path)
     return model
+
+
+def matched(tensors: dict[str, Tensor], names: Any, networks: Networks, path: Path) -> dict[str, Tensor]:
+    """The tensors of a classifier whose rows stand for the classes of these names, in the order of the data's own; says so where
+    it drops or moves some. Raises UserError where the data has a class that is not among them."""
+    wanted, rows = networks.classes, len(tensors["head.bias"])
+    if names == wanted or (not names and rows == len(wanted)):  # older versions saved no names
+        return tensors
+    if len(names) != rows:
+        raise UserError(f"{path}: its classifier tells {rows} classes apart, the data has {len(wanted)}: stage=finetune first")
+    if lacking := [name for name in wanted if name not in names]:
+        known = ", ".join(map(str, names[:MOST_NAMES])) + (", ..." if rows > MOST_NAMES else "")
+        raise UserError(f"{path}: was trained to tell {known} apart; the data has the class {lacking[0]}: stage=finetune first")
+    what = f"the data's {len(wanted)} classes of the {rows} that it was trained on"
+    networks.run.say(f"  {path.name}: matched by name: {what}")
+    order = torch.tensor([names.index(name) for name in wanted])
+    return {name: value[order] if CLASS_ROWS.fullmatch(name) else value for name, value in tensors.items()}
 
 
 def predict(context: Context, trial: Trial, split: str = "test") -> dict[str, Tensor]:

@@ -1,12 +1,18 @@
 """Pictures of any kind -> uint8 tensors [C, S, S]: once, into a memory-mapped cache, when they fit; else while training."""
 
+import contextlib
 import hashlib
+import io
 import os
+import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -14,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ptmrun.data.sources import Pictures
 from ptmrun.errors import UserError
-from ptmrun.storage.files import cache_folder
+from ptmrun.storage.content import number
+from ptmrun.storage.files import cache_folder, write_atomic
 
 Image.MAX_IMAGE_PIXELS = 200_000_000
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -83,24 +90,22 @@ class Decoder(Dataset):
 def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> tuple[Tensor, np.ndarray]:
     """All pictures decoded once: uint8 [N, C, S, S] and which could be decoded, [N] bool.
 
-    Kept as a memory-mapped file in the cache folder, keyed by the data's fingerprint, size and channels; where that folder
-    cannot be written, in memory.
-    """
-    name = hashlib.sha256(f"{fingerprint}/{decoder.size}/{decoder.channels}".encode()).hexdigest()[:32]
-    file = cache_folder() / f"{name}.npy"
+    Stored as a memory-mapped file in the cache folder, by the data's fingerprint, size, channels and what decodes; where that
+    folder cannot be written, in memory."""
+    file = cache_file(decoder, fingerprint, "")
     shape = (len(decoder), decoder.channels * decoder.size**2 + 1)  # the last byte of a row says whether it was decoded
-    if file.exists():
-        rows = np.load(file, mmap_mode="c", allow_pickle=False)
-        if rows.shape == shape and rows.dtype == np.uint8:
-            return unpack(rows, decoder)
+    if (known := loaded(file, shape, np.uint8)) is not None:
+        return unpack(known, decoder)
     part: Path | None = None
+    rows: np.ndarray
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        remove_left_overs(file.parent)
         needed = shape[0] * shape[1]
         stats = os.statvfs(file.parent)
         if stats.f_bavail * stats.f_frsize < needed + 2**26:  # a full disk under a memory map would be a crash
             raise OSError("too little space")
-        part = file.with_name(f".{name}-{os.getpid()}.npy")
+        part = file.with_name(f".{uuid.uuid4().hex}.npy")
         rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
     except OSError:
         part = None
@@ -114,13 +119,55 @@ def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Cal
             rows[start:stop, -1] = good.numpy()
             start = stop
             progress(stop)
-        if part:
+        if isinstance(rows, np.memmap) and part:
             rows.flush()
             os.replace(part, file)
     finally:
         if part:
             part.unlink(missing_ok=True)
     return unpack(rows, decoder)
+
+
+def identities(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> np.ndarray:
+    """What the pixels of each picture are, int64 [N] (see storage/content.py), and 0 of those that cannot be decoded: from a
+    first look at all of them, which is stored in the cache folder."""
+    file = cache_file(decoder, fingerprint, "identities")
+    if (known := loaded(file, (len(decoder),), np.int64)) is not None:
+        return np.array(known)
+    found: list[int] = []
+    lists = [list(range(i, min(i + 256, len(decoder)))) for i in range(0, len(decoder), 256)]
+    for images, good in decoder.batches(lists, workers):
+        found += [number(image.tobytes()) if fine else 0 for image, fine in zip(images.numpy(), good.tolist(), strict=True)]
+        progress(len(found))
+    result = np.array(found, dtype=np.int64)
+    with contextlib.suppress(OSError):
+        buffer = io.BytesIO()
+        np.save(buffer, result)
+        write_atomic(file, buffer.getvalue())
+    return result
+
+
+def cache_file(decoder: Decoder, fingerprint: str, what: str) -> Path:
+    """Where what is decoded of these pictures, in this size and by this version of Pillow, is stored."""
+    key = f"{fingerprint}/{decoder.size}/{decoder.channels}/{PIL.__version__}/{what}"
+    return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+
+
+def loaded(file: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray | None:
+    """The array in a file of the cache, mapped into memory; None where it is not there, or not whole."""
+    try:
+        rows = np.load(file, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return rows if rows.shape == shape and rows.dtype == kind else None
+
+
+def remove_left_overs(folder: Path) -> None:
+    """Files that a killed process was writing a day ago and more."""
+    for path in folder.glob(".*.npy"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > 86_400:
+                path.unlink()
 
 
 def unpack(rows: np.ndarray, decoder: Decoder) -> tuple[Tensor, np.ndarray]:

@@ -22,8 +22,9 @@ from ptmrun.data.images.processor import ImageProcessor
 from ptmrun.data.images.split import Split
 from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import Part, Source
-from ptmrun.data.splits import divide
+from ptmrun.data.splits import divide, test_seen
 from ptmrun.errors import UserError
+from ptmrun.storage.content import number
 
 MOST_COLUMNS = 3072  # values of an image, for the classical baseline
 
@@ -150,17 +151,20 @@ def load(
     if unreadable:
         notes.append(f"{len(unreadable)} of {total} images cannot be decoded and are skipped (listed in unreadable.txt)")
     train, val, test, made = divide(sets, options, "images", notes)
+    seen = test_seen(train, val, test, "images", notes)
     listed = {name: [names["train"](int(r)) for r in split.rows] for name, split in made.items()}
     normalise: Any = "data" if options.normalise == "auto" else options.normalise
     mean, std = moments(train) if normalise == "data" else given(normalise, channels)
     key = [
-        source.fingerprint,
         size,
         channels,
         *(hashlib.sha256(s.rows.numpy().tobytes()).hexdigest() for s in (train, val, test)),
         *(hashlib.sha256(json.dumps(s.groups.tolist()).encode()).hexdigest() for s in (train, val, test) if s.groups is not None),
     ]
-    fingerprint = hashlib.sha256("/".join(map(str, key)).encode()).hexdigest()
+    fingerprint, older = (
+        hashlib.sha256("/".join(map(str, [known, *key])).encode()).hexdigest()
+        for known in (source.fingerprint, source.older_fingerprint)
+    )
     return Images(
         train=train,
         val=val,
@@ -172,7 +176,9 @@ def load(
         std=std,
         normalise=normalise,
         fingerprint=fingerprint,
+        older_fingerprint=older if source.older_fingerprint else "",
         notes=notes,
+        test_seen=seen,
         created_splits=listed,
         unreadable=unreadable,
     )
@@ -219,15 +225,32 @@ def as_split(
     images = part.images
     if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
         pixels = torch.from_numpy(np.ascontiguousarray(images.reshape(len(images), size, size, channels).transpose(0, 3, 1, 2)))
-        return Split(pixels, None, torch.arange(len(images)), labels, groups=part.groups), []
+        contents = numbers(pixels, np.ones(len(pixels), dtype=bool))
+        return Split(pixels, None, torch.arange(len(images)), labels, groups=part.groups, contents=contents), []
     pictures = Arrays(images) if isinstance(images, np.ndarray) else images
-    decoder = decode.Decoder(pictures, size, channels)
-    if len(pictures) * channels * size**2 > options.cache_gb * 2**30:
-        return Split(None, decoder, torch.arange(len(pictures)), labels, workers, part.groups), []
-    pixels, good = decode.decoded_once(decoder, fingerprint, workers, lambda n: progress("decoding", n, len(pictures)))
-    rows = torch.from_numpy(np.flatnonzero(good))
-    bad = [pictures.label_of(int(i)) for i in np.flatnonzero(~good)]
-    return Split(pixels, None, torch.arange(len(pictures)), labels, groups=part.groups).subset(rows), bad
+    decoder, decoded = decode.Decoder(pictures, size, channels), None
+
+    def decoding(done: int) -> None:
+        progress("decoding", done, len(pictures))
+
+    if len(pictures) * channels * size**2 <= options.cache_gb * 2**30:
+        decoded, good = decode.decoded_once(decoder, fingerprint, workers, decoding)
+        contents = numbers(decoded, good)
+    else:
+        contents = torch.from_numpy(decode.identities(decoder, fingerprint, workers, decoding))
+    rows = torch.arange(len(pictures))
+    whole = (
+        Split(None, decoder, rows, labels, workers, part.groups, contents)
+        if decoded is None
+        else Split(decoded, None, rows, labels, groups=part.groups, contents=contents)
+    )
+    bad = [pictures.label_of(int(i)) for i in torch.nonzero(contents == 0)[:, 0]]
+    return whole.subset(torch.nonzero(contents)[:, 0]), bad
+
+
+def numbers(images: Tensor, good: np.ndarray) -> Tensor:
+    """What the pixels of each image are, int64 [N] (storage/content.py); 0 of those that could not be decoded."""
+    return torch.tensor([number(x.tobytes()) if fine else 0 for x, fine in zip(images.numpy(), good.tolist(), strict=True)])
 
 
 def given(numbers: list[float], channels: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from ptmrun.data.images import decode
 class Split(modality.Split):
     """Images of one split: uint8 [N, C, S, S] in memory (or memory-mapped), or a decoder; labels [N] or none.
 
-    groups [N], or none: names of the subgroups (hospitals, cameras ...) that scores are told apart by.
+    groups [N], or none: names of the subgroups (hospitals, cameras ...) that scores are told apart by. contents [N]: numbers that
+    only images of equal pixels share.
     """
 
     pixels: Tensor | None
@@ -24,6 +25,12 @@ class Split(modality.Split):
     labels: Tensor | None
     workers: int = 0
     groups: np.ndarray | None = None
+    contents: Tensor | None = None
+
+    @property
+    def group_ids(self) -> Tensor | None:
+        """Equal pixels stay together."""
+        return self.contents
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,7 +48,8 @@ class Split(modality.Split):
     def subset(self, indices: Tensor) -> "Split":
         labels = None if self.labels is None else self.labels[indices]
         groups = None if self.groups is None else self.groups[indices.numpy()]
-        return Split(self.pixels, self.decoder, self.rows[indices], labels, self.workers, groups)
+        contents = None if self.contents is None else self.contents[indices]
+        return Split(self.pixels, self.decoder, self.rows[indices], labels, self.workers, groups, contents)
 
     def some(self, count: int) -> Tensor:
         """At most `count` images, evenly spaced: uint8 [count, C, S, S]."""

@@ -38,8 +38,9 @@ class Source:
 
     parts: dict[str, Part]
     classes: list[str]
-    fingerprint: str
+    fingerprint: str  # of names, labels and contents
     notes: list[str]
+    older_fingerprint: str = ""  # by which runs of earlier versions know the same data
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ptmrun.data.sources import Part, Source
 from ptmrun.errors import UserError
+from ptmrun.storage.content import hashes
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jfif"}
 SPLITS = {
@@ -73,12 +74,14 @@ def read(options: Any) -> Source:
                 raise UserError(
                     f"{splits[name]}/{strange[0]}: a class that the training split does not have; it has {', '.join(classes)}"
                 )
-    digest = hashlib.sha256()
+    digest, older = hashlib.sha256(), hashlib.sha256()
     group_of = group_names(root, list(splits.values()), options.group) if options.group else {}
     result = {}
     for name, paths in paths_of.items():
-        for p in paths:
-            digest.update(f"{name}/{p.relative_to(root)}/{p.stat().st_size}\n".encode())
+        for p, content in zip(paths, hashes(paths), strict=True):
+            place = os.fsencode(f"{name}/{p.relative_to(root)}/")
+            digest.update(place + content.encode() + b"\n")
+            older.update(place + f"{p.stat().st_size}\n".encode())
         labels = np.array([classes.index(parts[0]) for parts in class_of[name]], dtype=np.int64) if classes else None
         files = [str(p.relative_to(root)) for p in paths]
         if options.group and (lacking := [f for f in files if f not in group_of]):
@@ -86,7 +89,7 @@ def read(options: Any) -> Source:
         if paths:
             groups = np.array([group_of[f] for f in files]) if options.group else None
             result[name] = Part(Files(root, files), labels, groups)
-    return Source(result, classes, digest.hexdigest(), notes)
+    return Source(result, classes, digest.hexdigest(), notes, older.hexdigest())
 
 
 def group_names(root: Path, folders: list[Path], name: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from ptmrun.config.choices import spec
 from ptmrun.data import modality
 from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import text
-from ptmrun.data.splits import divide
+from ptmrun.data.splits import divide, test_seen
 from ptmrun.data.text import corpus, sentences, tf_idf, tokenizer, tokenizer_training
 from ptmrun.data.text.batches import TextBatches
 from ptmrun.data.text.processor import TextProcessor
@@ -141,10 +141,12 @@ def load(
         own = tokenizer_training.choose(cfg.model, family.tokenizer, family.framing, train, progress)
     alone = [sentences.CUT, source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
     sets, classes, other = labelled(cfg, source, problem, own, length, notes)
+    again_in_test = 0
     marks, made = [*alone, *other], dict[str, Any]()
     if sets:
         first, val, test, made = divide(sets, options, "texts", notes)
         marks += [fingerprint_of(x.rows.tolist()) for x in (first, val, test)]
+        again_in_test = test_seen(first, val, test, "texts", notes)
     corpora = {name: corpus.tokenised(part, own, progress) for name, part in source.parts.items()}
     pretrains = cfg.stage in ("all", "pretrain")
     if "test" in made or (sets and pretrains):
@@ -193,6 +195,7 @@ def load(
         fingerprint=fingerprint_of(marks),
         corpus_fingerprint=fingerprint_of([*alone, len(sequences)]),
         notes=notes,
+        test_seen=again_in_test,
         created_splits=listed,
     )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ptmrun.batch import Tokens
 from ptmrun.data import modality
+from ptmrun.storage.content import number
 
 
 @dataclass
@@ -47,6 +48,11 @@ class TextSplit(modality.Split):
     def documents(self) -> list[str]:
         """All that its samples are made of, text by text."""
         return [source[r] for source in (self.texts, self.seconds) if source for r in self.rows.tolist()]
+
+    @property
+    def group_ids(self) -> Tensor:
+        """Equal texts stay together, whatever their case and white space."""
+        return torch.tensor([number(" ".join(text.casefold().split()).encode(errors="replace")) for text in self.read()])
 
     def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Tokens]:
         """The texts of each list of this split's indices, padded to the longest."""

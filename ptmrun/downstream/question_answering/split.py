@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ptmrun.batch import Tokens
 from ptmrun.data.text.split import TextSplit, padded
+from ptmrun.storage.content import number
 
 
 class Question(NamedTuple):
@@ -69,9 +70,8 @@ class Questions(TextSplit):
 
     @property
     def group_ids(self) -> Tensor:
-        """A number for the context of each question, [N]; where a file repeats a context it is the same."""
-        number = {context: i for i, context in enumerate(self.contexts)}
-        return torch.tensor([number[self.contexts[q.context]] for q in self.asked()])
+        """A number for the context of each question, [N]; where a context is repeated it is the same."""
+        return torch.tensor([number(self.contexts[q.context].encode(errors="replace")) for q in self.asked()])
 
     def documents(self) -> list[str]:
         """The questions, and the contexts of each."""
