@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from ptmrun.data.sources import Part, Source
-from ptmrun.data.sources.imagefolder import SPLITS
+from ptmrun.data.sources.folders import SPLITS
 from ptmrun.errors import UserError, nearest
 
 

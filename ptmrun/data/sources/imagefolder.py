@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import os
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,16 @@ import numpy as np
 from PIL import Image
 
 from ptmrun.data.sources import Part, Source
-from ptmrun.errors import UserError
+from ptmrun.data.sources.folders import files_below, inner_root, split_folders
+from ptmrun.errors import UserError, printable
 from ptmrun.storage.content import hashes
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".jfif"}
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "dev": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+# Kinds that Pillow reads by other programs, or knows without reading them.
+NOT_READ = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "PDF", "FITS"}
+Image.init()
+SUFFIXES = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in NOT_READ}
+STRAY = 0.05  # of the images, that may stand outside of class folders and are left out
+ENDINGS = ".png .jpg .webp .tif .bmp .gif"  # the best known of them
 METADATA = "metadata.csv"
 
 
@@ -41,7 +36,12 @@ class Files:
         return Image.open(self.root / self.paths[index])
 
     def label_of(self, index: int) -> str:
-        return self.paths[index]
+        return readable(self.paths[index])
+
+
+def readable(name: str) -> str:
+    """A name as text, whatever bytes it has on disk."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read(options: Any) -> Source:
@@ -50,24 +50,28 @@ def read(options: Any) -> Source:
     root = Path(options.root).expanduser()
     if not root.is_dir():
         raise UserError(f"dataset.root={options.root}: no such folder")
-    folders = [p for p in listed(root) if p.is_dir()]
-    splits = {SPLITS[p.name.lower()]: p for p in folders if p.name.lower() in SPLITS}
     notes: list[str] = []
-    if "train" not in splits:
-        splits = {"train": root}
-    paths_of = {name: files_below(folder, SUFFIXES) for name, folder in splits.items()}
+    if (inner := inner_root(root, SUFFIXES)) != root:
+        notes.append(f"{printable(str(root))} holds one folder alone, so those in {printable(str(inner))} are taken")
+    splits = split_folders(inner, notes) or {"train": inner}
+    paths_of = {name: files_below(folder, SUFFIXES, notes) for name, folder in splits.items()}
     if not paths_of["train"]:
-        raise UserError(
-            f"dataset.root={options.root}: no images in {splits['train']} (files ending in {' '.join(sorted(SUFFIXES))})"
-        )
+        left_out = "".join(f"; {note}" for note in notes)
+        raise UserError(f"dataset.root={options.root}: no images in {splits['train']} (files ending in {ENDINGS} ...){left_out}")
     class_of = {name: [p.relative_to(splits[name]).parts for p in paths] for name, paths in paths_of.items()}
-    if any(len(parts) == 1 for parts in class_of["train"]):
-        stray = sum(len(parts) == 1 for parts in class_of["train"])
-        classes: list[str] = []
-        if stray < len(class_of["train"]):
-            notes.append(f"{stray} images stand outside of class folders, so the folders are not taken as classes")
-    else:
-        classes = sorted({parts[0] for parts in class_of["train"]})
+    stray = sum(len(parts) == 1 for parts in class_of["train"])
+    few = 0 < stray <= STRAY * len(class_of["train"])
+    classes: list[str] = []
+    if not stray or few:
+        classes = sorted({parts[0] for parts in class_of["train"] if len(parts) > 1})
+    elif stray < len(class_of["train"]):
+        notes.append(f"{stray} images stand outside of class folders, so the folders are not taken as classes")
+    if classes:
+        for name, paths in paths_of.items():
+            paths_of[name] = [p for p, parts in zip(paths, class_of[name], strict=True) if len(parts) > 1]
+            if out := len(paths) - len(paths_of[name]):
+                notes.append(f"{out} images of the {name} split that stand outside of its class folders are left out")
+        class_of = {name: [p.relative_to(splits[name]).parts for p in paths] for name, paths in paths_of.items()}
     if classes:
         for name, parts in class_of.items():
             if strange := sorted({p[0] for p in parts} - set(classes)):
@@ -89,7 +93,7 @@ def read(options: Any) -> Source:
         if paths:
             groups = np.array([group_of[f] for f in files]) if options.group else None
             result[name] = Part(Files(root, files), labels, groups)
-    return Source(result, classes, digest.hexdigest(), notes, older.hexdigest())
+    return Source(result, [readable(c) for c in classes], digest.hexdigest(), notes, older.hexdigest())
 
 
 def group_names(root: Path, folders: list[Path], name: str) -> dict[str, str]:
@@ -116,24 +120,3 @@ def group_names(root: Path, folders: list[Path], name: str) -> dict[str, str]:
         folder = table.parent.relative_to(root)
         value_of |= {os.path.normpath(folder / file): value for file, value in pairs if value}
     return value_of
-
-
-def listed(folder: Path) -> list[Path]:
-    try:
-        return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
-
-
-def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Files with one of these endings below a folder, sorted by path; hidden ones are left out."""
-
-    def fail(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read: {error.strerror}")
-
-    return sorted(
-        Path(where) / name
-        for where, _, names in os.walk(folder, onerror=fail)
-        for name in names
-        if Path(name).suffix.lower() in suffixes and not name.startswith(".")
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.data.sources import TextSource
-from ptmrun.data.sources.imagefolder import SPLITS, files_below
+from ptmrun.data.sources.folders import SPLITS, files_below
 from ptmrun.data.sources.rows import Row, gathered
 from ptmrun.data.sources.tables import TABLES, Columns, all_rows
 from ptmrun.data.sources.textfile import lines, units
