@@ -578,3 +578,27 @@ def test_check_finds_nothing_wrong_with_the_defaults(ptmrun, corpus, model):
     for stage in ("pretrain", "finetune"):
         assert f"ok       {stage}: first loss" in out, out
         assert f"ok       {stage}: gradients" in out
+
+
+def test_texts_that_are_cut_are_counted(tmp_path, ptmrun):
+    rows = [f"{'word ' * (3 if i % 4 else 40)}{'good' if i % 2 else 'bad'},{'good' if i % 2 else 'bad'}" for i in range(60)]
+    (tmp_path / "reviews.csv").write_text("text,label\n" + "\n".join(f"{i} {row}" for i, row in enumerate(rows)) + "\n")
+    argv = ["model=lstm", "dataset=text", "dataset.root=reviews.csv", "model.length=16", "pretrain.steps=2", "stage=pretrain"]
+    code, out, err = ptmrun(*argv, "device=cpu", "device.threads=1", "pretrain.batch_size=4", "pretrain.probes=0")
+    assert code == 0, err
+    assert "15 of 60 labelled texts are longer than model.length=16 tokens and are cut; the longest has" in out
+    assert "raise model.length to see all" in out
+    code, out, err = ptmrun(*argv, "device=cpu", "model.length=64", "pretrain.batch_size=4", "pretrain.probes=0")
+    assert code == 0, err
+    assert "are cut" not in out
+
+
+def test_a_tokenizer_that_knows_next_to_nothing_is_refused(tmp_path, ptmrun):
+    (tmp_path / "thai.txt").write_text("\n".join("ประเทศไทยมีอาหารอร่อย" * 6 + str(i) for i in range(80)) + "\n")
+    argv = ["model=bert", "dataset=text", "dataset.root=thai.txt", "model.length=16", "pretrain.steps=2", "stage=pretrain"]
+    code, _, err = ptmrun(*argv, "device=cpu", "model.tokenizer=wordpiece")
+    assert code == 2
+    assert "model.tokenizer=wordpiece: does not know 100% of the characters of the texts to pretrain on" in err
+    code, out, err = ptmrun(*argv, "device=cpu", "pretrain.batch_size=4", "pretrain.probes=0")
+    assert code == 0, err
+    assert "model.tokenizer=unigram: wordpiece would not know 100% of the characters of the texts" in out

@@ -170,7 +170,7 @@ def test_case(trained):
     pair = ["the café", "The Café"]
     assert len({tuple(e) for e in map(tuple, cased.encode(pair))}) == 2
     assert len({tuple(e) for e in map(tuple, uncased.encode(pair))}) == 1
-    assert uncased.decode(uncased.encode(pair)[1]) == "the cafe"
+    assert uncased.decode(uncased.encode(pair)[1]) == "the café"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -259,7 +259,7 @@ def test_transformers_reads_what_is_saved(trained, kind, tmp_path):
         assert read(texts[0])["input_ids"] == made.frame(made.encode(texts)[0], None, 10**6)[0].tolist()
         assert (read.pad_token_id, len(read)) == (made.vocabulary.pad, made.vocabulary.size)
         assert read.mask_token_id == made.vocabulary.mask
-        again = tokenizer_training.choose(SimpleNamespace(tokenizer=str(folder)), "bpe", FRAMINGS[kind], part(LONG))
+        again = tokenizer_training.choose(SimpleNamespace(tokenizer=str(folder)), "bpe", FRAMINGS[kind], part(LONG), [])
         assert again.fingerprint == made.fingerprint
         assert again.kind == kind
         assert torch.equal(again.vocabulary.continues, made.vocabulary.continues)
@@ -319,7 +319,7 @@ def test_bad_sources(tmp_path, monkeypatch):
         (tmp_path / name / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     for source in (str(tmp_path / name) for name in ("empty", "none", *damaged)):
         with pytest.raises(UserError) as caught:
-            tokenizer_training.choose(SimpleNamespace(tokenizer=source), "bpe", FRAMINGS["bpe"], part(LONG))
+            tokenizer_training.choose(SimpleNamespace(tokenizer=source), "bpe", FRAMINGS["bpe"], part(LONG), [])
         assert str(caught.value).startswith(
             f"model.tokenizer={source}: expected auto, wordpiece, bpe, unigram, a transformers folder"
         )
@@ -350,3 +350,49 @@ def test_a_runs_tokenizer_is_read_as_data(kind, tmp_path):
     (tmp_path / "tokenizer.json").symlink_to("/etc/hostname")
     with pytest.raises(UserError, match=r"cannot be read|not a regular file"):
         tokenizer.of_run(tmp_path, FRAMINGS[kind])
+
+
+THAI = ["ประเทศไทยมีอาหารอร่อยมากมายและผู้คนก็เป็นมิตร" * (3 + i % 4) + str(i) for i in range(60)]
+
+
+def options(**changes):
+    return SimpleNamespace(**{"tokenizer": "auto", "vocabulary": 500, "lowercase": False} | changes)
+
+
+def test_a_script_without_spaces_gets_a_tokenizer_that_knows_it():
+    """WordPiece takes a line for one word, which is too long for it."""
+    alone = tokenizer_training.train("wordpiece", 500, FRAMINGS["wordpiece"], part(THAI))
+    assert tokenizer_training.unknown_share(alone, THAI) > 0.9
+    notes = []
+    chosen = tokenizer_training.choose(options(), "wordpiece", FRAMINGS["wordpiece"], part(THAI), notes)
+    assert chosen.kind == "unigram"
+    assert tokenizer_training.unknown_share(chosen, THAI) == 0
+    assert notes == ["model.tokenizer=unigram: wordpiece would not know 100% of the characters of the texts"]
+    asked = tokenizer_training.choose(options(tokenizer="wordpiece"), "bpe", FRAMINGS["wordpiece"], part(THAI), notes)
+    assert asked.kind == "wordpiece", "what is asked for is trained"
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_texts_with_spaces_keep_the_tokenizer_of_the_family(kind):
+    notes = []
+    assert tokenizer_training.choose(options(), kind, FRAMINGS[kind], part(LONG), notes).kind == kind
+    assert notes == []
+
+
+def test_the_share_of_unknown_characters(trained):
+    """Of 8 characters without the space, one word of 4."""
+    assert tokenizer_training.unknown_share(trained("wordpiece"), ["The ☃☃☃☃☃"]) == pytest.approx(5 / 8)
+    assert tokenizer_training.unknown_share(trained("bpe"), ["The ☃☃☃☃☃"]) == 0
+    assert tokenizer_training.unknown_share(trained("bpe"), []) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_lower_case_is_that_alone(kind):
+    """Accents and vowel signs stay, in byte-level BPE too."""
+    texts = ["Un ÉTÉ à Paris, मैं यहाँ हूँ"] * 50 + LONG
+    small = tokenizer_training.train(kind, 700, FRAMINGS[kind], part(texts), lowercase=True)
+    [upper], [lower] = small.encode(["Un ÉTÉ मैं"]), small.encode(["un été मैं"])
+    assert upper.tolist() == lower.tolist()
+    assert small.decode(upper).strip().replace(" ##", "") == "un été मैं"
+    [plain] = small.encode(["un ete"])
+    assert plain.tolist() != lower[: len(plain)].tolist()

@@ -1,7 +1,9 @@
 """The pictures of a run, as PNG in figures/."""
 
+import contextlib
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import matplotlib as mpl
@@ -37,8 +39,22 @@ def save(run: Run, name: str, figure: Figure) -> None:
 
 def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    with quiet():
+        figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
+
+
+def arrange(figure: Figure) -> None:
+    with quiet():
+        figure.tight_layout()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings of characters that no font has, which are drawn as boxes, and of labels that leave little room."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from|Tight layout not applied", category=UserWarning)
+        yield
 
 
 def as_array(image: Tensor) -> np.ndarray:
@@ -78,7 +94,7 @@ def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
         axis.stairs(shares, edges, color=color, label=label)
     axis.set(xlabel="tokens", ylabel="share of the texts")
     axis.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
+    arrange(figure)
     save(run, "lengths", figure)
 
 
@@ -132,7 +148,7 @@ def attention_maps(run: Run, pieces: list[list[str]], weights: list[Tensor]) -> 
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         axis.set_yticks(range(len(names)), names, fontsize=6)
         axis.tick_params(length=0)
-    figure.tight_layout()
+    arrange(figure)
     save(run, "text_attention", figure)
 
 
@@ -172,7 +188,7 @@ def embedding(run: Run, maps: dict[str, tuple[np.ndarray, list[str]]], labels: n
     if len(classes) <= 20:
         dots = [mpl.lines.Line2D([], [], color=color, marker="o", linestyle="", markersize=4) for color in colors]
         figure.legend(dots, classes, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.tight_layout()
+    arrange(figure)
     save(run, "embedding", figure)
 
 
@@ -194,7 +210,7 @@ def curves(run: Run) -> None:
             axes[1].plot([x["step"] for x in probes], [x[name] for x in probes], "o-", color=color, label=label, markersize=3)
         axes[1].set(xlabel="step", ylabel="accuracy of frozen features")
         axes[1].legend(frameon=False)
-    figure.tight_layout()
+    arrange(figure)
     save(run, "curves", figure)
 
 
@@ -220,7 +236,7 @@ def overlay(runs: dict[str, list[list[dict[str, Any]]]]) -> bytes | None:
     if not drawn:
         return None
     figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False)
-    figure.tight_layout()
+    arrange(figure)
     return png(figure)
 
 
@@ -275,7 +291,7 @@ def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
         for place, mean in enumerate(means):
             axis.text(mean + errors[place] + 0.02, place, f"{mean:.3f}", va="center", fontsize=8)
         axis.set(xlim=(0, 1.15), xlabel=f"test {metric.replace('_', ' ')}", title=labels)
-    figure.tight_layout()
+    arrange(figure)
     save(run, "scores", figure)
 
 
@@ -307,7 +323,7 @@ def compute(run: Run, sets: list[dict[str, Any]], metric: str, counted: str) -> 
         axis.tick_params(axis="x", labelsize=7)
         axis.set_xlim(0.7 * min(flops), 1.4 * max(flops))
     axes[0].set_ylabel(f"test {metric.replace('_', ' ')}")
-    figure.tight_layout()
+    arrange(figure)
     figure.legend(
         *axes[0].get_legend_handles_labels(), frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 0)
     )

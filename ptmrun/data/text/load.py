@@ -4,8 +4,9 @@ run's seed."""
 import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from ptmrun.data.text.processor import TextProcessor
 from ptmrun.data.text.split import Sequences, TextSplit, framed
 from ptmrun.errors import UserError
 
+MOST_UNKNOWN, SAID_UNKNOWN = 0.5, 0.005  # of the characters of texts: refused, and said
+SAID_CUT = 0.02  # of the labelled texts: that more of them are cut is worth another length
 SHOWN = 24  # tokens of a text in the picture of attention
 LENGTH = 128  # tokens of a sequence, for model.length=auto
 
@@ -138,12 +141,16 @@ def load(
     if folder:
         own = tokenizer.of_run(folder, family.framing)
     else:
-        own = tokenizer_training.choose(cfg.model, family.tokenizer, family.framing, train, progress)
+        own = tokenizer_training.choose(cfg.model, family.tokenizer, family.framing, train, notes, progress)
+    refuse_unknown(own, islice(train.documents(), tokenizer_training.SAMPLE), "texts to pretrain on", cfg.model.tokenizer, notes)
     alone = [sentences.CUT, source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
     sets, classes, other = labelled(cfg, source, problem, own, length, notes)
     again_in_test = 0
     marks, made = [*alone, *other], dict[str, Any]()
     if sets:
+        some = sets["train"].evenly_spaced(tokenizer_training.SAMPLE).read()
+        refuse_unknown(own, some, "labelled texts", cfg.model.tokenizer, notes)
+        notes += told_cut(sets["train"], own, length)
         first, val, test, made = divide(sets, options, "texts", notes)
         marks += [fingerprint_of(x.rows.tolist()) for x in (first, val, test)]
         again_in_test = test_seen(first, val, test, "texts", notes)
@@ -218,6 +225,32 @@ def labelled(
     if not source.classes:
         return {}, [], []
     return framed(source, own, length), source.classes, []
+
+
+def refuse_unknown(own: Any, texts: Iterable[str], what: str, choice: str, notes: list[str]) -> None:
+    """Says what share of texts a tokenizer does not know. Raises UserError where it is most of them."""
+    share = tokenizer_training.unknown_share(own, texts)
+    if share > MOST_UNKNOWN:
+        raise UserError(
+            f"model.tokenizer={choice}: does not know {share:.0%} of the characters of the {what}; choose unigram or bpe"
+        )
+    if share >= SAID_UNKNOWN:
+        notes.append(f"the tokenizer does not know {share:.1%} of the characters of the {what} (unknown tokens stand for them)")
+
+
+def told_cut(split: TextSplit, own: Any, length: int) -> list[str]:
+    """How many of the labelled texts are cut, where any are."""
+    if type(split) is not TextSplit:  # others say in their own words what of them is not seen
+        return []
+    texts, seconds = split.texts, split.seconds
+    counts = own.flat(texts)[1] + (own.flat(seconds)[1] if seconds else 0)
+    whole = counts + (own.pair if seconds else own.single).extra
+    cut = int((whole > length).sum())
+    if not cut:
+        return []
+    line = f"{cut:,} of {len(texts):,} labelled texts are longer than model.length={length} tokens and are cut"
+    more = f"; the longest has {int(whole.max()):,}: raise model.length to see all" if cut > SAID_CUT * len(texts) else ""
+    return [line + more]
 
 
 def fingerprint_of(marks: list[Any]) -> str:

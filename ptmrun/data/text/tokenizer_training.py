@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -23,17 +23,44 @@ from ptmrun.storage.files import cache_folder
 
 ENOUGH = 2**28  # bytes to train on; of more text, evenly spaced documents
 LEAST, MOST = 2000, 32_000  # tokens, where vocabulary=auto
+SAMPLE = 500  # documents by which a tokenizer is judged
+MOST_UNKNOWN = 0.02  # of their characters
 
 
 def choose(
-    options: Any, kind: str, framing: Framing, part: TextPart, progress: Callable[[str, int, int], None] = lambda *_: None
+    options: Any,
+    kind: str,
+    framing: Framing,
+    part: TextPart,
+    notes: list[str],
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Tokenizer:
-    """What options.tokenizer says: auto (the family's `kind`), a kind, to be trained on `part` with options.vocabulary and
-    .lowercase, or a folder or hub id."""
+    """What options.tokenizer says: auto (the family's `kind`, or where that does not know MOST_UNKNOWN of the texts, as of
+    scripts without spaces, unigram), a kind, to be trained on `part` with options.vocabulary and .lowercase, or a folder or hub
+    id."""
     choice = options.tokenizer
     if choice != "auto" and choice not in KINDS:
         return load(choice, framing)
-    return train(kind if choice == "auto" else choice, options.vocabulary, framing, part, options.lowercase, progress)
+    first = kind if choice == "auto" else choice
+    trained = train(first, options.vocabulary, framing, part, options.lowercase, progress)
+    if choice == "auto" and first != "unigram":
+        share = unknown_share(trained, islice(part.documents(), SAMPLE))
+        if share > MOST_UNKNOWN:
+            notes.append(f"model.tokenizer=unigram: {first} would not know {share:.0%} of the characters of the texts")
+            return train("unigram", options.vocabulary, framing, part, options.lowercase, progress)
+    return trained
+
+
+def unknown_share(known: Tokenizer, texts: Iterable[str]) -> float:
+    """The share of the characters in texts, white space left out, that stand in unknown tokens."""
+    unknown, lost, total = known.vocabulary.unknown, 0, 0
+    for text in texts:
+        total += len("".join(text.split()))
+        if unknown is not None:
+            encoded = known.plain.encode(text, add_special_tokens=False)
+            pairs = zip(encoded.ids, encoded.offsets, strict=True)
+            lost += sum(len("".join(text[a:b].split())) for i, (a, b) in pairs if i == unknown)
+    return lost / max(total, 1)
 
 
 def train(
@@ -52,7 +79,8 @@ def train(
     different words grows (Heaps' law), at least twice the number of different characters, within LEAST and MOST. The texts
     may give fewer.
     """
-    settings = [CUT, part.fingerprint, kind, size, lowercase, framing.special, tokenizers.__version__]
+    lower: Any = [lowercase, "accents stay"] if lowercase else lowercase
+    settings = [CUT, part.fingerprint, kind, size, lower, framing.special, tokenizers.__version__]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     file = cache_folder() / f"{key}.tokenizer.json"
     if file.exists():
@@ -74,6 +102,8 @@ def train(
 
 def bpe(size: Any, special: list[str], unknown: Any, part: TextPart, lowercase: bool, progress: Any) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE())
+    if lowercase:
+        backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     total = tokens_in_all(size, part, 0, 256 + len(special), "bytes")
@@ -93,7 +123,7 @@ def wordpiece(
 ) -> tokenizers.Tokenizer:
     """The rarest characters are left out where all of them would take more than half of the vocabulary."""
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token=unknown))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase, strip_accents=False)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece(prefix="##")
     counts = characters(backend, part)
