@@ -12,6 +12,9 @@ from ptmrun.stages.trials import chosen_labels, trials
 from ptmrun.training.signals import check_stop
 
 
+MOST = {"raw_svm": 4000}  # training samples of what takes the square of their number
+
+
 class FeatureCache:
     """The features that methods without a training loop see. Those of the test split are made once."""
 
@@ -44,7 +47,7 @@ def baseline_predictions(
     predictions: list[dict[str, Tensor]] = []
     for trial in trials(context.cfg, "tuned", labels)[: 1 if kind == "chance" else None]:
         chosen = chosen_labels(context, trial)
-        split = chosen.evenly_spaced(problem.max_baseline_samples)
+        split = chosen.evenly_spaced(min(problem.max_baseline_samples, MOST.get(kind, problem.max_baseline_samples)))
         if len(split) < len(chosen) and not predictions:  # once, not a repeat
             rows = f"{len(split):,} of these {len(chosen):,} training {context.data.noun}"
             context.run.say(f"{kind}: sees {rows}, evenly spaced")
