@@ -192,6 +192,16 @@ def test_without_any_noise_known_nothing_is_claimed():
     assert (found["gain_over_scratch"], found["noise"], found["outcome"]) == (1.0, 1.0, "equal")
 
 
+def test_a_handful_of_test_samples_makes_no_verdict():
+    tuned, scratch = one_repeat(np.ones(19)), one_repeat(np.arange(19) % 5 == 0)
+    assert verdict.of_run(tuned, scratch, scratch, {}, KNOWN)["noise"] == 1.0
+    assert "the test split has 19 samples, too few" in phrases.warnings({"n_test": 19})[0]
+    assert "one of them is 5 points" in phrases.warnings({"n_test": 19})[0]
+    tuned, scratch = one_repeat(np.ones(20)), one_repeat(np.arange(20) % 5 == 0)
+    assert verdict.of_run(tuned, scratch, scratch, {}, KNOWN)["outcome"] == "better"
+    assert phrases.warnings({"n_test": 20}) == []
+
+
 def entry_of(tuned: float, gain: float, short: float, samples: float, curve: list[float]) -> dict:
     """Of a run, as results.json has it."""
     points = [{"flops": 10.0 * (i + 1), "steps": i, "score": {"mean": x}, "val_scores": []} for i, x in enumerate(curve, start=0)]

@@ -47,6 +47,10 @@ def warnings(results: dict[str, Any]) -> list[str]:
     seen, count = results.get("test_seen", 0), results["n_test"]
     what = f"{seen:,} of {count:,} test samples have an equal one among those that are trained on; scores flatter by them"
     lines = [f"Warning: {what}"] if seen else []
+    if count < verdict.LEAST:
+        lines.append(
+            f"Warning: the test split has {count} samples, too few to tell anything: one of them is {100 / count:.0f} points"
+        )
     if absent := results.get("metrics", {}).get("absent"):
         shown = ", ".join(absent[:MOST_NAMES]) + (", ..." if len(absent) > MOST_NAMES else "")
         lines.append(

@@ -13,6 +13,7 @@ from ptmrun.reports import significance
 
 Outcome = Literal["better", "equal", "already_paid", "worse"]
 NOISE_UNKNOWN = 1.0  # where nothing says how large it is, no difference is beyond it
+LEAST = 20  # test samples, below which nothing does
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ def of_run(tuned: Side, scratch: Side, short: Side, points: dict[float, list[flo
         for other in (scratch, short)
     ]
     noise, noise_short = (significance.together(*part) or NOISE_UNKNOWN for part in parts)
+    if len(tuned.samples[0]) < LEAST:
+        noise = noise_short = NOISE_UNKNOWN
     result = {
         "gain_over_scratch": gain,
         "noise": noise,

@@ -11,7 +11,6 @@ from ptmrun.stages.context import Context
 from ptmrun.stages.trials import chosen_labels, trials
 from ptmrun.training.signals import check_stop
 
-
 MOST = {"raw_svm": 4000}  # training samples of what takes the square of their number
 
 
