@@ -29,6 +29,7 @@ LATER = [  # (file, which of its writes fails), in the order in which a run come
     ("manifest.json", 1),
     ("splits.json", 1),
     ("checkpoints/examples.safetensors", 1),
+    ("checkpoints/trained_on.safetensors", 1),
     ("config.yaml", 1),
     ("log.txt", 3),
     ("figures/augmented.png", 1),

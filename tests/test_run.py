@@ -157,7 +157,7 @@ def test_a_step_is_four_hops_from_the_command_line(ptmrun, monkeypatch):
     forward = simclr.Objective.forward
 
     def traced(self, batch):
-        if not seen:
+        if not seen and not any("flops" in frame.filename for frame in traceback.extract_stack()):
             names = [Path(frame.filename) for frame in traceback.extract_stack()]
             inside = [str(p.relative_to(PACKAGE)) for p in names if p.is_relative_to(PACKAGE)]
             seen.extend(dict.fromkeys(inside))

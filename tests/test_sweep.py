@@ -423,7 +423,7 @@ def test_difference_and_noise():
     from ptmrun.reports import significance
 
     assert significance.of_seeds(a, b) == pytest.approx((interval.high - interval.low) / 2)
-    assert significance.of_seeds([0.9], b) is None
+    assert significance.of_seeds([0.9], [0.8]) is None
     assert scores_table.Cell(0.9, 0.01, 3, 0.0, None).words == "best"
     assert scores_table.Cell(0.9, 0.01, 3, -0.02, 0.03).words == "-2.0, within noise (3.0)"
     assert scores_table.Cell(0.9, 0.01, 3, -0.04, 0.03).words == "-4.0"

@@ -24,7 +24,7 @@ from ptmrun.runs import config_file, folder
 from ptmrun.stages import trials
 from ptmrun.stages.prepare import prepare
 from ptmrun.storage import tensor_files
-from ptmrun.training import loop
+from ptmrun.training import flops, loop
 from ptmrun.training.loop import backward
 from ptmrun.training.signals import Stop
 
@@ -121,6 +121,7 @@ def interrupted_before(monkeypatch, number: int) -> list[int]:
         return step(*args)
 
     monkeypatch.setattr(loop, "backward", stop_once)
+    monkeypatch.setattr(flops, "of_steps", lambda *_: 1e6)  # whose backward passes are none of training
     return seen
 
 
@@ -145,7 +146,10 @@ def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, 
 
 
 LABELLED = {
-    "token_classification": ("tags/train.conll", "\n".join(["Rome B-LOC\nfell O\n", "He O\nwent O\n"] * 12)),
+    "token_classification": (
+        "tags/train.conll",
+        "\n".join(f"Rome B-LOC\nfell O\n{i} O\n\nHe O\nwent O\n{i} O\n" for i in range(12)),
+    ),
     "question_answering": (
         "squad.json",
         json.dumps(
@@ -166,9 +170,15 @@ LABELLED = {
             }
         ),
     ),
-    "text_multilabel": ("table.csv", "text,label\n" + 'Nice and small.,"a,b"\nDull.,a\nSmall.,b\n' * 8),
-    "text_classification": ("pairs.csv", "text,other,label\n" + "Rain.,It is wet.,yes\nRain.,It is dry.,no\n" * 12),
-    "translation": ("pairs.tsv", "source\ttarget\n" + "a cat\tun gato\nthe dog\tel perro\n" * 12),
+    "text_multilabel": (
+        "table.csv",
+        "text,label\n" + "".join(f'Nice and small {i}.,"a,b"\nDull {i}.,a\nSmall {i}.,b\n' for i in range(8)),
+    ),
+    "text_classification": (
+        "pairs.csv",
+        "text,other,label\n" + "".join(f"Rain.,It is wet {i}.,yes\nRain.,It is dry {i}.,no\n" for i in range(12)),
+    ),
+    "translation": ("pairs.tsv", "source\ttarget\n" + "".join(f"a cat {i}\tun gato\nthe dog {i}\tel perro\n" for i in range(12))),
 }
 
 

@@ -23,7 +23,7 @@ from ptmrun.stages import evaluate
 from ptmrun.stages import run as stages
 
 QUICK = [*TINY, "evaluate.baselines=[chance,scratch]"]
-FIGURES = {"curves", "reconstructions", "augmented", "attention", "confusion", "scores", "embedding"}
+FIGURES = {"curves", "reconstructions", "augmented", "attention", "confusion", "scores", "embedding", "compute"}
 
 
 def expected(run: Run, names: tuple[str, ...] = ()) -> dict[str, list[tuple[int, float]]]:
