@@ -145,10 +145,15 @@ def test_micro_batches_and_resuming_change_nothing(ptmrun, corpus, model, task, 
     assert folder.Run.open(latest()).manifest["weights_sha256"] == undisturbed
 
 
+def numbered(content: str, count: int) -> str:
+    """The content so many times, with its number in place of #: no two samples are equal."""
+    return "".join(content.replace("#", str(i)) for i in range(count))
+
+
 LABELLED = {
     "token_classification": (
         "tags/train.conll",
-        "\n".join(f"Rome B-LOC\nfell O\n{i} O\n\nHe O\nwent O\n{i} O\n" for i in range(12)),
+        numbered("Rome B-LOC\nfell O\n# O\n\nHe O\nwent O\n# O\n\n", 12),
     ),
     "question_answering": (
         "squad.json",
@@ -172,13 +177,13 @@ LABELLED = {
     ),
     "text_multilabel": (
         "table.csv",
-        "text,label\n" + "".join(f'Nice and small {i}.,"a,b"\nDull {i}.,a\nSmall {i}.,b\n' for i in range(8)),
+        "text,label\n" + numbered('Nice and small #.,"a,b"\nDull #.,a\nSmall #.,b\n', 8),
     ),
     "text_classification": (
         "pairs.csv",
-        "text,other,label\n" + "".join(f"Rain.,It is wet {i}.,yes\nRain.,It is dry {i}.,no\n" for i in range(12)),
+        "text,other,label\n" + numbered("Rain.,It is wet #.,yes\nRain.,It is dry #.,no\n", 12),
     ),
-    "translation": ("pairs.tsv", "source\ttarget\n" + "".join(f"a cat {i}\tun gato\nthe dog {i}\tel perro\n" for i in range(12))),
+    "translation": ("pairs.tsv", "source\ttarget\n" + numbered("a cat #\tun gato\nthe dog #\tel perro\n", 12)),
 }
 
 
