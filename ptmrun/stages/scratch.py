@@ -22,7 +22,9 @@ from ptmrun.stages.trials import (
     finetune_settings,
     label_counts,
     new_model,
+    probed,
     saved_predictions,
+    start_from_probe,
     trial_steps,
     trials,
     validation_score,
@@ -196,6 +198,8 @@ def fit(
     state stands."""
     check_stop(context.stop)
     model, _ = new_model(context, trial)
+    if not start and probed(model, loop) and not context.state_file(f"baseline/{name}").exists():
+        start_from_probe(context, model, split, trial.seed)
     tags = {"stage": "baseline", "trial": name}
     with planned(context, model, split, loop, steps, trial.seed, tags, rate=rate, start=start, save_last=not start) as (
         batches,

@@ -61,7 +61,7 @@ def finetune_settings(cfg: Any, trial: Trial, samples: int) -> Any:
     method, and have no statistics to keep."""
     options = cfg.finetune
     if trial.kind != "tuned":
-        every = {"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "statistics": "batch", "head": "random"}
+        every = {"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "statistics": "batch"}
         return options.model_copy(update={**every, "lr": options.scratch_lr or options.lr})
     return options.model_copy(update={"layer_decay": layer_decay_of(options, samples)})
 

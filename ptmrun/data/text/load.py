@@ -25,7 +25,7 @@ from ptmrun.data.text.processor import TextProcessor
 from ptmrun.data.text.split import Sequences, TextSplit, framed
 from ptmrun.errors import UserError
 
-MOST_UNKNOWN, SAID_UNKNOWN = 0.5, 0.005  # of the characters of texts: refused, and said
+MOST_UNKNOWN, SAID_UNKNOWN = 0.9, 0.005  # of the characters of texts: refused, and said
 SAID_CUT = 0.02  # of the labelled texts: that more of them are cut is worth another length
 SHOWN = 24  # tokens of a text in the picture of attention
 LENGTH = 128  # tokens of a sequence, for model.length=auto
