@@ -82,8 +82,8 @@ MUTANTS = [
     ),
     Mutant(
         "reports/phrases.py",
-        "if k in scores]",
-        'if k in scores and k != "raw_svm"]',
+        'for k in FLOORS if k in entry["scores"])',
+        'for k in FLOORS if k in entry["scores"] and k != "raw_svm")',
         "verdict::test_a_floor_that_wins_is_named_first",
     ),
     # From scratch: with how much compute, chosen by what

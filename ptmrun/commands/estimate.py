@@ -79,9 +79,8 @@ def capacity(device: torch.device) -> int:
     return total if text == "max" else min(total, int(text))
 
 
-Allowances = dict[
-    int | None, scratch.Allowance
-]  # by number of labels; empty where nothing is compared with training from scratch
+# Of training from scratch, by number of labels; empty where nothing is compared with it.
+Allowances = dict[int | None, scratch.Allowance]
 
 
 def disk(context: Context, allowed: Allowances) -> tuple[int, int]:
@@ -97,7 +96,7 @@ def disk(context: Context, allowed: Allowances) -> tuple[int, int]:
     if "pretrain" in stages:
         steps += steps_of(cfg.pretrain, len(data.corpus)) / cfg.pretrain.log_every
         total += sum(p.stat().st_size for p in (*run.path(ENCODER).iterdir(), run.path("checkpoints/heads.safetensors")))
-    repeats = scratch.repeats(cfg, allowed) if allowed else 0
+    repeats = scratch.repeats(cfg, allowed)
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
         split = chosen_labels(context, tuned[0])
@@ -139,7 +138,7 @@ def duration(context: Context, allowed: Allowances) -> dict[str, float]:
             look = timed(probe.probe, objective.encoder, data.train, data.val, context.processor, context.autocast)
             look += timed(validate, context, objective, data.val_corpus) if data.val_corpus is not None else 0.0
             seconds["pretrain"] += (cfg.pretrain.probes + 1) * look
-    repeats = scratch.repeats(cfg, allowed) if allowed else 0
+    repeats = scratch.repeats(cfg, allowed)
     for labels in label_counts(cfg) if "finetune" in stages or "evaluate" in stages else []:
         tuned = trials(cfg, "tuned", labels)
         split = chosen_labels(context, tuned[0])
@@ -164,7 +163,7 @@ def scratch_allowances(context: Context) -> Allowances:
     compared = "evaluate" in stages and "scratch" in cfg.evaluate.baselines and pretrained
     if "pretrain" in stages:
         compute.note_pretraining(context)
-    return {labels: scratch.allowance(context, labels) for labels in label_counts(cfg)} if compared else {}
+    return scratch.allowances(context) if compared else {}
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> float:

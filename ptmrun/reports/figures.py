@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun.config.compared import FLOORS, METHODS
+from ptmrun.config.compared import METHODS
 from ptmrun.reports import compute_table, phrases
 from ptmrun.runs.folder import Run
 
@@ -311,10 +311,8 @@ def compute(run: Run, sets: list[dict[str, Any]], metric: str, counted: str) -> 
         if known["known"]:
             axis.errorbar(known["total"], tuned["mean"], **style, label="pretrained, tuned")
         axis.errorbar(known["tuned"], tuned["mean"], **style, mfc="white", label="the same, pretraining there already")
-        floors = {k: v["mean"] for k, v in entry["scores"].items() if k in FLOORS}
-        if floors:
-            best = max(floors, key=lambda k: floors[k])
-            axis.axhline(floors[best], color=ORANGE, lw=0.8, ls=":", label="best floor")
+        if floor := phrases.best_floor(entry):
+            axis.axhline(entry["scores"][floor]["mean"], color=ORANGE, lw=0.8, ls=":", label="best floor")
         title = phrases.labels(entry["labels_per_class"], counted)
         axis.set(xscale="log", xlabel="training compute", title=title)
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))

@@ -59,11 +59,14 @@ def warnings(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def best_floor(entry: dict[str, Any]) -> str | None:
+    """The best of what owes nothing to pretraining, where there is any."""
+    return max((k for k in FLOORS if k in entry["scores"]), key=lambda k: entry["scores"][k]["mean"], default=None)
+
+
 def floors_that_win(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
     """That something which owes nothing to pretraining does as well or better, where it does: the best of it."""
-    scores = {k: v["mean"] for k, v in entry["scores"].items()}
-    floors = [k for k in FLOORS if k in scores]
-    best = max(floors, key=lambda k: scores[k], default=None)
+    scores, best = {k: v["mean"] for k, v in entry["scores"].items()}, best_floor(entry)
     if best is None or scores[best] < scores["tuned"]:
         return []
     against = f"{scores[best]:.3f} against {scores['tuned']:.3f}"

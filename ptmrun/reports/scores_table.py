@@ -40,10 +40,16 @@ class Row:
         return [float(np.mean(v)) for v in by_run] if len(by_run) > 1 else (by_run[0] if by_run else [])
 
 
+@functools.cache
+def results_of(run: Run) -> dict[str, Any] | None:
+    """results.json, read and checked once a run."""
+    return run.results()
+
+
 @functools.cache  # the table, the CSV file and the page ask for the same
 def scores(run: Run) -> dict[str, list[float]]:
     """Column title -> score of every repeat: accuracy for each number of labels, or the last linear probe of a pretraining."""
-    if results := run.results():
+    if results := results_of(run):
         return {title_of(results, e): e["scores"]["tuned"]["values"] for e in results["by_labels"]}
     score, _, name = run.score()
     return {} if score is None else {name: [score]}
@@ -55,7 +61,7 @@ def correctness(run: Run, column: str) -> list[np.ndarray]:
     path = run.path("predictions.parquet")
     if not path.exists():
         return []
-    counted = (run.results() or {}).get("counted", "labels per class")
+    counted = (results_of(run) or {}).get("counted", "labels per class")
     try:
         file = pq.ParquetFile(path)
         if file.metadata.num_rows > MOST:
@@ -83,7 +89,7 @@ def difference(a: Row, b: Row, column: str) -> tuple[float, float | None]:
 
 def pretraining(row: Row, column: str) -> dict[str, Any] | None:
     """The verdict over the runs of a row; None where one of them was not compared with training from scratch."""
-    all_results = [results for run in row.runs if (results := run.results())]
+    all_results = [results for run in row.runs if (results := results_of(run))]
     entries = [e for results in all_results for e in results["by_labels"] if title_of(results, e) == column]
     weights = {results.get("weights_sha256") for results in all_results}
     return verdict.of_runs(entries, len(weights)) if len(entries) == len(row.runs) else None

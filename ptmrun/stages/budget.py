@@ -29,10 +29,11 @@ def size_steps(context: Context) -> tuple[schema.Config, list[str]]:
     pretrain = seconds_per_step(context, objective, batches, cfg.pretrain)
     changes: dict[str, Any] = {"budget": None}
     compared = labelled(context) and "scratch" in cfg.evaluate.baselines
-    each = pretrain + (scratch_share(context) if compared else 0.0)
+    speeds = {labels: scratch_speed(context, labels) for labels in label_counts(cfg)} if compared else {}
+    each = pretrain + (scratch_share(context, sum(speeds.values())) if compared else 0.0)
     left = seconds
     if labelled(context):
-        costs = [(finetuning_step(context, labels, compared), trial_length(context, labels)) for labels in label_counts(cfg)]
+        costs = [(finetuning_step(context, n, speeds.get(n)), trial_length(context, n)) for n in label_counts(cfg)]
         wanted = sum(cost * steps for cost, steps in costs)
         if wanted > (1 - SHARE) * seconds:
             wanted = (1 - SHARE) * seconds
@@ -51,23 +52,24 @@ def trial_length(context: Context, labels: int | None) -> int:
     return steps_of(context.cfg.finetune, len(chosen_labels(context, trials(context.cfg, "tuned", labels)[0])))
 
 
-def finetuning_step(context: Context, labels: int | None, compared: bool) -> float:
-    """Seconds of a step of fine-tuning in all repeats and, where they are compared, of as much compute from scratch."""
+def finetuning_step(context: Context, labels: int | None, speed: float | None) -> float:
+    """Seconds of a step of fine-tuning in all repeats and, where they are compared, of as much compute from scratch at this
+    speed."""
     cfg = context.cfg
     trial = trials(cfg, "tuned", labels)[0]
     seconds = cfg.finetune.seeds * trial_step(context, trial, chosen_labels(context, trial))
-    if compared:
+    if speed is not None:
         fit = compute.fine_tuning(context, trial)
         times = scratch.DECAY + scratch.BRANCHED * (1 if compute.of_parent(cfg) is not None else scratch.UNKNOWN)
-        seconds += times * scratch_repeats(cfg) * fit.flops / fit.steps * scratch_speed(context, labels)
+        seconds += times * scratch_repeats(cfg) * fit.flops / fit.steps * speed
     return seconds
 
 
-def scratch_share(context: Context) -> float:
-    """Seconds that training from scratch takes for the compute of a step of pretraining, with all numbers of labels."""
-    fit, cfg = compute.pretraining(context), context.cfg
-    speeds = sum(scratch_speed(context, labels) for labels in label_counts(cfg))
-    return scratch.BRANCHED * scratch_repeats(cfg) * fit.flops / fit.steps * speeds
+def scratch_share(context: Context, speed: float) -> float:
+    """Seconds that training from scratch takes for the compute of a step of pretraining; the speeds of all numbers of labels
+    together."""
+    fit = compute.pretraining(context)
+    return scratch.BRANCHED * scratch_repeats(context.cfg) * fit.flops / fit.steps * speed
 
 
 def scratch_speed(context: Context, labels: int | None) -> float:

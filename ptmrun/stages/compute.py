@@ -9,7 +9,7 @@ from ptmrun.config.init_source import origin
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, UNFINISHED
 from ptmrun.stages.context import Context, batches_of
-from ptmrun.stages.trials import Trial, chosen_labels, finetune_settings, looks, new_model, probed, trial_steps
+from ptmrun.stages.trials import Trial, chosen_labels, features_once, finetune_settings, looks, new_model, probed, trial_steps
 from ptmrun.storage import tensor_files
 from ptmrun.training import flops
 from ptmrun.training.schedule import steps_of
@@ -53,7 +53,7 @@ def fine_tuning(context: Context, trial: Trial) -> Fit:
     split = chosen_labels(context, trial)
     loop, steps = finetune_settings(context.cfg, trial, len(split)), trial_steps(context.cfg, trial, len(split))
     model, _ = new_model(context, trial)
-    frozen = loop.name == "linear" and model.linear_probe and not loop.unfreeze
+    frozen = features_once(model, loop)
     features = 0.0
     if frozen or probed(model, loop):
         times = 1 if frozen else looks(model.encoder, split)

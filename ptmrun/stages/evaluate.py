@@ -29,12 +29,14 @@ def evaluate(context: Context) -> None:
     wall = run.manifest.get("wall_s", {})
     problem = context.problem
     wanted = [b for b in BASELINES if b in cfg.evaluate.baselines and b in problem.untrained_baselines]
-    wanted = [b for b in wanted if b not in RAW or b in data.raw_baselines or b == "raw"]
+    wanted = [b for b in wanted if b not in RAW or b in data.raw_baselines]
     pretrained = weights_hash(run) is not None
     sets: list[dict[str, Any]] = []
     inputs = FeatureCache(context)
     allowed = scratch.allowances(context) if pretrained and "scratch" in cfg.evaluate.baselines else {}
-    repeats = scratch.repeats(cfg, allowed) if allowed else 0
+    repeats = scratch.repeats(cfg, allowed)
+    if allowed:
+        run.say(scratch.described(cfg, allowed))
     for labels in label_counts(cfg):
         predictions = {"tuned": [predict(context, t) for t in trials(cfg, "tuned", labels)]}
         for kind in wanted:

@@ -61,7 +61,6 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         run.write("unreadable.txt", "\n".join(data.unreadable) + "\n")
     if origin(cfg.init) == "run":
         take_parent(context)
-        count_seen(context)
     elif cfg.init != "random":
         take_outside(context)
     if "compute" not in run.manifest:
@@ -80,23 +79,20 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     return context
 
 
-def count_seen(context: Context) -> None:
-    """Says how many test samples the run that `init` names was trained on, and notes it with those that this one trains on."""
-    data, cfg = context.data, context.cfg
-    if data.test.group_ids is None:
-        return
-    before = torch.isin(data.test.group_ids, trained_on(cfg))
-    own = torch.isin(data.test.group_ids, torch.cat([data.train.group_ids, data.val.group_ids]))
-    if count := int(before.sum()):
-        context.run.say(f"  Warning: {cfg.init} was trained on {count:,} of the {len(data.test):,} test {data.noun}")
-    data.test_seen = int((before | own).sum())
-
-
 def note_trained_on(context: Context) -> None:
-    """Writes the numbers of the samples that this run trains on."""
-    ids = [split.group_ids for split in (context.data.train, context.data.val)]
-    if context.cfg.stage != "evaluate" and all(x is not None for x in ids):
-        tensor_files.save(context.run.path(TRAINED_ON), {"ids": torch.cat(ids).unique()})
+    """Writes the numbers of the samples that this run trains on. Says how many test samples the run that `init` names was trained
+    on, and counts them with those that this one trains on."""
+    data, cfg = context.data, context.cfg
+    train, val, test = (split.group_ids for split in (data.train, data.val, data.test))
+    if train is None or val is None or test is None:
+        return
+    own = torch.cat([train, val]).unique()
+    if cfg.stage != "evaluate":
+        tensor_files.save(context.run.path(TRAINED_ON), {"ids": own})
+    before = torch.isin(test, trained_on(cfg))
+    if count := int(before.sum()):
+        context.run.say(f"  Warning: {cfg.init} was trained on {count:,} of the {len(test):,} test {data.noun}")
+        data.test_seen = int((before | torch.isin(test, own)).sum())
 
 
 def read(run: Run, cfg: Config, progress: Progress) -> Data:

@@ -97,25 +97,29 @@ def allowance(context: Context, labels: int | None) -> Allowance:
 
 
 def allowances(context: Context) -> dict[int | None, Allowance]:
-    """What training from scratch is given, by number of labels; says so."""
-    cfg = context.cfg
-    allowed = {labels: allowance(context, labels) for labels in label_counts(cfg)}
+    """What training from scratch is given, by number of labels."""
+    return {labels: allowance(context, labels) for labels in label_counts(context.cfg)}
+
+
+def described(cfg: Any, allowed: dict[int | None, Allowance]) -> str:
+    """The same in words."""
     steps = ", ".join(f"{a.points[-1]:,}" for a in allowed.values())
     given = " and ".join(dict.fromkeys(verdict.reference(a.compute) for a in allowed.values()))
     times = f"{repeats(cfg, allowed)} of {cfg.finetune.seeds} repeats (evaluate.scratch_repeats)"
-    context.run.say(f"From scratch {given}: {steps} steps, {times}")
-    return allowed
+    return f"From scratch {given}: {steps} steps, {times}"
 
 
 def repeats(cfg: Any, allowed: dict[int | None, Allowance]) -> int:
     """How many of the trials of fine-tuning are trained from scratch too: `evaluate.scratch_repeats`; with auto at least one,
-    and as many as take at most MOST times the compute that pretraining and all fine-tuning took."""
+    and as many as take at most MOST times the compute that pretraining and all fine-tuning took; none where nothing is
+    compared."""
+    if not allowed:
+        return 0
     if cfg.evaluate.scratch_repeats != "auto":
         return min(cfg.evaluate.scratch_repeats, cfg.finetune.seeds)
     once = sum(a.steps * a.step for a in allowed.values())
-    spent = max(a.total - a.tuned.flops for a in allowed.values()) + cfg.finetune.seeds * sum(
-        a.tuned.flops for a in allowed.values()
-    )
+    pretraining = max(a.total - a.tuned.flops for a in allowed.values())
+    spent = pretraining + cfg.finetune.seeds * sum(a.tuned.flops for a in allowed.values())
     return max(1, min(cfg.finetune.seeds, int(MOST * spent / once)))
 
 

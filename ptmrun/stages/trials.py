@@ -97,6 +97,11 @@ def trial_steps(cfg: Any, trial: Trial, samples: int) -> int:
     return steps_of(cfg.finetune, samples)
 
 
+def features_once(model: Model, loop: Any) -> bool:
+    """Whether a linear classifier is all that is trained, so that features are computed once."""
+    return loop.name == "linear" and model.linear_probe and not loop.unfreeze
+
+
 def probed(model: Model, loop: Any) -> bool:
     """Whether the classifier starts from a linear probe of the features."""
     return loop.head == "probe" and model.linear_probe
@@ -115,7 +120,7 @@ def tune(context: Context, trial: Trial) -> Any:
     model, _ = new_model(context, trial)
     tags = {"stage": "finetune", "trial": trial.name}
     context.recompute_statistics(model.encoder, split)
-    if loop.name == "linear" and model.linear_probe and not loop.unfreeze:
+    if features_once(model, loop):
         linear.fit(context, model, split, steps, trial.seed, tags)
         return model
     if probed(model, loop):

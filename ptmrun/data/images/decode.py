@@ -111,9 +111,8 @@ def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Cal
         part = None
         rows = np.empty(shape, dtype=np.uint8)
     try:
-        start, chunk = 0, 256
-        lists = [list(range(i, min(i + chunk, shape[0]))) for i in range(0, shape[0], chunk)]
-        for images, good in decoder.batches(lists, workers):
+        start = 0
+        for images, good in decoder.batches(chunks(len(decoder)), workers):
             stop = start + len(images)
             rows[start:stop, :-1] = images.flatten(1).numpy()
             rows[start:stop, -1] = good.numpy()
@@ -128,23 +127,36 @@ def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Cal
     return unpack(rows, decoder)
 
 
-def identities(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> np.ndarray:
-    """What the pixels of each picture are, int64 [N] (see storage/content.py), and 0 of those that cannot be decoded: from a
-    first look at all of them, which is stored in the cache folder."""
+def identities(decoder: Decoder, fingerprint: str, look: Callable[[], list[int]]) -> np.ndarray:
+    """What the pixels of each picture are, int64 [N] (see storage/content.py), and 0 of those that cannot be decoded: what a
+    first `look` at all of them gave, which is stored in the cache folder."""
     file = cache_file(decoder, fingerprint, "identities")
     if (known := loaded(file, (len(decoder),), np.int64)) is not None:
         return np.array(known)
-    found: list[int] = []
-    lists = [list(range(i, min(i + 256, len(decoder)))) for i in range(0, len(decoder), 256)]
-    for images, good in decoder.batches(lists, workers):
-        found += [number(image.tobytes()) if fine else 0 for image, fine in zip(images.numpy(), good.tolist(), strict=True)]
-        progress(len(found))
-    result = np.array(found, dtype=np.int64)
+    result = np.array(look(), dtype=np.int64)
     with contextlib.suppress(OSError):
         buffer = io.BytesIO()
         np.save(buffer, result)
         write_atomic(file, buffer.getvalue())
     return result
+
+
+def numbers(images: Tensor, good: Iterable[bool]) -> list[int]:
+    """Of images [N, C, S, S]; 0 of those that could not be decoded."""
+    return [number(image.tobytes()) if fine else 0 for image, fine in zip(images.numpy(), good, strict=True)]
+
+
+def streamed(decoder: Decoder, workers: int, progress: Callable[[int], None]) -> list[int]:
+    """The numbers of all pictures, which are decoded for that."""
+    found: list[int] = []
+    for images, good in decoder.batches(chunks(len(decoder)), workers):
+        found += numbers(images, good.tolist())
+        progress(len(found))
+    return found
+
+
+def chunks(count: int, size: int = 256) -> list[list[int]]:
+    return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
 
 def cache_file(decoder: Decoder, fingerprint: str, what: str) -> Path:

@@ -24,7 +24,6 @@ from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import Part, Source
 from ptmrun.data.splits import divide, test_seen
 from ptmrun.errors import UserError
-from ptmrun.storage.content import number
 
 MOST_COLUMNS = 3072  # values of an image, for the classical baseline
 
@@ -225,32 +224,23 @@ def as_split(
     images = part.images
     if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
         pixels = torch.from_numpy(np.ascontiguousarray(images.reshape(len(images), size, size, channels).transpose(0, 3, 1, 2)))
-        contents = numbers(pixels, np.ones(len(pixels), dtype=bool))
+        contents = torch.tensor(decode.numbers(pixels, [True] * len(pixels)))
         return Split(pixels, None, torch.arange(len(images)), labels, groups=part.groups, contents=contents), []
     pictures = Arrays(images) if isinstance(images, np.ndarray) else images
-    decoder, decoded = decode.Decoder(pictures, size, channels), None
+    decoder, rows = decode.Decoder(pictures, size, channels), torch.arange(len(pictures))
 
     def decoding(done: int) -> None:
         progress("decoding", done, len(pictures))
 
     if len(pictures) * channels * size**2 <= options.cache_gb * 2**30:
         decoded, good = decode.decoded_once(decoder, fingerprint, workers, decoding)
-        contents = numbers(decoded, good)
+        contents = torch.from_numpy(decode.identities(decoder, fingerprint, lambda: decode.numbers(decoded, good.tolist())))
+        whole = Split(decoded, None, rows, labels, groups=part.groups, contents=contents)
     else:
-        contents = torch.from_numpy(decode.identities(decoder, fingerprint, workers, decoding))
-    rows = torch.arange(len(pictures))
-    whole = (
-        Split(None, decoder, rows, labels, workers, part.groups, contents)
-        if decoded is None
-        else Split(decoded, None, rows, labels, groups=part.groups, contents=contents)
-    )
+        contents = torch.from_numpy(decode.identities(decoder, fingerprint, lambda: decode.streamed(decoder, workers, decoding)))
+        whole = Split(None, decoder, rows, labels, workers, part.groups, contents)
     bad = [pictures.label_of(int(i)) for i in torch.nonzero(contents == 0)[:, 0]]
     return whole.subset(torch.nonzero(contents)[:, 0]), bad
-
-
-def numbers(images: Tensor, good: np.ndarray) -> Tensor:
-    """What the pixels of each image are, int64 [N] (storage/content.py); 0 of those that could not be decoded."""
-    return torch.tensor([number(x.tobytes()) if fine else 0 for x, fine in zip(images.numpy(), good.tolist(), strict=True)])
 
 
 def given(numbers: list[float], channels: int) -> tuple[Tensor, Tensor]:

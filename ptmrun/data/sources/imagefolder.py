@@ -68,13 +68,11 @@ def read(options: Any) -> Source:
         notes.append(f"{stray} images stand outside of class folders, so the folders are not taken as classes")
     if classes:
         for name, paths in paths_of.items():
-            paths_of[name] = [p for p, parts in zip(paths, class_of[name], strict=True) if len(parts) > 1]
-            if out := len(paths) - len(paths_of[name]):
+            inside = [(p, parts) for p, parts in zip(paths, class_of[name], strict=True) if len(parts) > 1]
+            if out := len(paths) - len(inside):
                 notes.append(f"{out} images of the {name} split that stand outside of its class folders are left out")
-        class_of = {name: [p.relative_to(splits[name]).parts for p in paths] for name, paths in paths_of.items()}
-    if classes:
-        for name, parts in class_of.items():
-            if strange := sorted({p[0] for p in parts} - set(classes)):
+            paths_of[name], class_of[name] = [p for p, _ in inside], [parts for _, parts in inside]
+            if strange := sorted({parts[0] for _, parts in inside} - set(classes)):
                 raise UserError(
                     f"{splits[name]}/{strange[0]}: a class that the training split does not have; it has {', '.join(classes)}"
                 )
