@@ -214,13 +214,13 @@ def test_images_that_do_not_fit_the_cache_stay_in_memory(tmp_path, disk, monkeyp
     monkeypatch.setattr(np.lib.format, "open_memmap", full)
     code, _, err = ptmrun(*argv)
     assert code == 0, err
-    assert not list(Path("cache").glob("*.npy"))
+    assert not list(Path("cache").glob("*.pixels.npy"))
     first = latest()
     monkeypatch.undo()
     monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     assert ptmrun(*argv)[0] == 0
-    assert len(list(Path("cache").glob("*.npy"))) == 1
+    assert len(list(Path("cache").glob("*.pixels.npy"))) == 1
     same(first, latest())
 
 

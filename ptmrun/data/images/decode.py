@@ -92,7 +92,7 @@ def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Cal
 
     Stored as a memory-mapped file in the cache folder, by the data's fingerprint, size, channels and what decodes; where that
     folder cannot be written, in memory."""
-    file = cache_file(decoder, fingerprint, "")
+    file = cache_file(decoder, fingerprint, "pixels")
     shape = (len(decoder), decoder.channels * decoder.size**2 + 1)  # the last byte of a row says whether it was decoded
     if (known := loaded(file, shape, np.uint8)) is not None:
         return unpack(known, decoder)
@@ -161,8 +161,8 @@ def chunks(count: int, size: int = 256) -> list[list[int]]:
 
 def cache_file(decoder: Decoder, fingerprint: str, what: str) -> Path:
     """Where what is decoded of these pictures, in this size and by this version of Pillow, is stored."""
-    key = f"{fingerprint}/{decoder.size}/{decoder.channels}/{PIL.__version__}/{what}"
-    return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+    key = f"{fingerprint}/{decoder.size}/{decoder.channels}/{PIL.__version__}"
+    return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.{what}.npy"
 
 
 def loaded(file: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray | None:
