@@ -185,6 +185,7 @@ class Device(Strict):
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     workers: Annotated[Literal["auto"] | Annotated[int, Field(ge=0, le=1024)], Role.HARMLESS]
     compile: bool
+    side_by_side: Literal["auto"] | bool
 
 
 class Logger(Strict):

@@ -27,6 +27,8 @@ STATUS = ("running", "done", "failed", "interrupted")
 class Run:
     """A run folder that is there. `create` makes one, `open` reads one."""
 
+    silent = False  # whether there is no live progress to be shown
+
     def __init__(self, folder: Path, manifest: dict[str, Any]):
         self.folder = folder
         self.manifest = manifest
@@ -106,9 +108,17 @@ class Run:
         try:
             yield
         finally:
-            known = self.manifest.get("cpu_s", {})
-            seconds = round(known.get(name, 0.0) + time.process_time() - begun, 1)
-            self.manifest = {**self.manifest, "cpu_s": {**known, name: seconds}}
+            self.spend(name, time.process_time() - begun)
+
+    def spend(self, name: str, seconds: float) -> None:
+        """Adds CPU seconds to the manifest's, see `clock`."""
+        known = self.manifest.get("cpu_s", {})
+        self.manifest = {**self.manifest, "cpu_s": {**known, name: round(known.get(name, 0.0) + seconds, 1)}}
+
+    def replace_recoveries(self, purpose: str, events: list[dict[str, Any]]) -> None:
+        """Makes the manifest hold exactly these recoveries of a fit."""
+        others = [e for e in self.manifest.get("recoveries", []) if e.get("purpose") != purpose]
+        self.update(recoveries=[*others, *events])
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """Held by the process that works on the run; a second one is refused."""

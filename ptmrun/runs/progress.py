@@ -21,7 +21,7 @@ class Bar:
         self.live: Progress | None = None
 
     def __enter__(self) -> "Bar":
-        if console.is_terminal:
+        if console.is_terminal and not self.run.silent:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),

@@ -106,8 +106,7 @@ def planned(
         if events != known:
             for event in events[len(known) :]:
                 run.say(f"  {recovery.describe(event)}")
-            others = [e for e in run.manifest.get("recoveries", []) if e.get("purpose") != purpose]
-            run.update(recoveries=[*others, *events])
+            run.replace_recoveries(purpose, events)
 
     if context.cfg.device.compile:
         rng.leave_untraced()

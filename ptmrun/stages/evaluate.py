@@ -37,6 +37,7 @@ def evaluate(context: Context) -> None:
     repeats = scratch.repeats(cfg, allowed)
     if allowed:
         run.say(scratch.described(cfg, allowed))
+        scratch.train(context, allowed, repeats)
     for labels in label_counts(cfg):
         predictions = {"tuned": [predict(context, t) for t in trials(cfg, "tuned", labels)]}
         for kind in wanted:

@@ -1,12 +1,24 @@
 """The fine-tuning stage: a model for every number of labels and every repeat."""
 
+from functools import partial
 from typing import Any
 
 from ptmrun.config import schema
 from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.models import batchnorm
+from ptmrun.stages import side_by_side
 from ptmrun.stages.context import Context
-from ptmrun.stages.trials import chosen_labels, label_counts, new_model, save_finetuned, trials, tune, weights_file
+from ptmrun.stages.trials import (
+    Trial,
+    chosen_labels,
+    label_counts,
+    new_model,
+    save_finetuned,
+    trial_steps,
+    trials,
+    tune,
+    weights_file,
+)
 from ptmrun.storage import tensor_files
 from ptmrun.training import optim
 from ptmrun.training.schedule import LEAST, PASSES, layer_decay_of, steps_of
@@ -45,11 +57,19 @@ def finetune(context: Context) -> None:
         run.say(f"  {line}")
     del model  # its memory is for the trials
     hashes = dict(run.manifest.get("finetuned_sha256", {}))
+
+    def train(trial: Trial) -> None:
+        with context.run.clock(f"finetune/{trial.name}"):
+            model = tune(context, trial)
+        save_finetuned(context, trial, model, relative=trainable < every)
+
+    missing = [trial for trial in wanted if not run.path(weights_file(trial)).exists()]
+    if len(missing) > 1 and side_by_side.possible(context, every):
+        steps = sum(trial_steps(cfg, trial, len(chosen_labels(context, trial))) for trial in missing)
+        side_by_side.train(context, "finetune", [partial(train, trial) for trial in missing], steps)
     for trial in wanted:
         file = run.path(weights_file(trial))
         if not file.exists():
-            with run.clock(f"finetune/{trial.name}"):
-                model = tune(context, trial)
-            save_finetuned(context, trial, model, relative=trainable < every)
+            train(trial)
         hashes[trial.name] = tensor_files.sha256(tensor_files.load(file)[0])
     run.update(finetuned_sha256=hashes)

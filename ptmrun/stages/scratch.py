@@ -8,13 +8,14 @@ split.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ptmrun.downstream.base import Model, Predictions
 from ptmrun.errors import UserError
 from ptmrun.reports import significance, verdict
-from ptmrun.stages import compute
+from ptmrun.stages import compute, side_by_side
 from ptmrun.stages.context import Context, planned
 from ptmrun.stages.trials import (
     Trial,
@@ -121,6 +122,15 @@ def repeats(cfg: Any, allowed: dict[int | None, Allowance]) -> int:
     pretraining = max(a.total - a.tuned.flops for a in allowed.values())
     spent = pretraining + cfg.finetune.seeds * sum(a.tuned.flops for a in allowed.values())
     return max(1, min(cfg.finetune.seeds, int(MOST * spent / once)))
+
+
+def train(context: Context, allowed: dict[int | None, Allowance], repeats: int) -> None:
+    """Trains the baseline for all numbers of labels side by side, where that is possible; `compared` trains what is missing."""
+    tasks = [(trial, each) for labels, each in allowed.items() for trial in trials(context.cfg, "scratch", labels)[:repeats]]
+    longest = sorted(tasks, key=lambda task: -task[1].steps * task[1].step)
+    if len(tasks) > 1 and side_by_side.possible(context, new_model(context, tasks[0][0])[1][1]):
+        steps = sum(each.steps for _, each in tasks)
+        side_by_side.train(context, "from scratch", [partial(curve, context, trial, each) for trial, each in longest], steps)
 
 
 def compared(context: Context, labels: int | None, tuned: list[Predictions], allowed: Allowance, repeats: int) -> dict[str, Any]:
