@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from ptmrun import cli
 from ptmrun.errors import UserError
 from ptmrun.runs.folder import Run
-from ptmrun.stages import finetune
+from ptmrun.stages import finetune, side_by_side
 from ptmrun.storage import tensor_files
 
 SMALL = [*TINY, *CNN, "task=simclr", "downstream.labels_per_class=[2,5]", "finetune.log_every=1", "evaluate.scratch_repeats=1"]
@@ -146,3 +147,19 @@ def test_kill_9_takes_all_of_them_and_resuming_ends_the_same(parent, together, t
         assert time.monotonic() < deadline
     assert answer[0] == 0, answer[2]
     same((tmp_path / "latest").resolve(), together)
+
+
+def test_how_many_at_once(monkeypatch):
+    def context(threads, wanted="auto", device="cpu"):
+        options = SimpleNamespace(side_by_side=wanted, threads=threads, compile=False)
+        return SimpleNamespace(cfg=SimpleNamespace(device=options), device=torch.device(device))
+
+    small, large = side_by_side.SMALL, side_by_side.SMALL + 1
+    assert [side_by_side.at_once(context(2), small, n) for n in (1, 2, 3, 4)] == [1, 2, 1.5, 2]
+    assert side_by_side.at_once(context(1), small, 4) == 1
+    assert side_by_side.at_once(context(4), large, 4) == 1
+    assert side_by_side.at_once(context(4, True), large, 4) == 4
+    assert side_by_side.at_once(context(4, False), small, 4) == 1
+    assert side_by_side.at_once(context(4, device="meta"), small, 4) == 1
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert side_by_side.at_once(context(4), small, 4) == 1

@@ -1,5 +1,6 @@
 """`budget=20m`: steps of pretraining and fine-tuning that end on time, from the speed of real steps."""
 
+import contextlib
 import statistics
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 
 from ptmrun.config import parsing, schema
-from ptmrun.stages import compute, scratch
+from ptmrun.stages import compute, scratch, side_by_side
 from ptmrun.stages.context import Context, batches_of, labelled
 from ptmrun.stages.trials import Trial, chosen_labels, label_counts, new_model, trials
 from ptmrun.training import optim
@@ -84,10 +85,14 @@ def scratch_repeats(cfg: schema.Config) -> int:
 
 
 def trial_step(context: Context, trial: Trial, split: Any) -> float:
-    """Seconds of a step of fine-tuning, or from scratch."""
-    model, _ = new_model(context, trial)
-    batches = batches_of(context, model, split, context.cfg.finetune, context.cfg.seed, "budget")
-    return seconds_per_step(context, model, batches, context.cfg.finetune)
+    """Seconds of a step of fine-tuning, or from scratch: a share where other trials take theirs at the same time."""
+    cfg = context.cfg
+    model, (_, parameters) = new_model(context, trial)
+    batches = batches_of(context, model, split, cfg.finetune, cfg.seed, "budget")
+    repeats = cfg.finetune.seeds if trial.kind == "tuned" else scratch_repeats(cfg)
+    together = side_by_side.at_once(context, parameters, repeats * len(label_counts(cfg)))
+    with side_by_side.one_thread(context) if together > 1 else contextlib.nullcontext():
+        return seconds_per_step(context, model, batches, cfg.finetune) / together
 
 
 def seconds_per_step(context: Context, model: torch.nn.Module, batches: Any, loop: Any, steps: int = 6) -> float:

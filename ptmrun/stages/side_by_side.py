@@ -7,11 +7,12 @@ it. The stages then go on as after an interruption: they see in files what is tr
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
@@ -36,7 +37,22 @@ def possible(context: Context, parameters: int) -> bool:
     return wanted and context.device.type == "cpu" and device.threads > 1 and not device.compile and sys.platform == "linux"
 
 
-def train(context: Context, title: str, tasks: list[Callable[[], None]], steps: int) -> None:
+def at_once(context: Context, parameters: int, tasks: int) -> float:
+    """How many of so many trainings go on at the same time, in the mean."""
+    return tasks / math.ceil(tasks / context.cfg.device.threads) if tasks > 1 and possible(context, parameters) else 1.0
+
+
+@contextlib.contextmanager
+def one_thread(context: Context) -> Iterator[None]:
+    """What runs inside has one thread, as a training beside others."""
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(context.cfg.device.threads)
+
+
+def train(context: Context, title: str, tasks: list[Callable[[], Any]], steps: int) -> None:
     """Runs all tasks, of so many steps in all, as many at a time as there are threads. Each leaves its result in the run folder.
 
     Raises what a task raised, after the others have saved their state; Interrupted when all of them have after a signal."""
@@ -87,7 +103,7 @@ class Child:
     asked: bool = False
 
     @classmethod
-    def start(cls, context: Context, task: Callable[[], None], others: "list[Child]") -> "Child":
+    def start(cls, context: Context, task: Callable[[], Any], others: "list[Child]") -> "Child":
         mine, its = Pipe(duplex=False)
         sys.stdout.flush()
         sys.stderr.flush()
