@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from ptmrun.config.grammar import hydra_main
 from ptmrun.errors import Interrupted, UserError, nearest, printable
 from ptmrun.runs.folder import Run
 
+KEY = re.compile(r"\+*[A-Za-z_][\w.]*")  # of a setting
 SPINS = "1000"  # turns of a waiting thread of PyTorch's (libgomp) before it sleeps: what libgomp takes when it has too few cores
 
 
@@ -90,8 +92,7 @@ def verb(name: str, argv: list[str]) -> int:
     """Sorts the words after a verb into folders or names, settings and flags, and runs it."""
     known = table.VERBS[name]
     flags = [a for a in argv if a.startswith("-")]
-    settings = [a for a in argv if "=" in a and not a.startswith("-")]
-    names = [a for a in argv if a not in flags and a not in settings]
+    settings, names = sorted_words(known, [a for a in argv if a not in flags])
     if wrong := [f for f in flags if f not in known.flags]:
         raise UserError(f"{name} {wrong[0]}: no such option{nearest(wrong[0], known.flags)}")
     own = known.settings.model_fields if known.settings else None
@@ -103,6 +104,21 @@ def verb(name: str, argv: list[str]) -> int:
     runs = [Run.open(Path(folder)) for place, folder in enumerate(names) if place < known.runs]
     module = importlib.import_module(f"ptmrun.commands.{known.module}")
     return module.command(table.Call(names, runs, settings, options, flags))
+
+
+def sorted_words(known: table.Verb, argv: list[str]) -> tuple[list[str], list[str]]:
+    """(settings, folders or names). What looks like a setting is a folder where one of that name is there, and the verb lacks a
+    folder or has no such setting."""
+    alike = [a for a in argv if "=" in a and KEY.fullmatch(a.partition("=")[0])]
+    count, settings = len(argv) - len(alike), []
+    for word in alike:
+        foreign = known.settings is not None and word.partition("=")[0] not in known.settings.model_fields
+        lacking = count < (known.least or known.most)
+        if (foreign or lacking) and count < known.most and Path(word).exists():
+            count += 1
+        else:
+            settings.append(word)
+    return settings, [a for a in argv if a not in settings]
 
 
 def verb_help(name: str) -> str:

@@ -167,3 +167,13 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "walk", walk)
     with pytest.raises(UserError, match="pets/secret: cannot be read: Permission denied"):
         folders.files_below(tmp_path, {".png"})
+
+
+def test_moved_pictures_are_the_same_data(tmp_path):
+    a, b = tmp_path / "a" / "pets", tmp_path / "moved"
+    for name in ("cat", "dog"):
+        for i in range(8):
+            draw(a / name / f"{i}.png")
+    before = imagefolder.read(compose(["dataset=imagefolder", f"dataset.root={a}"]).dataset)
+    a.rename(b)
+    assert imagefolder.read(compose(["dataset=imagefolder", f"dataset.root={b}"]).dataset).fingerprint == before.fingerprint

@@ -452,3 +452,11 @@ def test_texthub(tmp_path, monkeypatch):
     assert grouped.parts["train"].groups.tolist() == ["0", "2"]
     with pytest.raises(UserError, match=r"^dataset\.text_column=text: no such column; there is: sentence$"):
         texthub.read(options("dataset=texthub", "dataset.root=a/b", "dataset.text_column=text"))
+
+
+def test_texthub_takes_minus_one_for_a_class_where_classes_have_no_names(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 1]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict({"train": rows}))
+    source = texthub.read(options("dataset=texthub", "dataset.root=a/b"))
+    assert (source.classes, source.parts["train"].labels.tolist()) == (["-1", "1"], [1, 0, 1])

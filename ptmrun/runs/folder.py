@@ -52,7 +52,7 @@ class Run:
                 raise
         except OSError as error:
             raise UserError(f"outputs={cfg.outputs}: no run folder can be made there: {error.strerror}") from None
-        link = root / f".latest-{os.getpid()}"
+        link = root / f".latest-{folder.name}"
         with contextlib.suppress(OSError):  # a file system without links has no `latest`
             remove(link)
             link.symlink_to(folder.name)

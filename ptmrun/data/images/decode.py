@@ -2,10 +2,7 @@
 
 import contextlib
 import hashlib
-import io
 import os
-import time
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,20 +18,52 @@ from torch.utils.data import DataLoader, Dataset
 from ptmrun.data.sources import Pictures
 from ptmrun.errors import UserError
 from ptmrun.storage.content import number
-from ptmrun.storage.files import cache_folder, write_atomic
+from ptmrun.storage.files import cache_folder, new_entry
 
 Image.MAX_IMAGE_PIXELS = 200_000_000
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+ORIENTATION = 0x0112  # in EXIF
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
+class Broken(Exception):
+    """A picture that is not there, or cannot be decoded."""
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """What goes wrong inside is Broken: each of Pillow's many decoders raises what it likes at damaged bytes."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Broken(str(error)) from error
+
+
 def picture(source: Pictures, index: int) -> Image.Image:
-    """The decoded picture, upright. Raises one of BROKEN."""
-    with warnings.catch_warnings():
+    """The decoded picture, upright. Raises Broken."""
+    with warnings.catch_warnings(), decoding():
         warnings.simplefilter("ignore")  # PIL warns of odd metadata, which does not matter for the pixels
         with source.picture(index) as image:
             image.load()
-            return ImageOps.exif_transpose(image)
+            return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """As its EXIF says that it was taken, which need not be whole: what else stands there does not matter for the pixels."""
+    turn = None
+    with contextlib.suppress(Broken), decoding():
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def tensor(image: Image.Image, size: int, channels: int) -> Tensor:
@@ -58,7 +87,7 @@ def survey(source: Pictures, most: int = 512) -> tuple[int, int]:
     for i in np.unique(np.linspace(0, len(source) - 1, most).astype(int)):
         try:
             image = picture(source, int(i))
-        except BROKEN:
+        except Broken:
             continue
         sides.append(min(image.size))
         gray &= image.mode in GRAY_MODES
@@ -78,8 +107,9 @@ class Decoder(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, bool]:
         try:
-            return tensor(picture(self.source, int(index)), self.size, self.channels), True
-        except BROKEN:
+            with decoding():
+                return tensor(picture(self.source, int(index)), self.size, self.channels), True
+        except Broken:
             return torch.full((self.channels, self.size, self.size), 128, dtype=torch.uint8), False
 
     def batches(self, index_lists: Iterable[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -99,13 +129,11 @@ def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Cal
     part: Path | None = None
     rows: np.ndarray
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        remove_left_overs(file.parent)
+        part = new_entry(file)
         needed = shape[0] * shape[1]
         stats = os.statvfs(file.parent)
         if stats.f_bavail * stats.f_frsize < needed + 2**26:  # a full disk under a memory map would be a crash
             raise OSError("too little space")
-        part = file.with_name(f".{uuid.uuid4().hex}.npy")
         rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
     except OSError:
         part = None
@@ -135,9 +163,13 @@ def identities(decoder: Decoder, fingerprint: str, look: Callable[[], list[int]]
         return np.array(known)
     result = np.array(look(), dtype=np.int64)
     with contextlib.suppress(OSError):
-        buffer = io.BytesIO()
-        np.save(buffer, result)
-        write_atomic(file, buffer.getvalue())
+        part = new_entry(file)
+        try:
+            with open(part, "wb") as opened:
+                np.save(opened, result)
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
     return result
 
 
@@ -168,18 +200,10 @@ def cache_file(decoder: Decoder, fingerprint: str, what: str) -> Path:
 def loaded(file: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray | None:
     """The array in a file of the cache, mapped into memory; None where it is not there, or not whole."""
     try:
-        rows = np.load(file, mmap_mode="c", allow_pickle=False)
+        rows = np.lib.format.open_memmap(file, mode="c")
     except (OSError, ValueError, EOFError):
         return None
     return rows if rows.shape == shape and rows.dtype == kind else None
-
-
-def remove_left_overs(folder: Path) -> None:
-    """Files that a killed process was writing a day ago and more."""
-    for path in folder.glob(".*.npy"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > 86_400:
-                path.unlink()
 
 
 def unpack(rows: np.ndarray, decoder: Decoder) -> tuple[Tensor, np.ndarray]:

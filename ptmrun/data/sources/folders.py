@@ -18,7 +18,7 @@ SPLITS = {
     "testing": "test",
 }
 FOREIGN = {"__macosx", "__pycache__"}  # and what is hidden: folders that programs make beside the user's
-BESIDE = {"metadata.csv", "thumbs.db", "desktop.ini"}  # files that are no samples
+BESIDE = {"metadata.csv", "metadata.jsonl", "thumbs.db", "desktop.ini"}  # files that are no samples
 RUN = ("manifest.json", "config.yaml")  # of a run folder
 MOST_ENDINGS = 6
 

@@ -28,6 +28,11 @@ def number(value: str) -> bool:
     return re.fullmatch(r"\s*[+-]?\d+(\.\d*)?\s*", value, re.ASCII) is not None
 
 
+def class_order(name: str) -> tuple[bool, float, str]:
+    """By which names of classes are sorted: numbers first."""
+    return not number(name), float(name) if number(name) else 0.0, name
+
+
 def kept(rows: Callable[[], Iterator[Row]], errors: str) -> Iterator[str]:
     """The texts of rows that have one (in a pair, two)."""
     for row in rows():
@@ -62,7 +67,7 @@ def gathered(
             )
         if scan.skipped:
             said.append(f"{scan.skipped} empty texts of the {name} split are skipped, the first at {scan.empty}")
-    names = list(classes) or sorted(columns["train"].first, key=lambda c: (not number(c), float(c) if number(c) else 0.0, c))
+    names = list(classes) or sorted(columns["train"].first, key=class_order)
     if labelled and not names:
         raise UserError(
             f"dataset.root={root}: no text of the training split has a label; expected a column of them (dataset.label_column), "

@@ -70,6 +70,7 @@ class Texts(Data):
         return TextProcessor(self.tokenizer, self.length, device)
 
     def save_processor(self, folder: Path) -> None:
+        self.tokenizer.limit(self.length)
         self.tokenizer.save(folder)
 
     def batches(

@@ -17,6 +17,7 @@ class TextProcessor(modality.Processor):
 
     def __init__(self, tokenizer: Any, length: int, device: torch.device):
         self.tokenizer, self.length, self.device = tokenizer, length, device
+        tokenizer.limit(length)
 
     def __call__(self, samples: Tokens) -> Tokens:
         return samples.to(self.device)

@@ -109,6 +109,10 @@ class Tokenizer:
             np.concatenate([np.full(len(part), kind, dtype=np.int64) for part, kind in parts]),
         )
 
+    def limit(self, length: int) -> None:
+        """Saved from here on as one for a model that takes `length` tokens, to which transformers truncates where it is asked to."""
+        self.fast.model_max_length = length
+
     def save(self, folder: Path) -> None:
         """tokenizer.json and its settings, as transformers' AutoTokenizer reads them."""
         self.fast.save_pretrained(folder)
