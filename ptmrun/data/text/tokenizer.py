@@ -110,7 +110,7 @@ class Tokenizer:
         )
 
     def limit(self, length: int) -> None:
-        """Saved from here on as one for a model that takes `length` tokens, to which transformers truncates where it is asked to."""
+        """Saved from here on as one for a model of `length` tokens, to which transformers truncates where it is asked to."""
         self.fast.model_max_length = length
 
     def save(self, folder: Path) -> None:
