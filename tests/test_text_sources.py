@@ -454,6 +454,14 @@ def test_texthub(tmp_path, monkeypatch):
         texthub.read(options("dataset=texthub", "dataset.root=a/b", "dataset.text_column=text"))
 
 
+def test_labels_and_groups_hold_no_half_surrogates(tmp_path):
+    rows = [{"text": f"text {i}", "label": "\ud800x" if i % 2 else "b", "site": "\udc00"} for i in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = text.read(options("dataset=text", f"dataset.root={tmp_path / 'a.jsonl'}", "dataset.group=site"))
+    assert source.classes == ["?x", "b"]
+    assert source.parts["train"].groups.tolist() == ["?"] * 4
+
+
 def test_texthub_takes_minus_one_for_a_class_where_classes_have_no_names(monkeypatch):
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 1]})

@@ -19,6 +19,7 @@ from ptmrun.storage.safe_read import from_json
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
     """Writes tensors and a JSON-able state; after a crash at any moment `path` holds the old content or the new one."""
+    check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     remove(part)  # a left-over, or a link that leads elsewhere
@@ -32,6 +33,16 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | N
         part.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{path}: cannot be written: {reason}; what was there before is intact") from None
+
+
+def check_name(path: Path) -> None:
+    """Raises UserError for a path that safetensors cannot open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}: this name is not UTF-8, which the safetensors library needs; rename the folder, or work inside of it (cd)"
+        ) from None
 
 
 def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -48,6 +59,7 @@ def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, state). Raises UserError when the file is missing or no safetensors file; it is never unpickled."""
+    check_name(path)
     if not path.is_file() or path.is_symlink():
         raise UserError(f"{path}: {'not a regular file; refused' if os.path.lexists(path) else 'missing'}")
     if path.stat().st_size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):

@@ -113,6 +113,11 @@ def inner_root(root: Path, suffixes: Collection[str]) -> Path:
         root = folders[0]
 
 
+def readable(name: str) -> str:
+    """A file's name as text, whatever bytes it has on disk."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def visible(folder: Path) -> list[Path]:
     try:
         return sorted(p for p in folder.iterdir() if not p.name.startswith("."))

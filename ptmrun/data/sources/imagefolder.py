@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ptmrun.data.sources import Part, Source
-from ptmrun.data.sources.folders import files_below, inner_root, split_folders
+from ptmrun.data.sources.folders import files_below, inner_root, readable, split_folders
 from ptmrun.data.sources.labels import Labels, likely, name_of, numbered
 from ptmrun.errors import UserError, printable
 from ptmrun.storage.content import hashes
@@ -41,11 +41,6 @@ class Files:
 
     def label_of(self, index: int) -> str:
         return readable(self.paths[index])
-
-
-def readable(name: str) -> str:
-    """A name as text, whatever bytes it has on disk."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read(options: Any) -> Source:

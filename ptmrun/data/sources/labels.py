@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ptmrun.data.sources.rows import class_order
+from ptmrun.data.sources.rows import class_order, mended
 from ptmrun.errors import UserError, nearest, printable
 
 NAMES = ("label", "labels", "class", "category", "target")  # of a column of labels, where none is asked for
@@ -73,4 +73,4 @@ def name_of(value: Any, where: str) -> str | None:
         value = int(value)
     if not isinstance(value, str | int):
         raise UserError(f"{where}: expected a label, found {printable(repr(value))[:80]}")
-    return str(value).strip() or None
+    return mended(str(value).strip()) or None

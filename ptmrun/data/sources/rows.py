@@ -122,7 +122,7 @@ class Scan:
             self.count += 1
             self.size += len(data)
             if row.group is not None:
-                self.groups.append(str(row.group))
+                self.groups.append(mended(str(row.group)))
             if row.label is not None:
                 self.several |= isinstance(row.label, list)
                 self.labels.append(self.names(row, separator))
@@ -158,4 +158,4 @@ def class_name(label: Any, where: str) -> str:
     """A label as text; NaN, which tables have where there is none, is empty."""
     if isinstance(label, dict | list):
         raise UserError(f"{where}: expected a label, found {printable(repr(label))[:80]}")
-    return "" if isinstance(label, float) and math.isnan(label) else str(label).strip()
+    return "" if isinstance(label, float) and math.isnan(label) else mended(str(label).strip())

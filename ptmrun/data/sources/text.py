@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.data.sources import TextSource
-from ptmrun.data.sources.folders import SPLITS, files_below
+from ptmrun.data.sources.folders import SPLITS, files_below, readable
 from ptmrun.data.sources.rows import Row, gathered
 from ptmrun.data.sources.tables import TABLES, Columns, all_rows
 from ptmrun.data.sources.textfile import lines, units
@@ -91,7 +91,7 @@ def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
         if inside[0].lower() in SPLITS:
             inside = inside[1:]
         if len(inside) > 1:
-            folder_of[path] = inside[0]
+            folder_of[path] = readable(inside[0])
     whole = len(folder_of) == sum(map(len, files.values()))
     return folder_of if whole and len(set(folder_of.values())) > 1 else {}
 
