@@ -41,15 +41,7 @@ def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
     encoder.eval()
     end = words.vocabulary.end
     given = words.encode([settings.prompt])[0].tolist() or [end]
-    count = settings.tokens
-    if count == "auto":
-        count = DEFAULT if encoder.longest is None else min(DEFAULT, encoder.longest - len(given))
-        if count < 1:
-            raise UserError(
-                f"prompt: is {len(given)} tokens long, and model.length={encoder.longest} has room for no more; shorten it"
-            )
-        if count < DEFAULT:
-            print(f"ptmrun: tokens={count}: as many as model.length={encoder.longest} has room for", file=sys.stderr)
+    count = fitting(encoder.longest, len(given)) if settings.tokens == "auto" else settings.tokens
     for number in range(settings.samples):
         noise = torch.rand(1, count, generator=rng.generator(settings.seed, "generate", number)).to(networks.device)
         with networks.autocast():
@@ -58,6 +50,17 @@ def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
             )
         written = generated[0, len(given) :].tolist()
         yield words.decode(given + (written[: written.index(end)] if end in written else written))
+
+
+def fitting(longest: int | None, given: int) -> int:
+    """How many tokens are written unless that is asked for: DEFAULT, or as many as there is room for, which is said. Raises
+    UserError where there is none."""
+    if longest is None or longest - given >= DEFAULT:
+        return DEFAULT
+    if longest <= given:
+        raise UserError(f"prompt: is {given} tokens long, and model.length={longest} has room for no more; shorten it")
+    print(f"ptmrun: tokens={longest - given}: as many as model.length={longest} has room for", file=sys.stderr)
+    return longest - given
 
 
 def command(call: Call) -> int:

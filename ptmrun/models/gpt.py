@@ -112,7 +112,7 @@ class Encoder(base.Encoder):
         self, tokens: Tensor, noise: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
     ) -> Tensor:
         """Samples what follows: [B, n] and uniform noise [B, m] -> [B, n + m]. Raises UserError when that is too long."""
-        text_base.fits(self.longest, tokens.shape[1] + noise.shape[1])
+        text_base.fits(self.length, tokens.shape[1] + noise.shape[1])
         new, cache = tokens, DynamicCache()  # given by its place, as its name has changed in transformers
         for column in noise.T:
             output = self.net(None, cache, inputs_embeds=self.net.transformer.wte(new), use_cache=True, logits_to_keep=1)

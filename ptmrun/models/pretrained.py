@@ -184,8 +184,9 @@ class Fit(NamedTuple):
         if isinstance(vocabulary := getattr(encoder, "vocabulary", None), Vocabulary):
             own, words = text_base.match_vocabulary(net, vocabulary.size, own)
             notes = [*notes, *words]
-        fitting, *others = compared(net, own)
-        return cls(fitting, *others, notes, sum(p.numel() for name, p in net.named_parameters() if name in fitting))
+        fitting, missing, unexpected, mismatched = compared(net, own)
+        parameters = sum(p.numel() for name, p in net.named_parameters() if name in fitting)
+        return cls(fitting, missing, unexpected, mismatched, notes, parameters)
 
 
 def load(encoder: Encoder, tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> list[str]:

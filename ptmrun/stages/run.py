@@ -56,7 +56,14 @@ def resume(run: Run, cfg: Config) -> None:
         if changed:
             run.update(changed=[*run.manifest.get("changed", []), *changed])
             run.write("config.yaml", parsing.dump(cfg))
-        execute(run, cfg)
+        try:
+            execute(run, cfg)
+        except UserError as error:
+            lost = [key for key in ("dataset.root", "downstream.root") if error.args[0].startswith(f"{key}=")]
+            hints = [
+                f"if that has moved: ptmrun resume {run.folder} {key}=PLACE" for key in lost if ": no such " in error.args[0]
+            ]
+            raise UserError(*error.args, *hints) from None
 
 
 @contextlib.contextmanager
