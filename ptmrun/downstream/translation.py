@@ -179,7 +179,10 @@ def parallel(options: Any) -> Any:
 
 def named(path: Path, options: Any) -> dict[str, str]:
     """What stands in the first line of a .tsv file, by its lower-case form."""
-    return {name.lower(): name for name in next(textfile.lines(path, options.encoding, options.errors), "").split("\t")}
+    names = next(textfile.lines(path, options.encoding, options.errors), "").split("\t")
+    if all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
+        names = [name[1:-1] for name in names]
+    return {name.lower(): name for name in names}
 
 
 def aligned(options: Any, ends: list[str]) -> Any:

@@ -47,8 +47,8 @@ def picture(source: Pictures, index: int) -> Image.Image:
 
 
 def tensor(image: Image.Image, size: int, channels: int, scales: levels.Ranges | None = None) -> Tensor:
-    """Any mode -> uint8 [channels, size, size]: more than 8 bits scaled to 8 as in the whole data set (see levels.py), transparency
-    on white, short side resized, centre cropped."""
+    """Any mode -> uint8 [channels, size, size]: more than 8 bits scaled to 8 as in the whole data set (see levels.py),
+    transparency on white, short side resized, centre cropped."""
     image = levels.to_8_bits(image, scales)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -110,8 +110,8 @@ class Decoder(Dataset):
 def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> tuple[Tensor, np.ndarray]:
     """All pictures decoded once: uint8 [N, C, S, S] and which could be decoded, [N] bool.
 
-    Stored as a memory-mapped file in the cache folder, by the data's fingerprint, size, channels, scales and what decodes; where that
-    folder cannot be written, in memory."""
+    Stored as a memory-mapped file in the cache folder, by the data's fingerprint, size, channels, scales and what decodes; where
+    that folder cannot be written, in memory."""
     file = cache_file(decoder, fingerprint, "pixels")
     shape = (len(decoder), decoder.channels * decoder.size**2 + 1)  # the last byte of a row says whether it was decoded
     if (known := loaded(file, shape, np.uint8)) is not None:

@@ -50,7 +50,7 @@ def joined(a: Ranges, b: Ranges) -> Ranges:
 
 
 def chosen(ranges: Ranges) -> Ranges:
-    """The scales of surveyed ranges: the narrowest usual one that holds what was surveyed, else from the lowest to the highest."""
+    """The scales of surveyed ranges: the narrowest usual one that holds what was surveyed, else from lowest to highest."""
     return {name: scale(name, *found) for name, found in ranges.items() if name in USUAL}
 
 
@@ -59,7 +59,7 @@ def scale(name: str, low: float, high: float) -> Range:
         for top in USUAL[name]:
             if high <= top and (name == "whole" or high > FEW / 256 * top):
                 return (0, top)
-    elif name == "decimal" and -1 <= low and FEW / 256 < high <= 1:
+    elif name == "decimal" and low >= -1 and FEW / 256 < high <= 1:
         return (-1, 1)
     return (low, high) if high > low else (low, low + 1)
 
@@ -85,8 +85,8 @@ def notes(scales: Ranges, ranges: Ranges) -> list[str]:
         )
     if ranges.get("upper", (0, DARK))[1] < DARK:
         lines.append(
-            f"Warning: of colours of 16 bits the upper 8 are read, and these hold no more than {ranges['upper'][1]:g} of 255; if the "
-            "pictures have fewer bits (12 in 16), save them with 8, or scaled to 16"
+            f"Warning: of colours of 16 bits the upper 8 are read, and these hold no more than {ranges['upper'][1]:g} of 255; "
+            "if the pictures have fewer bits (12 in 16), save them with 8, or scaled to 16"
         )
     return lines
 

@@ -190,8 +190,8 @@ def load(
 
 
 def shape(source: Source, options: Any) -> tuple[int, int, levels.Ranges]:
-    """(side, channels, values of pictures beyond 8 bits): the data's own where images are in memory and square, else from a survey
-    of the pictures."""
+    """(side, channels, values of pictures beyond 8 bits): the data's own where images are in memory and square, else from a
+    survey of the pictures."""
     images, ranges = source.parts["train"].images, levels.Ranges()
     if isinstance(images, np.ndarray):
         side, channels = min(images.shape[1:3]), images.shape[3] if images.ndim == 4 else 1

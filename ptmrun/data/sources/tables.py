@@ -26,9 +26,10 @@ class Columns(NamedTuple):
     label: str | None
     group: str | None
     header: bool
+    quoted: bool = False  # of .tsv files: fields stand in quotation marks, as those of .csv files do
 
     @staticmethod
-    def choose(files: dict[str, list[Path]], options: Any, labelled: bool) -> "Columns":
+    def choose(files: dict[str, list[Path]], options: Any, labelled: bool, notes: list[str]) -> "Columns":
         """What the options say and the first table has; a label too if they must be `labelled`. Raises UserError for what a table
         lacks."""
         text, second, group = options.text_column, options.pair_column, options.group
@@ -37,7 +38,9 @@ class Columns(NamedTuple):
         if not header and (tables := [p for p in chain(*files.values()) if p.suffix.lower() not in (".csv", ".tsv")]):
             raise UserError(f"dataset.text_column={text}: {tables[0]} has names for its columns; expected one of them")
         wanted = {k: None if c in (None, "auto") else str(c) for k, c in (("text", text), ("pair", second), ("label", label))}
-        head = Columns("", None, None, None, header)
+        tsv = [path for path in chain(*files.values()) if path.suffix.lower() == ".tsv"]
+        quoted = quotes(tsv, header, options.encoding, options.errors, notes)
+        head = Columns("", None, None, None, header, quoted)
         names, textual = surveyed(first, head, options.encoding, options.errors)
         if label == "auto" and (labelled or (header and "label" in names)):
             wanted["label"] = "label"
@@ -53,7 +56,7 @@ class Columns(NamedTuple):
                 )
             wanted["text"] = fits[0]
         assert wanted["text"]
-        chosen = Columns(wanted["text"], wanted["pair"], wanted["label"], group, header)
+        chosen = Columns(wanted["text"], wanted["pair"], wanted["label"], group, header, quoted)
         keys = {"text_column": chosen.text, "pair_column": chosen.second, "label_column": chosen.label, "group": group}
         for key, name, others in (("pair_column", chosen.second, chosen[:1]), ("label_column", chosen.label, chosen[:2])):
             if name is not None and name in others:
@@ -126,7 +129,7 @@ def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: cannot be read after row {count}: {' '.join(str(error).split())}") from None
     else:
-        quoted = suffix == ".csv" or quotes(path, encoding, errors)
+        quoted = suffix == ".csv" or columns.quoted
         yield from separated_rows(path, "," if suffix == ".csv" else "\t", quoted, columns.header, encoding, errors)
 
 
@@ -152,14 +155,52 @@ def json_rows(path: Path, encoding: str, errors: str) -> Iterator[tuple[str, dic
         yield f"{path}:{line_number}", row
 
 
-def quotes(path: Path, encoding: str, errors: str) -> bool:
-    """Whether a .tsv file has its fields in quotation marks as .csv files have; else a quotation mark is one of the text."""
+def quotes(paths: list[Path], header: bool, encoding: str, errors: str, notes: list[str]) -> bool:
+    """Whether the .tsv files of a data set have fields in quotation marks as .csv files have; else a mark is one of the text, which
+    is said. They have where that fits each of them, so that splits are read alike."""
+    found = [fits for path in paths if (fits := around(path, header, encoding, errors)) is not None]
+    if found and not all(found):
+        notes.append("the quotation marks in .tsv files are taken as marks of the texts")
+    return bool(found) and all(found)
+
+
+def around(path: Path, header: bool, encoding: str, errors: str) -> bool | None:
+    """Whether the quotation marks of a .tsv file stand around its fields; None where it has none.
+
+    Where every line has as many fields as the first, marks have no need to be around any: they are where those inside are doubled,
+    or all fields of a column have them. Else some field must go over several lines, or hold a tab.
+    """
+    seen: list[Counter[str]] = []
+    stray = uneven = False
+    for line in lines(path, encoding, errors):
+        if not line:
+            continue
+        fields, first = line.split("\t"), not seen
+        seen = seen or [Counter[str]() for _ in fields]
+        uneven |= len(fields) != len(seen)
+        for field, counts in zip(fields, seen, strict=False):
+            bare = field[1:-1].replace('""', "")
+            marked = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in bare
+            stray |= '"' in field and not marked
+            if first and header:
+                counts["header"] += marked
+            elif field:
+                counts.update(all=1, marked=marked, doubled=marked and len(bare) + 2 < len(field))
+    if not (stray or any(counts["marked"] + counts["header"] for counts in seen)):
+        return None
+    if uneven:
+        return readable(path, encoding, errors)
+    return not stray and all(counts["marked"] in (0, counts["doubled"], counts["all"]) for counts in seen)
+
+
+def readable(path: Path, encoding: str, errors: str) -> bool:
+    """Whether a .tsv file is a table where its marks stand around fields, and none of these swallows rows: goes over several lines
+    and tabs."""
     try:
-        for _ in separated_rows(path, "\t", True, True, encoding, errors):
-            pass
+        rows = separated_rows(path, "\t", True, False, encoding, errors)
+        return not any("\t" in cell and "\n" in cell for _, row in rows for cell in row.values())
     except UserError:
         return False
-    return True
 
 
 def separated_rows(
@@ -186,7 +227,8 @@ def separated_rows(
                 if header:
                     continue
             if len(row) != len(names):
-                raise UserError(f"{path}:{rows.line_num}: {len(row)} fields where the first line has {len(names)}")
+                marks = "" if quoted or '"' not in "".join(row) else "; quotation marks are taken as marks of the texts"
+                raise UserError(f"{path}:{rows.line_num}: {len(row)} fields where the first line has {len(names)}{marks}")
             yield f"{path}:{rows.line_num}", dict(zip(names, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}:{rows.line_num}: is no {path.suffix[1:]}: {error}") from None
