@@ -59,6 +59,12 @@ def warnings(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def signatures(results: dict[str, Any]) -> list[str]:
+    """How scores that others count otherwise are counted, where there are such."""
+    known = results.get("metrics", {}).get("signatures", {})
+    return [f"Counted as: {'; '.join(f'{name} {how}' for name, how in known.items())}"] if known else []
+
+
 def best_floor(entry: dict[str, Any]) -> str | None:
     """The best of what owes nothing to pretraining, where there is any."""
     return max((k for k in FLOORS if k in entry["scores"]), key=lambda k: entry["scores"][k]["mean"], default=None)

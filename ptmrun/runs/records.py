@@ -177,6 +177,7 @@ class Parameters(Record):
 class Metrics(Record):
     groups: dict[str, Group] = {}  # absent where the data has none
     absent: list[str] = []
+    signatures: dict[str, Printable] = {}
 
 
 class Results(Record):

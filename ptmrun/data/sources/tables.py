@@ -156,8 +156,8 @@ def json_rows(path: Path, encoding: str, errors: str) -> Iterator[tuple[str, dic
 
 
 def quotes(paths: list[Path], header: bool, encoding: str, errors: str, notes: list[str]) -> bool:
-    """Whether the .tsv files of a data set have fields in quotation marks as .csv files have; else a mark is one of the text, which
-    is said. They have where that fits each of them, so that splits are read alike."""
+    """Whether the .tsv files of a data set have fields in quotation marks as .csv files have; else a mark is one of the text,
+    which is said. They have where that fits each of them, so that splits are read alike."""
     found = [fits for path in paths if (fits := around(path, header, encoding, errors)) is not None]
     if found and not all(found):
         notes.append("the quotation marks in .tsv files are taken as marks of the texts")
@@ -167,8 +167,8 @@ def quotes(paths: list[Path], header: bool, encoding: str, errors: str, notes: l
 def around(path: Path, header: bool, encoding: str, errors: str) -> bool | None:
     """Whether the quotation marks of a .tsv file stand around its fields; None where it has none.
 
-    Where every line has as many fields as the first, marks have no need to be around any: they are where those inside are doubled,
-    or all fields of a column have them. Else some field must go over several lines, or hold a tab.
+    Where every line has as many fields as the first, marks have no need to be around any: they are where those inside are
+    doubled, or all fields of a column have them. Else some field must go over several lines, or hold a tab.
     """
     seen: list[Counter[str]] = []
     stray = uneven = False
@@ -194,8 +194,8 @@ def around(path: Path, header: bool, encoding: str, errors: str) -> bool | None:
 
 
 def readable(path: Path, encoding: str, errors: str) -> bool:
-    """Whether a .tsv file is a table where its marks stand around fields, and none of these swallows rows: goes over several lines
-    and tabs."""
+    """Whether a .tsv file is a table where its marks stand around fields, and none of these swallows rows: goes over several
+    lines and tabs."""
     try:
         rows = separated_rows(path, "\t", True, False, encoding, errors)
         return not any("\t" in cell and "\n" in cell for _, row in rows for cell in row.values())
