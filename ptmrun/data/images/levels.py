@@ -38,7 +38,7 @@ def surveyed(image: Image.Image) -> Ranges:
     """Lowest and highest value of a picture; {} of one of 8 bits. Of the upper 8 of 16 bits a colour, by the name "upper"."""
     name = kind(image)
     if name is None:
-        return {"upper": (0, max(high for _, high in image.convert("RGB").getextrema()))} if image.info.get("upper") else {}
+        return {"upper": (0, int(np.asarray(image.convert("RGB")).max(initial=0)))} if image.info.get("upper") else {}
     array = values(image)
     return {name: (float(array.min(initial=math.inf)), float(array.max(initial=-math.inf)))} if array.size else {}
 

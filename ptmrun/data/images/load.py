@@ -22,7 +22,7 @@ from ptmrun.data.images.processor import ImageProcessor
 from ptmrun.data.images.split import Split
 from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import Part, Source
-from ptmrun.data.splits import divide, test_seen
+from ptmrun.data.splits import divide, no_classes, test_seen
 from ptmrun.errors import UserError
 
 MOST_COLUMNS = 3072  # values of an image, for the classical baseline
@@ -153,6 +153,7 @@ def load(
         )
     if unreadable:
         notes.append(f"{len(unreadable)} of {total} images cannot be decoded and are skipped (listed in unreadable.txt)")
+    ids = no_classes(sets, "images")
     train, val, test, made = divide(sets, options, "images", notes)
     seen = test_seen(train, val, test, "images", notes)
     listed = {name: [names["train"](int(r)) for r in split.rows] for name, split in made.items()}
@@ -184,6 +185,7 @@ def load(
         older_fingerprint=older if source.older_fingerprint else "",
         notes=notes,
         test_seen=seen,
+        no_classes=ids,
         created_splits=listed,
         unreadable=unreadable,
     )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ptmrun.data.sources.labels import Flags, bit
 from ptmrun.data.sources.rows import Row, number
 from ptmrun.data.sources.textfile import lines
 from ptmrun.errors import UserError, printable
@@ -27,6 +28,7 @@ class Columns(NamedTuple):
     group: str | None
     header: bool
     quoted: bool = False  # of .tsv files: fields stand in quotation marks, as those of .csv files do
+    flags: tuple[str, ...] = ()  # instead of a label: columns of 0 and 1, one a class
 
     @staticmethod
     def choose(files: dict[str, list[Path]], options: Any, labelled: bool, notes: list[str]) -> "Columns":
@@ -42,10 +44,14 @@ class Columns(NamedTuple):
         quoted = quotes(tsv, header, options.encoding, options.errors, notes)
         head = Columns("", None, None, None, header, quoted)
         names, textual = surveyed(first, head, options.encoding, options.errors)
-        if label == "auto" and (labelled or (header and "label" in names)):
+        flags = flag_columns(first, head, options, names, labelled)
+        if flags:
+            wanted["label"] = None
+            notes.append(f"the labels are columns of 0 and 1: {shortened(flags)}")
+        elif label == "auto" and (labelled or (header and "label" in names)):
             wanted["label"] = "label"
         if text == "auto":
-            taken = {wanted["pair"], wanted["label"], group}
+            taken = {wanted["pair"], wanted["label"], group, *flags}
             fits = ["text"] if "text" in names else [n for n in textual if n not in taken]
             if len(fits) != 1:
                 if not names:
@@ -56,20 +62,40 @@ class Columns(NamedTuple):
                 )
             wanted["text"] = fits[0]
         assert wanted["text"]
-        chosen = Columns(wanted["text"], wanted["pair"], wanted["label"], group, header, quoted)
-        keys = {"text_column": chosen.text, "pair_column": chosen.second, "label_column": chosen.label, "group": group}
+        chosen = Columns(wanted["text"], wanted["pair"], wanted["label"], group, header, quoted, tuple(flags))
+        keys = [("text_column", chosen.text), ("pair_column", chosen.second), ("label_column", chosen.label), ("group", group)]
+        keys += [("label_column", name) for name in flags]
         for key, name, others in (("pair_column", chosen.second, chosen[:1]), ("label_column", chosen.label, chosen[:2])):
             if name is not None and name in others:
                 raise UserError(f"dataset.{key}={name}: is the column of the texts too; expected another, or null")
         for path in chain(*files.values()):
             there = names if path == first else surveyed(path, head, options.encoding, options.errors)[0]
-            if path.suffix.lower() == ".jsonl" and not set(keys.values()) - {None} <= set(there):  # later rows may have it
+            if path.suffix.lower() == ".jsonl" and not {name for _, name in keys} - {None} <= set(
+                there
+            ):  # later rows may have it
                 there = surveyed(path, head, options.encoding, options.errors, None)[0]
-            for key, name in keys.items():
+            for key, name in keys:
                 if name is not None and name not in there:
                     known = f"it has: {shortened(there)}" if there else "it is empty"
                     raise UserError(f"dataset.{key}={name}: {path} has no such column; {known}")
         return chosen
+
+
+def flag_columns(first: Path, head: Columns, options: Any, names: list[str], labelled: bool) -> list[str]:
+    """The columns of 0 and 1 that say which classes a text has: those that label_column lists, with commas, or, where labels must
+    be there and no column is called so, all of them."""
+    wanted = options.label_column
+    if isinstance(wanted, str) and wanted not in ("auto", *names) and "," in wanted:
+        listed = [name.strip() for name in wanted.split(",")]
+        return listed if set(listed) <= set(names) else []
+    if wanted != "auto" or not labelled or "label" in names or not head.header:
+        return []
+    others = [n for n in names if n not in ("text", options.text_column, options.pair_column, options.group)]
+    if len(others) < 2:
+        return []
+    rows = [row for _, row in islice(table(first, head._replace(flags=tuple(others)), options.encoding, options.errors), 100)]
+    fits = [n for n in others if rows and all(bit(row.get(n)) is not None for row in rows)]
+    return fits if len(fits) > 1 else []
 
 
 def shortened(names: list[str]) -> str:
@@ -100,6 +126,8 @@ def all_rows(paths: list[Path], columns: Columns, encoding: str, errors: str) ->
     for path in paths:
         for where, row in table(path, columns, encoding, errors):
             values: list[Any] = [None if name is None else "" if row.get(name) is None else row[name] for name in columns[:4]]
+            if columns.flags:
+                values[2] = Flags(name for name in columns.flags if flag(row.get(name), name, where))
             if any(isinstance(value, str) and "\0" in value for value in values):
                 if errors == "strict":
                     raise UserError(f"{where}: holds NUL (\\u0000), so this is no text; remove it, or set dataset.errors=replace")
@@ -112,6 +140,12 @@ def all_rows(paths: list[Path], columns: Columns, encoding: str, errors: str) ->
             yield Row(where, *values)
 
 
+def flag(value: Any, name: str, where: str) -> bool:
+    if (on := bit(value)) is None:
+        raise UserError(f"{where}: {printable(name)}: expected 0 or 1, found {printable(str(value))[:60]}")
+    return on
+
+
 def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, {column: value}) of each row; of a parquet file only the columns that are used, if any is."""
     suffix = path.suffix.lower()
@@ -120,7 +154,7 @@ def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[
     elif suffix == ".parquet":
         file, count = parquet(path), 0
         try:
-            for batch in file.iter_batches(1024, columns=list(dict.fromkeys(c for c in columns[:4] if c))):
+            for batch in file.iter_batches(1024, columns=list(dict.fromkeys(c for c in (*columns[:4], *columns.flags) if c))):
                 for cells in zip(*batch.columns, strict=True):
                     count += 1
                     yield f"{path} row {count}", dict(zip(batch.schema.names, (cell.as_py() for cell in cells), strict=True))
