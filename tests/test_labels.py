@@ -114,7 +114,10 @@ def test_equal_numbers_are_one_class(tmp_path):
     source = read(table(tmp_path / "x", 0, 0.0, "0", 1.0, "1", 1))
     assert source.classes == ["0", "1"]
     assert source.parts["train"].labels.tolist() == [0, 0, 0, 1, 1, 1]
-    assert "labels that are equal numbers are one class: 0, 0.0, 1.0, 1" in source.notes
+    assert source.notes == [
+        "some labels are text and others are not; those that read the same are one class",
+        "labels that are equal numbers are one class: 0, 0.0, 1.0, 1",
+    ]
     table(tmp_path / "x", 1, 0, name="test.jsonl")
     table(tmp_path / "x", 1.0, 0.0)
     assert read(tmp_path / "x").parts["test"].labels.tolist() == [1, 0]
@@ -127,6 +130,10 @@ def test_odd_names_are_warned_of(tmp_path):
     assert read(table(tmp_path / "x", "pos", "Pos", "neg")).notes == [
         "Warning: classes that differ in case or spaces alone: Pos and pos"
     ]
+    assert read(table(tmp_path / "x", "a|b", "b|c", "a|c", "a")).notes == [
+        "Warning: classes such as a|b may be several (label_separator='|')"
+    ]
+    assert read(table(tmp_path / "x", "Paris, France", "Lyon, France")).notes == []
     scores = [round(0.03 * i, 2) for i in range(30)]
     [note] = read(table(tmp_path / "x", *scores, *scores)).notes
     assert note == "Warning: the 30 classes are numbers such as 0.03; if they are scores, these are no classes"

@@ -498,3 +498,16 @@ def test_rows_that_marks_would_swallow_are_named(tmp_path):
     assert fails(file) == f"{file}:3: 1 fields where the first line has 2"
     file = tsv(tmp_path / "x.tsv", '"I loved it|1', "fine|0", '"it| was great|1')
     assert fails(file) == f"{file}:4: 3 fields where the first line has 2; quotation marks are taken as marks of the texts"
+
+
+def test_rows_inside_of_the_marks_of_csv_files_are_warned_of(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text('text,label\n"I loved it,1\nfine,0\nit was great",1\nbad,0\n')
+    source = read(file)
+    assert len(documents(source)) == 2
+    assert source.notes == [
+        "Warning: 2 lines that stand inside of quotation marks look like rows, the first in that which ends at "
+        f"{file}:4; a mark of a text must be doubled, and its field in marks"
+    ]
+    file.write_text('text,label\n"Dear Ann,\nI loved it, really\nBob",1\nbad,0\n')
+    assert read(file).notes == []

@@ -38,6 +38,9 @@ class Writing:
             self.notes.append(
                 f"the labels are lists that are written as text, such as {printable(texts[sure.index(True)][1])[:60]}"
             )
+        single = {isinstance(label, str) for _, label in first if not isinstance(label, list)}
+        if len(single) == 2:
+            self.notes.append("some labels are text and others are not; those that read the same are one class")
         items = [self.items(label, where) for where, label in first if label is not None and not isinstance(label, Flags)]
         widths = {len(each) for each in items}
         if not named and len(widths) == 1 and min(widths) > 1 and all(bit(c) is not None for each in items for c in each):
@@ -122,6 +125,10 @@ def doubts(names: list[str]) -> list[str]:
         by_case.setdefault(" ".join(name.casefold().split()), []).append(name)
     if alike := [same for same in by_case.values() if len(same) > 1]:
         lines.append(f"Warning: classes that differ in case or spaces alone: {printable(' and '.join(alike[0]))}")
+    for mark in "|;,":
+        joined = [name for name in names if mark in name]
+        if len(joined) > 1 and len({part.strip() for name in names for part in name.split(mark)}) < len(names):
+            lines.append(f"Warning: classes such as {printable(joined[0])[:60]} may be several (label_separator='{mark}')")
     if len(names) > 20 and all(map(NUMBER.fullmatch, names)) and (odd := [n for n in names if not float(n).is_integer()]):
         lines.append(
             f"Warning: the {len(names):,} classes are numbers such as {odd[0]}; if they are scores, these are no classes"

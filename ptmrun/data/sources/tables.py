@@ -78,6 +78,9 @@ class Columns(NamedTuple):
                 if name is not None and name not in there:
                     known = f"it has: {shortened(there)}" if there else "it is empty"
                     raise UserError(f"dataset.{key}={name}: {path} has no such column; {known}")
+        if header and chosen.label:
+            for path in (p for p in chain(*files.values()) if p.suffix.lower() == ".csv"):
+                notes += swallowed(path, chosen, options.encoding, options.errors)
         return chosen
 
 
@@ -187,6 +190,26 @@ def json_rows(path: Path, encoding: str, errors: str) -> Iterator[tuple[str, dic
         if not isinstance(row, dict):
             raise UserError(f'{path}:{line_number}: expected an object such as {{"text": ...}}, found {printable(line)[:60]}')
         yield f"{path}:{line_number}", row
+
+
+def swallowed(path: Path, columns: Columns, encoding: str, errors: str) -> list[str]:
+    """That lines of a .csv file which stand in quotation marks look like rows, down to their label: a mark that is one of the
+    text begins a field that ends at the next."""
+    known, lost = set[str](), list[tuple[str, str]]()
+    for where, row in separated_rows(path, ",", True, True, encoding, errors):
+        place = list(row).index(str(columns.label))
+        known.add(row[str(columns.label)].strip())
+        for k, cell in enumerate(row.values()):
+            for j, line in enumerate(cell.split("\n")[:-1]):
+                fields = [""] * (0 if j else k) + line.split(",")
+                if len(fields) == len(row) and fields[place].strip():
+                    lost.append((where, fields[place].strip()))
+    if not (wheres := [where for where, label in lost if label in known]):
+        return []
+    what = (
+        f"{len(wheres):,} lines that stand inside of quotation marks look like rows, the first in that which ends at {wheres[0]}"
+    )
+    return [f"Warning: {what}; a mark of a text must be doubled, and its field in marks"]
 
 
 def quotes(paths: list[Path], header: bool, encoding: str, errors: str, notes: list[str]) -> bool:
