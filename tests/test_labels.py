@@ -164,3 +164,58 @@ def test_what_needs_classes_refuses_ids(stage, task, refused):
         return prepare.check_labels(context)
     with pytest.raises(UserError, match=f"^stage={stage}: all are ids; choose another column of labels, or other class folders$"):
         prepare.check_labels(context)
+
+
+PIECES = [
+    '"',
+    '""',
+    "'",
+    "[",
+    "]",
+    "{",
+    "(",
+    ")",
+    ",",
+    "\t",
+    "\n",
+    "\r",
+    "a",
+    "b",
+    "0",
+    "1",
+    "1.0",
+    " ",
+    "\\",
+    ";",
+    "|",
+    "é",
+    "[]",
+    "['a']",
+]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_any_table_is_read_or_refused_in_one_line(tmp_path, suffix):
+    draw = np.random.default_rng(0)
+
+    def some(most):
+        return "".join(draw.choice(PIECES, draw.integers(most)))
+
+    chosen, seen = options("dataset=text", f"dataset.root={tmp_path}"), []
+    for _ in range(100):
+        labels = [some(4), str(draw.integers(2)), "[0, 1]", "['a', 'b']"]
+        rows = [(some(4) + "x", labels[draw.integers(4)], str(draw.integers(2))) for _ in range(draw.integers(1, 5))]
+        if suffix == "jsonl":
+            content = "\n".join(json.dumps({"text": a, "label": b, "more": int(c)}) for a, b, c in rows)
+        else:
+            content = "\n".join({"csv": ",", "tsv": "\t"}[suffix].join(row) for row in [("text", "label", "more"), *rows])
+        (tmp_path / f"x.{suffix}").write_text(content, newline="", encoding="utf-8")
+        try:
+            source = text.read(chosen, labelled=True)
+        except UserError as error:
+            seen.append("\n".join(error.args))
+        else:
+            assert len(documents(source)) == len(source.parts["train"].labels)
+            seen += ["", *source.notes]
+    assert not any("\n" in line for line in seen)
+    assert 0 < seen.count("") < 100

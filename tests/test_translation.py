@@ -275,6 +275,14 @@ def test_the_floor_is_the_nearest_translation(own):
     assert sets["test"].written(found["ids"]) == ["dos", "uno", "uno"]
 
 
+def test_the_floor_of_sources_without_spaces(own):
+    tsv(Path("p/train.tsv"), [("我今天去了博物馆", "museum"), ("他昨天在家里看书", "reading"), ("天气很好", "weather")])
+    tsv(Path("p/test.tsv"), [("你昨天在家里看电影", "x"), ("今天天气不好", "y")])
+    splits = translation.read_splits(options("p"), own, LENGTH, [])[0]
+    found = translation.baseline_predictions("raw", SimpleNamespace(**splits), splits["train"], None)
+    assert splits["test"].written(found["ids"]) == ["reading", "weather"]
+
+
 def test_fewer_pairs(read):
     split = read()[0]["train"]
     five, ten = (set(token_head.subset(split, [], n, 1).tolist()) for n in (5, 10))

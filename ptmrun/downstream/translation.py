@@ -177,11 +177,7 @@ def words_of(wanted: str, references: list[str]) -> tuple[str, list[str]]:
 
 def by_script(references: list[str]) -> str:
     """13a where words stand between spaces; for others what sacrebleu has for the language, or characters."""
-    counts = scripts.counts(references)
-
-    def share(names: Iterable[str]) -> float:
-        return sum(counts[name] for name in names) / max(counts.total(), 1)
-
+    share = partial(scripts.share, scripts.counts(references))
     if share(scripts.KOREAN) > 0.5:
         return "ko-mecab" if installed("ko-mecab") else "13a"
     if share(scripts.UNSPACED) <= 0.5:
@@ -309,9 +305,10 @@ def baseline_predictions(
     kind: str, data: Any, train: ParallelSplit, features: Callable[[str, Any], np.ndarray]
 ) -> dict[str, Tensor]:
     """What a method without a training loop writes for the test split: raw, the translation of the training source that is
-    nearest (cosine of TF-IDF of words)."""
+    nearest (cosine of TF-IDF of words, or where these have no spaces between them of characters)."""
     sources = train.read()
-    vectorizer = tf_idf.words(sources)
+    spaced = scripts.share(scripts.counts(sources), scripts.UNSPACED) <= 0.5
+    vectorizer = tf_idf.words(sources) if spaced else tf_idf.characters(sources)
     known, asked = vectorizer.transform(sources), vectorizer.transform(data.test.read())
     references = train.right()
     nearest = [int((known @ row.T).toarray().argmax()) for row in asked]

@@ -30,6 +30,11 @@ def counts(texts: Iterable[str]) -> Counter[str]:
     return found
 
 
+def share(counts: Counter[str], names: Iterable[str]) -> float:
+    """Of all letters, those of these scripts."""
+    return sum(counts[name] for name in names) / max(counts.total(), 1)
+
+
 def apart(text: str) -> str:
     """A text with spaces around every character of a script that has none."""
     return "".join(f" {c} " if script(c) in UNSPACED else c for c in text)
