@@ -101,6 +101,11 @@ def test_the_scale_is_part_of_the_data_and_goes_with_the_model(tmp_path):
     assert kind.processor(cfg, {"mean": [0.5], "std": [0.5]}, None, None, torch.device("cpu")).scales is None
 
 
+def test_the_cache_follows_the_scale():
+    files = [decode.cache_file(decode.Decoder([], 8, 1, scales), "f", "pixels") for scales in ({}, {"whole": (0, 255)})]
+    assert files[0] != files[1]
+
+
 def test_8_bits_have_no_scale(tmp_path):
     for c in ("a", "b"):
         (tmp_path / "x" / c).mkdir(parents=True)
