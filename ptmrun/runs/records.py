@@ -26,6 +26,15 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+def apart(levels: list[float]) -> list[float]:
+    if levels[0] >= levels[1]:
+        raise ValueError("expected black below white")
+    return levels
+
+
+Levels = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(apart)]
+
+
 class Facts(Record):
     """Of the data."""
 
@@ -34,6 +43,7 @@ class Facts(Record):
     mean: list[float] = []
     std: list[float] = []
     longest_target: Annotated[int, Field(ge=1, le=2**20)] = 1
+    levels: dict[Literal["whole", "decimal"], Levels] = {}
 
 
 class Parent(Record):
@@ -167,6 +177,7 @@ class Parameters(Record):
 class Metrics(Record):
     groups: dict[str, Group] = {}  # absent where the data has none
     absent: list[str] = []
+    signatures: dict[str, Printable] = {}
 
 
 class Results(Record):

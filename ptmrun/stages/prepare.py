@@ -136,6 +136,8 @@ def check_labels(context: Context) -> None:
             t for t in there if "labels" not in choices.spec("task", t).needs and choices.spec("task", t).requires <= provided
         ]
         raise UserError(f"task={cfg.task.name}: needs classes, the data has none; without them there is: task={', '.join(fits)}")
+    if data.no_classes and (cfg.stage != "pretrain" or "labels" in task.needs):
+        raise UserError(f"stage={cfg.stage}: {data.no_classes}; choose another column of labels, or other class folders")
     if cfg.stage == "pretrain" or (cfg.stage == "all" and not labelled(context)):
         return
     if not labelled(context):

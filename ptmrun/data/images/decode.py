@@ -2,7 +2,9 @@
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ptmrun.data.images import levels
 from ptmrun.data.sources import Pictures
 from ptmrun.errors import UserError
 from ptmrun.storage.content import number
@@ -31,6 +34,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SURVEYED, PEEKED = 512, 16  # pictures of a split
 GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
@@ -54,7 +58,12 @@ def picture(source: Pictures, index: int) -> Image.Image:
     with warnings.catch_warnings(), decoding():
         warnings.simplefilter("ignore")  # PIL warns of odd metadata, which does not matter for the pixels
         with source.picture(index) as image:
+            raw = str(next(iter(getattr(image, "tile", [])), ""))
             image.load()
+            if image.mode == "I" and re.search(r"'I;32[BN]?'", raw):  # without a sign, which Pillow's own has
+                image.info["unsigned"] = True
+            if image.mode.startswith("RGB") and ";16" in raw:  # of which Pillow takes the upper 8 bits
+                image.info["upper"] = True
             return upright(image)
 
 
@@ -66,12 +75,10 @@ def upright(image: Image.Image) -> Image.Image:
     return image.copy() if turn is None else image.transpose(turn)
 
 
-def tensor(image: Image.Image, size: int, channels: int) -> Tensor:
-    """Any mode -> uint8 [channels, size, size]: 16 bit scaled to 8, transparency on white, short side resized, centre cropped."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray(np.clip(values * (255 / top), 0, 255).astype(np.uint8))
+def tensor(image: Image.Image, size: int, channels: int, scales: levels.Ranges | None = None) -> Tensor:
+    """Any mode -> uint8 [channels, size, size]: more than 8 bits scaled to 8 as in the whole data set (see levels.py),
+    transparency on white, short side resized, centre cropped."""
+    image = levels.to_8_bits(image, scales)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -81,26 +88,39 @@ def tensor(image: Image.Image, size: int, channels: int) -> Tensor:
     return torch.from_numpy(np.array(image)).reshape(size, size, channels).permute(2, 0, 1).contiguous()
 
 
-def survey(source: Pictures, most: int = 512) -> tuple[int, int]:
-    """(median short side, channels) of evenly spaced pictures; channels is 1 when all of them are gray, else 3."""
-    sides, gray = [], True
+def some(source: Pictures, most: int) -> Iterator[Image.Image]:
+    """Evenly spaced pictures, but for those that cannot be decoded."""
     for i in np.unique(np.linspace(0, len(source) - 1, most).astype(int)):
-        try:
-            image = picture(source, int(i))
-        except Broken:
-            continue
+        with contextlib.suppress(Broken):
+            yield picture(source, int(i))
+
+
+def survey(source: Pictures) -> tuple[int, int, levels.Ranges]:
+    """(median short side, channels, values of those beyond 8 bits) of evenly spaced pictures; channels is 1 when all of them are
+    gray, else 3."""
+    sides, gray, ranges = [], True, levels.Ranges()
+    for image in some(source, SURVEYED):
         sides.append(min(image.size))
         gray &= image.mode in GRAY_MODES
+        ranges = levels.joined(ranges, levels.surveyed(image))
     if not sides:
         raise UserError(f"no image of the data can be decoded; the first is {source.label_of(0)}")
-    return int(np.median(sides)), 1 if gray else 3
+    return int(np.median(sides)), 1 if gray else 3, ranges
+
+
+def other_ranges(others: Iterable[Pictures], ranges: levels.Ranges) -> levels.Ranges:
+    """`ranges` of a training split, widened by those of other splits: where it has none, by a look at a few pictures of each."""
+    for source in others:
+        for image in some(source, SURVEYED if ranges else PEEKED):
+            ranges = levels.joined(ranges, levels.surveyed(image))
+    return ranges
 
 
 class Decoder(Dataset):
     """index -> (uint8 [C, S, S], decoded); a picture that cannot be decoded is mid-gray."""
 
-    def __init__(self, source: Pictures, size: int, channels: int):
-        self.source, self.size, self.channels = source, size, channels
+    def __init__(self, source: Pictures, size: int, channels: int, scales: levels.Ranges):
+        self.source, self.size, self.channels, self.scales = source, size, channels, scales
 
     def __len__(self) -> int:
         return len(self.source)
@@ -108,7 +128,7 @@ class Decoder(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, bool]:
         try:
             with decoding():
-                return tensor(picture(self.source, int(index)), self.size, self.channels), True
+                return tensor(picture(self.source, int(index)), self.size, self.channels, self.scales), True
         except Broken:
             return torch.full((self.channels, self.size, self.size), 128, dtype=torch.uint8), False
 
@@ -120,8 +140,8 @@ class Decoder(Dataset):
 def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> tuple[Tensor, np.ndarray]:
     """All pictures decoded once: uint8 [N, C, S, S] and which could be decoded, [N] bool.
 
-    Stored as a memory-mapped file in the cache folder, by the data's fingerprint, size, channels and what decodes; where that
-    folder cannot be written, in memory."""
+    Stored as a memory-mapped file in the cache folder, by the data's fingerprint, size, channels, scales and what decodes; where
+    that folder cannot be written, in memory."""
     file = cache_file(decoder, fingerprint, "pixels")
     shape = (len(decoder), decoder.channels * decoder.size**2 + 1)  # the last byte of a row says whether it was decoded
     if (known := loaded(file, shape, np.uint8)) is not None:
@@ -194,6 +214,8 @@ def chunks(count: int, size: int = 256) -> list[list[int]]:
 def cache_file(decoder: Decoder, fingerprint: str, what: str) -> Path:
     """Where what is decoded of these pictures, in this size and by this version of Pillow, is stored."""
     key = f"{fingerprint}/{decoder.size}/{decoder.channels}/{PIL.__version__}"
+    if decoder.scales:
+        key += f"/{json.dumps(decoder.scales, sort_keys=True)}"
     return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.{what}.npy"
 
 

@@ -9,15 +9,15 @@ from torch import Tensor
 from ptmrun import rng
 from ptmrun.batch import ImageSpec
 from ptmrun.data import modality
-from ptmrun.data.images import decode
+from ptmrun.data.images import decode, levels
 
 
 class ImageProcessor(modality.Processor):
     """uint8 [B, C, S, S] -> float with mean 0 and standard deviation 1 over the training images. mean, std: [C], of images scaled
-    to [0, 1]; size: pixels a side of what `read` gives."""
+    to [0, 1]; size: pixels a side of what `read` gives; scales: of pictures beyond 8 bits, see levels.py."""
 
-    def __init__(self, mean: Tensor, std: Tensor, device: torch.device, size: int = 0):
-        self.mean, self.std, self.device, self.size = mean, std, device, size
+    def __init__(self, mean: Tensor, std: Tensor, device: torch.device, size: int = 0, scales: levels.Ranges | None = None):
+        self.mean, self.std, self.device, self.size, self.scales = mean, std, device, size, scales
         self.scale = (1 / (255 * std)).view(1, -1, 1, 1).to(device)
         self.shift = (-mean / std).view(1, -1, 1, 1).to(device)
 
@@ -29,7 +29,7 @@ class ImageProcessor(modality.Processor):
         return ((images - self.shift) / self.scale / 255).clamp(0, 1)
 
     def read(self, raw: list[Image.Image]) -> Tensor:
-        return torch.stack([decode.tensor(image, self.size, len(self.mean)) for image in raw])
+        return torch.stack([decode.tensor(image, self.size, len(self.mean), self.scales) for image in raw])
 
     def noise(self, count: int) -> Tensor:
         shape = (count, len(self.mean), self.size, self.size)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ptmrun.data.sources import Part, Source
 from ptmrun.data.sources.folders import SPLITS
-from ptmrun.data.sources.labels import likely, name_of, numbered
+from ptmrun.data.sources.picture_labels import likely, name_of, numbered
 from ptmrun.errors import UserError, nearest
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ptmrun.data.sources import Part, Source
 from ptmrun.data.sources.folders import files_below, inner_root, readable, split_folders
-from ptmrun.data.sources.labels import Labels, likely, name_of, numbered
+from ptmrun.data.sources.picture_labels import Labels, likely, name_of, numbered
 from ptmrun.errors import UserError, printable
 from ptmrun.storage.content import hashes
 

@@ -1,76 +1,141 @@
-"""Labels that stand in a column beside pictures: of a hub data set, or of metadata.csv."""
+"""How the labels of rows are written: as one class, as several, or as marks of 0 and 1."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
 
-import numpy as np
+from ptmrun.errors import UserError, printable
 
-from ptmrun.data.sources.rows import class_order, mended
-from ptmrun.errors import UserError, nearest, printable
-
-NAMES = ("label", "labels", "class", "category", "target")  # of a column of labels, where none is asked for
-
-
-class Labels(NamedTuple):
-    """Of each split that has labels: which of its rows have one, int64 [n], and which, int64 [n]; and what they mean."""
-
-    rows: dict[str, np.ndarray]
-    numbers: dict[str, np.ndarray]
-    classes: list[str]
-    notes: list[str]
+BITS = {"0": False, "1": True, "0.": False, "1.": True, "0.0": False, "1.0": True, "false": False, "true": True}
+ITEM = re.compile(r"""'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^\s,'"]+)""")
+LIKE_LISTS = re.compile(r"\[(.*)\]|\{(.*)\}|\((.*)\)", re.DOTALL)
+FIRST = 200  # rows by which the way of writing is judged
+NUMBER = re.compile(r"[+-]?(0|[1-9]\d*)(\.\d*)?", re.ASCII)  # 007 is none: it may be a code
 
 
-def likely(columns: Iterable[str]) -> str | None:
-    """The column that is called as one of labels."""
-    return next((c for name in NAMES for c in columns if c.lower() == name), None)
+class Flags(list[str]):
+    """The classes of a row that has a column of 0 and 1 for each."""
 
 
-def numbered(
-    values: dict[str, list[str | None]], key: str, where: Callable[[str, int], str], classes: Iterable[str] = ()
-) -> Labels:
-    """Names of classes, or none, in each row of each split -> numbers. Rows without a label are left out, and so are splits other
-    than train without any; notes on both. The classes are sorted unless given. `where` is what the user calls a row.
+class Writing:
+    """How labels are written, by the first ones, which are (where, label); separator: between the classes of a text, or None;
+    named: classes have names already."""
 
-    Raises UserError where training has no label, where no two rows share one, and for a class that training lacks.
-    """
-    rows: dict[str, np.ndarray] = {}
-    notes = []
-    for split, names in values.items():
-        labelled = np.array([row for row, name in enumerate(names) if name is not None], dtype=np.int64)
-        if len(labelled):
-            rows[split] = labelled
-            if lacking := len(names) - len(labelled):
-                first = where(split, next(row for row, name in enumerate(names) if name is None))
-                notes.append(f"{lacking} of {len(names)} images of the {split} split have no label and are left out: {first} ...")
-        elif split == "train":
-            raise UserError(f"{key}: no image of the training split has a label; to do without: dataset.label_column=null")
-        else:
-            notes.append(f"no image of the {split} split has a label, so it is not used")
-    train = {str(values["train"][row]) for row in rows["train"]}
-    if not classes and len(train) == len(rows["train"]) > 2:
-        raise UserError(
-            f"{key}: each of the {len(train)} training images has a label of its own, such as {printable(min(train))[:40]}; "
-            "expected the column of the classes, or null"
-        )
-    known = list(classes) or sorted(train, key=class_order)
-    number = {name: i for i, name in enumerate(known)}
-    for split, some in rows.items():
-        if strange := [(row, name) for row in some if (name := values[split][row]) not in number]:
-            row, name = strange[0]
+    def __init__(self, first: list[tuple[str, Any]], separator: str | None, named: bool = False):
+        self.separator, self.width, self.notes = separator, 0, list[str]()
+        texts = [(where, label) for where, label in first if isinstance(label, str) and label.strip()]
+        parsed = [as_list(label) for _, label in texts]
+        sure = [found is not None and found[1] for found in parsed]
+        self.lists = any(sure) and None not in parsed
+        if any(sure) and not self.lists:
+            (one, label), other = texts[sure.index(True)], texts[parsed.index(None)][1]
             raise UserError(
-                f"{where(split, int(row))}: the label {printable(str(name))} is none of the training split"
-                f"{nearest(printable(str(name)), map(printable, known))}"
+                f"{one}: the label {printable(label)[:60]} is a list, and {printable(other)[:60]} is none; write all labels as "
+                "lists, or none"
             )
-    numbers = {split: np.array([number[str(values[split][row])] for row in some]) for split, some in rows.items()}
-    return Labels(rows, numbers, known, notes)
+        if self.lists:
+            self.notes.append(
+                f"the labels are lists that are written as text, such as {printable(texts[sure.index(True)][1])[:60]}"
+            )
+        single = {isinstance(label, str) for _, label in first if not isinstance(label, list)}
+        if len(single) == 2:
+            self.notes.append("some labels are text and others are not; those that read the same are one class")
+        items = [self.items(label, where) for where, label in first if label is not None and not isinstance(label, Flags)]
+        widths = {len(each) for each in items}
+        if not named and len(widths) == 1 and min(widths) > 1 and all(bit(c) is not None for each in items for c in each):
+            [self.width] = widths
+            self.notes.append(f"the labels are lists of 0 and 1: {self.width} classes, numbered from 0")
+
+    def classes(self, label: Any, where: str) -> tuple[list[str], bool]:
+        """The classes of a row, and whether by the way they are written there may be several."""
+        if isinstance(label, Flags):
+            return list(label), len(label) != 1 or self.separator is not None
+        items = self.items(label, where)
+        if not self.width:
+            return items, len(items) != 1 or isinstance(label, list) or self.separator is not None
+        bits = [bit(item) for item in items]
+        if len(items) != self.width or None in bits:
+            raise UserError(
+                f"{where}: expected a list of {self.width} times 0 or 1 as a label, found {printable(str(label))[:80]}"
+            )
+        chosen = [str(i) for i, on in enumerate(bits) if on]
+        return chosen, len(chosen) != 1 or self.separator is not None
+
+    def items(self, label: Any, where: str) -> list[str]:
+        if isinstance(label, list):
+            return [class_name(c, where) for c in label]
+        if self.lists and isinstance(label, str) and label.strip():
+            if (found := as_list(label)) is None:
+                raise UserError(f"{where}: expected a list as a label, as in the rows before, found {printable(label)[:80]}")
+            return found[0]
+        name = class_name(label, where)
+        return [name] if self.separator is None else [c.strip() for c in name.split(self.separator) if c.strip()]
 
 
-def name_of(value: Any, where: str) -> str | None:
-    """A label as text; none where it is null, NaN or empty. Raises UserError for what names no class."""
-    if value is None or value != value:
+def as_list(text: str) -> tuple[list[str], bool] | None:
+    """The items of a list that is written as text (as Python, JSON or numpy write it, or `0 1 1`), and whether it must be one:
+    [word] may be a name. None: it is no list."""
+    text = text.strip()
+    if re.fullmatch(r"[01](\s+[01])+", text):
+        return text.split(), True
+    if not (match := LIKE_LISTS.fullmatch(text)):
         return None
-    if isinstance(value, float) and value.is_integer():  # as pandas makes of whole numbers where one is missing
-        value = int(value)
-    if not isinstance(value, str | int):
-        raise UserError(f"{where}: expected a label, found {printable(repr(value))[:80]}")
-    return mended(str(value).strip()) or None
+    inner = next(group for group in match.groups() if group is not None)
+    quoted = re.search("['\"]", inner) is not None
+    if text[0] != "[" and (not quoted or ":" in inner):
+        return None
+    if quoted:
+        if ITEM.sub("", inner).strip(" ,\n\t"):
+            return None
+        return [re.sub(r"\\(.)", r"\1", next(filter(None, item.groups()), "")) for item in ITEM.finditer(inner)], True
+    if "," in inner:
+        return [item.strip() for item in inner.split(",") if item.strip()], True
+    items = inner.split()
+    if all(NUMBER.fullmatch(item) for item in items):
+        return items, True
+    return [inner.strip()], False
+
+
+def bit(value: Any) -> bool | None:
+    """None: it is none."""
+    return BITS.get(str(value).strip().lower())
+
+
+def class_name(label: Any, where: str) -> str:
+    """A label as text; NaN, which tables have where there is none, is empty."""
+    if isinstance(label, dict | list):
+        raise UserError(f"{where}: expected a label, found {printable(repr(label))[:80]}")
+    return "" if isinstance(label, float) and math.isnan(label) else mended(str(label).strip())
+
+
+def mended(text: str) -> str:
+    """Half a surrogate pair, which JSON can hold and UTF-8 cannot, as question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def spellings(names: Iterable[str]) -> dict[str, str]:
+    """{a class: how it is spelt} of numbers that stand there in several ways: 0.0 is 0."""
+    by_value: dict[float, list[str]] = {}
+    for name in dict.fromkeys(names):
+        if NUMBER.fullmatch(name):
+            by_value.setdefault(float(name), []).append(name)
+    return {name: min(same, key=len) for same in by_value.values() if len(same) > 1 for name in same}
+
+
+def doubts(names: list[str]) -> list[str]:
+    """What is odd in the names of classes, though it may be meant."""
+    lines, by_case = [], dict[str, list[str]]()
+    for name in names:
+        by_case.setdefault(" ".join(name.casefold().split()), []).append(name)
+    if alike := [same for same in by_case.values() if len(same) > 1]:
+        lines.append(f"Warning: classes that differ in case or spaces alone: {printable(' and '.join(alike[0]))}")
+    for mark in "|;,":
+        joined = [name for name in names if mark in name]
+        if len(joined) > 1 and len({part.strip() for name in names for part in name.split(mark)}) < len(names):
+            lines.append(f"Warning: classes such as {printable(joined[0])[:60]} may be several (label_separator='{mark}')")
+    if len(names) > 20 and all(map(NUMBER.fullmatch, names)) and (odd := [n for n in names if not float(n).is_integer()]):
+        lines.append(
+            f"Warning: the {len(names):,} classes are numbers such as {odd[0]}; if they are scores, these are no classes"
+        )
+    return lines

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ptmrun.data.sources.labels import Flags, bit
 from ptmrun.data.sources.rows import Row, number
 from ptmrun.data.sources.textfile import lines
 from ptmrun.errors import UserError, printable
@@ -26,9 +27,11 @@ class Columns(NamedTuple):
     label: str | None
     group: str | None
     header: bool
+    quoted: bool = False  # of .tsv files: fields stand in quotation marks, as those of .csv files do
+    flags: tuple[str, ...] = ()  # instead of a label: columns of 0 and 1, one a class
 
     @staticmethod
-    def choose(files: dict[str, list[Path]], options: Any, labelled: bool) -> "Columns":
+    def choose(files: dict[str, list[Path]], options: Any, labelled: bool, notes: list[str]) -> "Columns":
         """What the options say and the first table has; a label too if they must be `labelled`. Raises UserError for what a table
         lacks."""
         text, second, group = options.text_column, options.pair_column, options.group
@@ -37,12 +40,18 @@ class Columns(NamedTuple):
         if not header and (tables := [p for p in chain(*files.values()) if p.suffix.lower() not in (".csv", ".tsv")]):
             raise UserError(f"dataset.text_column={text}: {tables[0]} has names for its columns; expected one of them")
         wanted = {k: None if c in (None, "auto") else str(c) for k, c in (("text", text), ("pair", second), ("label", label))}
-        head = Columns("", None, None, None, header)
+        tsv = [path for path in chain(*files.values()) if path.suffix.lower() == ".tsv"]
+        quoted = quotes(tsv, header, options.encoding, options.errors, notes)
+        head = Columns("", None, None, None, header, quoted)
         names, textual = surveyed(first, head, options.encoding, options.errors)
-        if label == "auto" and (labelled or (header and "label" in names)):
+        flags = flag_columns(first, head, options, names, labelled)
+        if flags:
+            wanted["label"] = None
+            notes.append(f"the labels are columns of 0 and 1: {shortened(flags)}")
+        elif label == "auto" and (labelled or (header and "label" in names)):
             wanted["label"] = "label"
         if text == "auto":
-            taken = {wanted["pair"], wanted["label"], group}
+            taken = {wanted["pair"], wanted["label"], group, *flags}
             fits = ["text"] if "text" in names else [n for n in textual if n not in taken]
             if len(fits) != 1:
                 if not names:
@@ -53,20 +62,43 @@ class Columns(NamedTuple):
                 )
             wanted["text"] = fits[0]
         assert wanted["text"]
-        chosen = Columns(wanted["text"], wanted["pair"], wanted["label"], group, header)
-        keys = {"text_column": chosen.text, "pair_column": chosen.second, "label_column": chosen.label, "group": group}
+        chosen = Columns(wanted["text"], wanted["pair"], wanted["label"], group, header, quoted, tuple(flags))
+        keys = [("text_column", chosen.text), ("pair_column", chosen.second), ("label_column", chosen.label), ("group", group)]
+        keys += [("label_column", name) for name in flags]
         for key, name, others in (("pair_column", chosen.second, chosen[:1]), ("label_column", chosen.label, chosen[:2])):
             if name is not None and name in others:
                 raise UserError(f"dataset.{key}={name}: is the column of the texts too; expected another, or null")
         for path in chain(*files.values()):
             there = names if path == first else surveyed(path, head, options.encoding, options.errors)[0]
-            if path.suffix.lower() == ".jsonl" and not set(keys.values()) - {None} <= set(there):  # later rows may have it
+            if path.suffix.lower() == ".jsonl" and not {name for _, name in keys} - {None} <= set(
+                there
+            ):  # later rows may have it
                 there = surveyed(path, head, options.encoding, options.errors, None)[0]
-            for key, name in keys.items():
+            for key, name in keys:
                 if name is not None and name not in there:
                     known = f"it has: {shortened(there)}" if there else "it is empty"
                     raise UserError(f"dataset.{key}={name}: {path} has no such column; {known}")
+        if header and chosen.label:
+            for path in (p for p in chain(*files.values()) if p.suffix.lower() == ".csv"):
+                notes += swallowed(path, chosen, options.encoding, options.errors)
         return chosen
+
+
+def flag_columns(first: Path, head: Columns, options: Any, names: list[str], labelled: bool) -> list[str]:
+    """The columns of 0 and 1 that say which classes a text has: those that label_column lists, with commas, or, where labels must
+    be there and no column is called so, all of them."""
+    wanted = options.label_column
+    if isinstance(wanted, str) and wanted not in ("auto", *names) and "," in wanted:
+        listed = [name.strip() for name in wanted.split(",")]
+        return listed if set(listed) <= set(names) else []
+    if wanted != "auto" or not labelled or "label" in names or not head.header:
+        return []
+    others = [n for n in names if n not in ("text", options.text_column, options.pair_column, options.group)]
+    if len(others) < 2:
+        return []
+    rows = [row for _, row in islice(table(first, head._replace(flags=tuple(others)), options.encoding, options.errors), 100)]
+    fits = [n for n in others if rows and all(bit(row.get(n)) is not None for row in rows)]
+    return fits if len(fits) > 1 else []
 
 
 def shortened(names: list[str]) -> str:
@@ -97,6 +129,8 @@ def all_rows(paths: list[Path], columns: Columns, encoding: str, errors: str) ->
     for path in paths:
         for where, row in table(path, columns, encoding, errors):
             values: list[Any] = [None if name is None else "" if row.get(name) is None else row[name] for name in columns[:4]]
+            if columns.flags:
+                values[2] = Flags(name for name in columns.flags if flag(row.get(name), name, where))
             if any(isinstance(value, str) and "\0" in value for value in values):
                 if errors == "strict":
                     raise UserError(f"{where}: holds NUL (\\u0000), so this is no text; remove it, or set dataset.errors=replace")
@@ -109,6 +143,12 @@ def all_rows(paths: list[Path], columns: Columns, encoding: str, errors: str) ->
             yield Row(where, *values)
 
 
+def flag(value: Any, name: str, where: str) -> bool:
+    if (on := bit(value)) is None:
+        raise UserError(f"{where}: {printable(name)}: expected 0 or 1, found {printable(str(value))[:60]}")
+    return on
+
+
 def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, {column: value}) of each row; of a parquet file only the columns that are used, if any is."""
     suffix = path.suffix.lower()
@@ -117,7 +157,7 @@ def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[
     elif suffix == ".parquet":
         file, count = parquet(path), 0
         try:
-            for batch in file.iter_batches(1024, columns=list(dict.fromkeys(c for c in columns[:4] if c))):
+            for batch in file.iter_batches(1024, columns=list(dict.fromkeys(c for c in (*columns[:4], *columns.flags) if c))):
                 for cells in zip(*batch.columns, strict=True):
                     count += 1
                     yield f"{path} row {count}", dict(zip(batch.schema.names, (cell.as_py() for cell in cells), strict=True))
@@ -126,7 +166,7 @@ def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path}: cannot be read after row {count}: {' '.join(str(error).split())}") from None
     else:
-        quoted = suffix == ".csv" or quotes(path, encoding, errors)
+        quoted = suffix == ".csv" or columns.quoted
         yield from separated_rows(path, "," if suffix == ".csv" else "\t", quoted, columns.header, encoding, errors)
 
 
@@ -152,14 +192,72 @@ def json_rows(path: Path, encoding: str, errors: str) -> Iterator[tuple[str, dic
         yield f"{path}:{line_number}", row
 
 
-def quotes(path: Path, encoding: str, errors: str) -> bool:
-    """Whether a .tsv file has its fields in quotation marks as .csv files have; else a quotation mark is one of the text."""
+def swallowed(path: Path, columns: Columns, encoding: str, errors: str) -> list[str]:
+    """That lines of a .csv file which stand in quotation marks look like rows, down to their label: a mark that is one of the
+    text begins a field that ends at the next."""
+    known, lost = set[str](), list[tuple[str, str]]()
+    for where, row in separated_rows(path, ",", True, True, encoding, errors):
+        place = list(row).index(str(columns.label))
+        known.add(row[str(columns.label)].strip())
+        for k, cell in enumerate(row.values()):
+            for j, line in enumerate(cell.split("\n")[:-1]):
+                fields = [""] * (0 if j else k) + line.split(",")
+                if len(fields) == len(row) and fields[place].strip():
+                    lost.append((where, fields[place].strip()))
+    if not (wheres := [where for where, label in lost if label in known]):
+        return []
+    what = (
+        f"{len(wheres):,} lines that stand inside of quotation marks look like rows, the first in that which ends at {wheres[0]}"
+    )
+    return [f"Warning: {what}; a mark of a text must be doubled, and its field in marks"]
+
+
+def quotes(paths: list[Path], header: bool, encoding: str, errors: str, notes: list[str]) -> bool:
+    """Whether the .tsv files of a data set have fields in quotation marks as .csv files have; else a mark is one of the text,
+    which is said. They have where that fits each of them, so that splits are read alike."""
+    found = [fits for path in paths if (fits := around(path, header, encoding, errors)) is not None]
+    if found and not all(found):
+        notes.append("the quotation marks in .tsv files are taken as marks of the texts")
+    return bool(found) and all(found)
+
+
+def around(path: Path, header: bool, encoding: str, errors: str) -> bool | None:
+    """Whether the quotation marks of a .tsv file stand around its fields; None where it has none.
+
+    Where every line has as many fields as the first, marks have no need to be around any: they are where those inside are
+    doubled, or all fields of a column have them. Else some field must go over several lines, or hold a tab.
+    """
+    seen: list[Counter[str]] = []
+    stray = uneven = False
+    for line in lines(path, encoding, errors):
+        if not line:
+            continue
+        fields, first = line.split("\t"), not seen
+        seen = seen or [Counter[str]() for _ in fields]
+        uneven |= len(fields) != len(seen)
+        for field, counts in zip(fields, seen, strict=False):
+            bare = field[1:-1].replace('""', "")
+            marked = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in bare
+            stray |= '"' in field and not marked
+            if first and header:
+                counts["header"] += marked
+            elif field:
+                counts.update(all=1, marked=marked, doubled=marked and len(bare) + 2 < len(field))
+    if not (stray or any(counts["marked"] + counts["header"] for counts in seen)):
+        return None
+    if uneven:
+        return readable(path, encoding, errors)
+    return not stray and all(counts["marked"] in (0, counts["doubled"], counts["all"]) for counts in seen)
+
+
+def readable(path: Path, encoding: str, errors: str) -> bool:
+    """Whether a .tsv file is a table where its marks stand around fields, and none of these swallows rows: goes over several
+    lines and tabs."""
     try:
-        for _ in separated_rows(path, "\t", True, True, encoding, errors):
-            pass
+        rows = separated_rows(path, "\t", True, False, encoding, errors)
+        return not any("\t" in cell and "\n" in cell for _, row in rows for cell in row.values())
     except UserError:
         return False
-    return True
 
 
 def separated_rows(
@@ -186,7 +284,8 @@ def separated_rows(
                 if header:
                     continue
             if len(row) != len(names):
-                raise UserError(f"{path}:{rows.line_num}: {len(row)} fields where the first line has {len(names)}")
+                marks = "" if quoted or '"' not in "".join(row) else "; quotation marks are taken as marks of the texts"
+                raise UserError(f"{path}:{rows.line_num}: {len(row)} fields where the first line has {len(names)}{marks}")
             yield f"{path}:{rows.line_num}", dict(zip(names, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}:{rows.line_num}: is no {path.suffix[1:]}: {error}") from None

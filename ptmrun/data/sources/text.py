@@ -30,17 +30,18 @@ def read(options: Any, labelled: bool = False) -> TextSource:
     if tables == {True}:
         if options.documents not in ("auto", "rows"):
             raise UserError(f"dataset.documents={options.documents}: each row of a table is a document; expected auto or rows")
-        columns = Columns.choose(files, options, labelled)
+        notes: list[str] = []
+        columns = Columns.choose(files, options, labelled, notes)
         makers: dict[str, Callable[[], Iterator[Row]]] = {
             name: partial(all_rows, paths, columns, options.encoding, options.errors) for name, paths in files.items()
         }
-        return gathered(makers, options.root, options.label_separator, options.errors, labelled=labelled)
+        return gathered(makers, options.root, options.label_separator, options.errors, notes, labelled=labelled)
     for key in ("pair_column", "label_column", "group"):
         if getattr(options, key) not in (None, "auto"):
             raise UserError(
                 f"dataset.{key}={getattr(options, key)}: .txt files have no columns; expected a table ({' '.join(TABLES)})"
             )
-    kind, notes = options.documents, []
+    kind, notes = options.documents, list[str]()
     if kind == "rows":
         raise UserError("dataset.documents=rows: .txt files have no rows; expected auto, file, blank_lines or lines")
     if kind == "auto":

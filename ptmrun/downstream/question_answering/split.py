@@ -39,7 +39,7 @@ class Questions(TextSplit):
     windows, those of question q from bounds[q] to bounds[q + 1]; targets [questions, 1 + 2 K]: the window that each is trained
     on, and where in it the first and the last token of its answers stand, -1 where there are fewer. nothing: whether some
     training questions have no answer; then the last token of a window is start and end of none (it has read both texts in causal
-    models too). longest: tokens of an answer.
+    models too). longest: tokens of an answer. scoring: squad or mlqa, see metrics.py.
     """
 
     questions: list[Question]
@@ -50,6 +50,7 @@ class Questions(TextSplit):
     targets: np.ndarray
     nothing: bool
     longest: int
+    scoring: str
     answered = True
 
     @property

@@ -163,8 +163,10 @@ def metrics(predictions: dict[str, Tensor], split: Sentences, classes: list[str]
     table = confusion_matrix(right[seen], guess[seen], labels=numbers)
     tallies = [((right == c).sum(), (guess == c).sum(), ((right == c) & (guess == c)).sum()) for c in numbers]
     of_tags = {name: scores(*tally) for name, tally in zip(classes, tallies, strict=True)}
-    macro = float(np.mean([s["f1"] for s in of_tags.values() if s["n"]]))
-    return {"f1": general["accuracy"], "f1_macro": macro, **general, "per_class": of_tags, "confusion": table.tolist()}
+    there = {name: s["f1"] for (name, s), tally in zip(of_tags.items(), tallies, strict=True) if tally[0] + tally[1]}
+    absent = [name for name in classes if name not in there]
+    macro = {"f1_macro": float(np.mean(list(there.values()))), "absent": absent}
+    return {"f1": general["accuracy"], **macro, **general, "per_class": of_tags, "confusion": table.tolist()}
 
 
 def scores(true: Any, guessed: Any, right: Any) -> dict[str, float]:
