@@ -12,7 +12,7 @@ from rich.tree import Tree
 
 from ptmrun.commands.table import Call
 from ptmrun.config import parsing
-from ptmrun.errors import UserError, nearest, printable
+from ptmrun.errors import UserError, nearest
 from ptmrun.runs import config_file
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import Run, locked
@@ -47,7 +47,7 @@ def entry(root: Path, folder: Path) -> Entry:
     name, size = str(folder.relative_to(root)), sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file())
     try:
         run = Run.open(folder)
-        settings = parsing.plain(config_file.load(run.path("config.yaml")))
+        settings = parsing.plain(config_file.load(run.sound("config.yaml")))
         score, _, metric = run.score()
         status = "killed" if run.manifest["status"] == "running" and not locked(run) else run.manifest["status"]
     except UserError as error:
@@ -55,7 +55,7 @@ def entry(root: Path, folder: Path) -> Entry:
     try:
         started = datetime.datetime.fromisoformat(run.manifest.get("started", ""))
         age = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError):
         age = 0.0
     return Entry(name, status, score, metric, age, size, settings, run.manifest)
 
@@ -90,7 +90,7 @@ def table(entries: list[Entry]) -> Table:
     for e in entries:
         score = "" if e.score is None else f"{e.score:.3f} {e.metric}"
         cells = e.name, e.status, score, ago(e.age), f"{e.size / 1e6:.1f} MB"
-        made.add_row(*(escape(printable(cell)) for cell in cells))
+        made.add_row(*(escape(cell) for cell in cells))
     return made
 
 
@@ -112,7 +112,7 @@ def tree(entries: list[Entry], root: Path) -> Tree:
                 weights = str(e.manifest.get("weights_sha256") or "")[:8]
                 score = "" if e.score is None else f", {e.metric} {e.score:.3f}"
                 line = f"{e.name}: {stage}, {e.status}{score}{', weights ' + weights if weights else ''}"
-                grow(branch.add(escape(printable(line))), own, (*above, own))
+                grow(branch.add(escape(line)), own, (*above, own))
 
     grow(made, None, ())
     return made
@@ -131,7 +131,7 @@ def show(root: Path, filters: dict[str, str], sort: str, as_tree: bool) -> None:
     if as_tree:
         console.print(tree(entries, root), crop=False, no_wrap=True, overflow="ignore")
     else:
-        console.print(table(entries) if entries else f"{root}: no runs")
+        console.print(table(entries) if entries else escape(f"{root}: no runs"))
 
 
 def command(call: Call) -> int:

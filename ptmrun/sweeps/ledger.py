@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from ptmrun.config import secrets
 from ptmrun.config.schema import Strict
 from ptmrun.errors import UserError
 from ptmrun.runs.folder import Run, locked
@@ -27,7 +28,7 @@ class Job(Strict):
     """One job. `score` is what its run is ranked by: the score on the test split, or the last linear probe of a pretraining."""
 
     number: Annotated[int, Field(ge=0)]
-    overrides: list[str]
+    overrides: list[Annotated[str, Field(pattern=r"^[^=\s]+=")]]
     status: Literal["queued", "running", "done", "failed", "killed", "interrupted", "pruned"] = "queued"
     score: float | None = None
     val_score: float | None = None
@@ -75,7 +76,7 @@ class Ledger:
 
     def write(self, job: Job, **changes: Any) -> Job:
         """Saves a job with changes; returns it."""
-        job = Job.model_validate({**job.model_dump(), **changes})
+        job = Job.model_validate({**job.model_dump(), **secrets.masked(changes)})
         write_atomic(self.path(job.number) / "job.json", job.model_dump_json(indent=2) + "\n")
         return job
 
