@@ -9,13 +9,13 @@ from typing import Any
 from ptmrun.errors import UserError
 
 OWN = "a variable of your own"
-MIXED = r"(?=[\w-]{0,200}\d)(?=[\w-]{0,200}[a-z])(?=[\w-]{0,200}[A-Z])[\w-]"  # a character of a word that has digits, small and capital letters
+MIXED = r"(?=[\w-]{0,200}\d)(?=[\w-]{0,200}[a-z])(?=[\w-]{0,200}[A-Z])[\w-]"  # of a word with digits, small and capital letters
 QUERY = (  # names in the query of an address, alone or as the last word of one: ?api_key=, &X-Amz-Signature=
     r"key|(?:[\w-]{0,40}[_-])?(?:api[_-]?key|access[_-]?key|secret[_-]?key|private[_-]?key|token|secret|passw(?:or)?d|pwd|sig|signature|"
     r"credentials?|auth|authorization|jwt)"
 )
-# of well-known tokens, as the plug-ins of detect-secrets 1.5 and the documents of those who give them out have them -> (what a text
-# must hold, in small letters, to be looked at; the variable that their owners read)
+# of well-known tokens, as the plug-ins of detect-secrets 1.5 and the documents of those who give them out have them -> (what a
+# text must hold, in small letters, to be looked at; the variable that their owners read)
 SHAPES = {
     r"hf_[A-Za-z0-9]{30,}": ("hf_", "HF_TOKEN"),
     r"api_org_[A-Za-z0-9]{30,}": ("api_org_", "HF_TOKEN"),
@@ -49,7 +49,7 @@ SHAPES = {
     r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----": ("private key", OWN),
     r"(?i:[a-z][a-z0-9+.-]{0,30}://[^/\s:@]{0,200}:[^/\s@]{1,500}@)": ("://", OWN),  # the user's name may be missing
     r"(?i:https?://(?!git@)[^/\s:@]{1,500}@)": ("://", OWN),
-    rf"(?i:[?&;#](?:{QUERY})=[^&;#\s]{{4,}})": ("=", OWN),
+    rf"(?<=[?&;#])(?i:(?:{QUERY})=[^&;#\s]{{4,}})": ("=", OWN),
 }
 NAME = re.compile(r"TOKEN|KEY|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|(^|_)(AUTH|PASS|PAT|DSN)$", re.IGNORECASE)
 ABOUT_FILES = re.compile(r"(FILE|PATH|DIR|FOLDER|HOME)$", re.IGNORECASE)
@@ -63,8 +63,8 @@ def refuse(raw: Any) -> None:
     names, lines = known(), list[str]()
     for key, text in leaves(raw):
         if (secret := pattern(text, names)) and (match := secret.search(text)):
-            shaped = [name for shape, (_, name) in SHAPES.items() if re.fullmatch(shape, match[0])]
-            where = names.get(match[0]) or shaped[0]
+            shaped = (name for shape, (_, name) in SHAPES.items() if re.fullmatch(shape, match[0]))
+            where = names.get(match[0]) or next(shaped, OWN)
             lines.append(
                 f"{key}: holds what looks like a secret; it would be saved in the run folder; "
                 f"put it in the environment instead ({where})"
@@ -114,7 +114,8 @@ def compiled(values: tuple[str, ...], shapes: tuple[str, ...]) -> re.Pattern:
 
 
 def opaque(value: str) -> bool:
-    """Whether a value is long and mixed enough to mean nothing else: no path, number or word: at least 8 characters of two kinds (lower, upper, digits, others), or 16 of one."""
+    """Whether a value is long and mixed enough to mean nothing else: no path, number or word: at least 8 characters of two kinds
+    (lower, upper, digits, others), or 16 of one."""
     top = "/" + value.split("/")[1] if value.startswith("/") else value.split("/")[0]
     if len(value) < 8 or os.path.exists(value) or ("/" in value and top != "/" and os.path.exists(os.path.expanduser(top))):
         return False

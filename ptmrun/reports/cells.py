@@ -11,7 +11,7 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet computes what begins
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    """Rows as CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers are left as they are."""
+    """Rows as CSV. A text that a spreadsheet would take for a formula gets an apostrophe before it; numbers stay as they are."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([csv_cell(value) for value in row] for row in rows)
     return text.getvalue()
@@ -25,5 +25,4 @@ def csv_cell(value: Any) -> Any:
 
 def markdown_cell(value: str) -> str:
     """In one line, in which nothing ends the cell or is HTML."""
-    text = printable(value).replace("\\", "\\\\") if "|" in value else printable(value)
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    return printable(value).replace("|", "\\|").replace("<", "&lt;")

@@ -11,8 +11,8 @@ from ptmrun.errors import printable
 
 
 def shown(text: str) -> str:
-    """A text that may come from outside (names of files and classes, ledgers, errors of libraries), as it can be shown: what could
-    steer a terminal as escapes, line by line, and without secrets."""
+    """A text that may come from outside (names of files and classes, ledgers, errors of libraries), as it can be shown: line by
+    line, with what could steer a terminal as escapes, and without secrets."""
     return "\n".join(map(printable, secrets.masked(text).split("\n")))
 
 

@@ -89,6 +89,12 @@ class Run:
             raise UserError(f"{path}: a link, a FIFO or a device; refused")
         return path
 
+    def there(self) -> None:
+        """Raises UserError when the folder is gone, so that none of the old name is made beside one that was renamed."""
+        if not self.folder.is_dir():
+            why = "gone: renamed or removed while ptmrun worked in it"
+            raise UserError(f"{self.folder}: {why}; go on with: ptmrun resume <its new name>")
+
     def sound(self, name: str) -> Path:
         """The path of a file. Raises UserError when its content is not what was written there last."""
         path = self.path(name)
@@ -100,6 +106,7 @@ class Run:
     def write(self, name: str, data: bytes | str) -> Path:
         """Text is written without the environment's secrets (see secrets.py). The manifest has the digest of what is read again
         before it is written, beside that of what stood there: a crash between the two leaves one of them."""
+        self.there()
         path, data = self.path(name), secrets.masked(data)
         if name in DIGESTED:
             digest = digests.of_bytes(data.encode() if isinstance(data, str) else data)

@@ -64,7 +64,9 @@ def watched(run: Run) -> Iterator[None]:
     """Marks the run failed or interrupted when it ends early."""
 
     def end(status: str, why: str) -> None:
-        with contextlib.suppress(OSError, MemoryError):  # a full disk must not hide the error
+        with contextlib.suppress(
+            OSError, MemoryError, UserError
+        ):  # a full disk, or a folder that is gone, must not hide the error
             run.update(status=status, error=why, ended=now())
             run.note(f"{status}: {why}")
 

@@ -1,12 +1,13 @@
 """Files of run folders, which strangers may have made: read as plain data, of bounded size, and never waiting for a FIFO."""
 
+import errno
 import json
 import math
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import yaml
 
@@ -18,8 +19,8 @@ BLOCK = 2**16
 MOST_YAML = 2**17  # the parser is slow: about a second
 DEEPEST = 20  # levels of nesting; ptmrun writes at most 6
 SPOILT = (
-    "has changed since ptmrun wrote it (its SHA-256 is another); put a sound copy back, or delete it: `ptmrun resume` makes again "
-    "what a run that is not done lacks"
+    "has changed since ptmrun wrote it (its SHA-256 is another); put a sound copy back, or delete it: `ptmrun resume` makes "
+    "again what a run that is not done lacks"
 )
 
 
@@ -36,12 +37,14 @@ def read(path: Path, most: int = MOST) -> bytes:
 
 def opened(path: Path, mode: str = "rb") -> BinaryIO:
     """A regular file. Raises UserError for a link, a FIFO, a device or a folder, OSError for one that cannot be opened."""
-    # O_NONBLOCK: opening a FIFO would wait for its writer
-    file: BinaryIO = open(path, mode, opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK | os.O_NOFOLLOW))  # type: ignore[assignment]
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    access = os.O_RDWR if "+" in mode else os.O_RDONLY
+    number = os.open(path, access | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)  # opening a FIFO would wait for its writer
+    if not stat.S_ISREG(kind := os.fstat(number).st_mode):
+        os.close(number)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise UserError(f"{path}: not a regular file; refused")
-    return file
+    return cast(BinaryIO, os.fdopen(number, mode))
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -108,15 +111,8 @@ def from_json(data: bytes | str) -> Any:
     return content
 
 
-class PlainLoader(yaml.SafeLoader):
-    """YAML without tags, aliases (a few lines of them can stand for terabytes), repeated keys and keys that are no text."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or event.anchor or event.tag:
-            kind = "a tag" if getattr(event, "tag", None) else "an anchor or alias"
-            raise yaml.YAMLError(f"{kind} in line {event.start_mark.line + 1}; a saved file has plain values only")
-        return super().compose_node(parent, index)
+class PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML without repeated keys and keys that are no text; libyaml's is many times as fast."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
@@ -128,14 +124,25 @@ class PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def plain_yaml(path: Path) -> Any:
-    """A YAML file as plain data. Raises UserError when it is none, or holds more than plain values (see PlainLoader)."""
-    content = text(path, MOST_YAML)
-    try:
-        loader = PlainLoader(content)
-        content = loader.get_single_data()
-        if not shallow(content):
+def refuse_more_than_plain(content: str) -> None:
+    """Raises YAMLError for tags and aliases (a few lines of them can stand for terabytes), ValueError for deep nesting, before
+    anything is made of them."""
+    depth = 0
+    for event in yaml.parse(content, Loader=PlainLoader):
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) or getattr(event, "tag", None):
+            kind = "a tag" if getattr(event, "tag", None) else "an anchor or alias"
+            raise yaml.YAMLError(f"{kind} in line {event.start_mark.line + 1}; a saved file has plain values only")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
             raise ValueError(f"nested deeper than {DEEPEST} levels")
+
+
+def plain_yaml(path: Path) -> Any:
+    """A YAML file as plain data. Raises UserError when it is none, or holds more than plain values."""
+    content: Any = text(path, MOST_YAML)
+    try:
+        refuse_more_than_plain(content)
+        content = yaml.load(content, Loader=PlainLoader)
         if large(content):
             raise ValueError("a number of more than 1,000 digits")
     except (

@@ -7,8 +7,12 @@ outputs/<time>_sweep/
     results.csv report.html
 """
 
+import contextlib
+import fcntl
 import os
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,6 +93,22 @@ class Ledger:
             return Run.open(folder)
         except UserError:
             return None
+
+    @contextlib.contextmanager
+    def held(self, number: int) -> Iterator[int | None]:
+        """The job's lock, as the number of an open file, which its holder's children may inherit and then hold as well; waits for
+        whoever holds it. None when the sweep is stopping."""
+        path = self.path(number) / ".lock"
+        if path.is_symlink():
+            raise UserError(f"{path}: a link; refused")
+        with open(path, "a") as file:
+            while not self.stopping():
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.2)
+            yield None if self.stopping() else file.fileno()
 
     def stop(self) -> None:
         """Asks the jobs that run to save and end, whichever process works on them, and the others not to begin."""
