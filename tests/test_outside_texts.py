@@ -140,8 +140,8 @@ def test_long_metrics_are_cut_from_their_end(tmp_path):
     begun = time.process_time()
     run.cut_metrics({"stage": "pretrain"}, 99_990)
     assert time.process_time() - begun < 0.5, "seconds of CPU time"
-    assert next(run.metrics())["step"] == 1
-    assert list(run.metrics("probe_linear")) == []
+    assert next(run.metric_lines())["step"] == 1
+    assert list(run.metric_lines("probe_linear")) == []
     kept = (tmp_path / "metrics.jsonl").read_text()
     assert kept == whole[: len(kept)]
     assert kept.endswith('"step": 99990}\n')

@@ -100,7 +100,7 @@ def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
 
 def layers(run: Run, name: str) -> None:
     """The linear probe of each layer before and after pretraining, where there are any. `name`: its key but the number."""
-    looks = list(run.metrics(f"{name}1"))
+    looks = list(run.metric_lines(f"{name}1"))
     if not looks:
         return
     figure = Figure(figsize=(4, 2.7))
@@ -195,7 +195,7 @@ def embedding(run: Run, maps: dict[str, tuple[np.ndarray, list[str]]], labels: n
 def curves(run: Run) -> None:
     """Pretraining loss and the probes over the steps."""
     losses, probes, held = [], [], []
-    for line in run.metrics():
+    for line in run.metric_lines():
         if line["stage"] == "pretrain":
             losses += [(line["step"], line["loss"])] if "loss" in line else []
             probes += [line] if "probe_knn" in line else []

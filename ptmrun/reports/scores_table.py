@@ -190,7 +190,7 @@ def page(rows: list[Row], title: str, before: str = "") -> str:
     """A self-contained page with the table and the curves; `before` is HTML to come first."""
     titles, body = lines(rows)
     parts = [f"<h1>{esc(title)}</h1>", before, html_table(titles, body) + f"<p>{NOTE}</p>"]
-    if curves := figures.overlay({", ".join(row.setting.values()): [list(run.metrics()) for run in row.runs] for row in rows}):
+    if curves := figures.overlay({", ".join(row.setting.values()): [run.metrics() for run in row.runs] for row in rows}):
         data = base64.b64encode(curves).decode()
         caption = "Pretraining loss (of different objectives not comparable) and linear probe; one line a run."
         parts.append(f'<figure><img alt="curves" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')

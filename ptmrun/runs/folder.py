@@ -197,7 +197,11 @@ class Run:
             known = self.manifest.get("sha256", {})
             self.manifest = {**self.manifest, "sha256": {**known, path.name: [digests.of_file(path)]}}
 
-    def metrics(self, having: str = "") -> Iterator[dict[str, Any]]:
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl, see `metric_lines`."""
+        return list(self.metric_lines())
+
+    def metric_lines(self, having: str = "") -> Iterator[dict[str, Any]]:
         """The lines of metrics.jsonl, one after the other; a last line that a crash cut short is left out. `having`: only those
         with an entry whose name begins so, which are read much faster."""
         path, name = self.sound("metrics.jsonl"), f'"{having}'.encode()
@@ -221,7 +225,7 @@ class Run:
         """(score on the test split, on held-out training images, its name); of a pretraining alone, the last linear probe."""
         if results := self.results():
             return results["score"], results["val_score"], results["metric"]
-        probes = [x["probe_linear"] for x in self.metrics("probe_linear")]
+        probes = [x["probe_linear"] for x in self.metric_lines("probe_linear")]
         return (probes[-1], probes[-1], "linear probe") if probes else (None, None, "")
 
 

@@ -65,7 +65,7 @@ def evaluate(context: Context) -> None:
         run.write("compute.csv", compute_table.csv_text(sets))
     draw_features(context, inputs)
     draw_attribution(context)
-    lines = run.metrics()
+    lines = run.metric_lines()
     result = {
         "metric": problem.metric,
         "counted": problem.counted,

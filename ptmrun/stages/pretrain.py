@@ -72,13 +72,13 @@ def train_objective(context: Context) -> Objective:
             values, said = values | judged, [describe(judged), *said]
         run.metric({**tags, "step": step, **values})
         run.say(f"  step {step}: {'; '.join(said)}")
-        before = next(run.metrics("effective_rank"))
+        before = next(run.metric_lines("effective_rank"))
         if alarm := probe.collapse(values, before, len(data.val)):
             run.say(f"  Warning: the features may be collapsing: {alarm}. To try: {objective.collapse_hints}")
             earlier = [a for a in run.manifest.get("alarms", []) if a["step"] < step]  # a killed process may have been further
             run.update(alarms=[*earlier, {"step": step, "what": alarm}])
 
-    if loop.probes and not any(run.metrics()):
+    if loop.probes and not any(run.metric_lines()):
         probe_now(0)
     at = frozenset(round(steps * i / loop.probes) for i in range(1, loop.probes + 1))
     with planned(context, objective, data.corpus, loop, steps, cfg.seed, tags, probe=probe_now, probe_at=at) as (batches, plan):

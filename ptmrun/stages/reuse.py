@@ -75,7 +75,7 @@ def take(context: Context, stage: str, wanted: str) -> None:
         if twin.manifest.get("inputs", {}).get(stage) == wanted and twin.path(FILES[stage][-1]).exists() and sound(twin, stage):
             same = twin.manifest.get("data", {}).get("fingerprint") == context.data.fingerprint
             run.cut_metrics({"stage": METRICS[stage]}, -1)
-            for line in twin.metrics():
+            for line in twin.metric_lines():
                 if line["stage"] == METRICS[stage]:
                     run.metric({k: v for k, v in line.items() if k != "time" and (same or k not in PROBED)})
             sections, noted = (*SECTIONS[stage], "device"), context.cfg.noted

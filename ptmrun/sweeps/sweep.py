@@ -287,7 +287,7 @@ def follow(child: subprocess.Popen, ledger: Ledger, entry: Job, prune: bool) -> 
             asked = True
         if pruner and time.monotonic() - looked > 1:
             looked, run = time.monotonic(), ledger.run(entry)
-            if run and pruner.hopeless(run.metrics("probe_linear")):
+            if run and pruner.hopeless(run.metric_lines("probe_linear")):
                 child.terminate()
                 child.wait()
                 return True
