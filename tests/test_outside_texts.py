@@ -160,6 +160,19 @@ def test_what_is_cut_of_metrics(tmp_path, step, left):
     assert [x["step"] for x in run.metrics()] == [5, 1, 2][: 1 + left]
 
 
+def test_lines_of_trainings_side_by_side_are_left(tmp_path):
+    run, mine, other = Run(tmp_path, {}), {"stage": "finetune", "trial": "x"}, {"stage": "finetune", "trial": "y"}
+    run.metric({"stage": "pretrain", "step": 9})
+    for step in (1, 2, 3):
+        run.metric({**other, "step": step})
+        run.metric({**mine, "step": step})
+    run.metric({**other, "step": 4})
+    run.cut_metrics(mine, 1)
+    assert [(x.get("trial"), x["step"]) for x in run.metrics()] == [(None, 9), ("y", 1), ("x", 1), ("y", 2), ("y", 3), ("y", 4)]
+    run.cut_metrics(other, 2)
+    assert [(x.get("trial"), x["step"]) for x in run.metrics()] == [(None, 9), ("y", 1), ("x", 1), ("y", 2)]
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), OSError(12, "Cannot allocate memory")],

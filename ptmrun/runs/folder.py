@@ -172,23 +172,35 @@ class Run:
             self.tracker.metric(line)
 
     def cut_metrics(self, tags: dict[str, Any], step: int) -> None:
-        """Drops the lines with these tags after a step: those that a killed process wrote after its last checkpoint. They are the
-        last ones, so that nothing before them is read, however long the file is."""
+        """Drops the lines with these tags after a step: those that a killed process wrote after its last checkpoint. They stand
+        among the last ones, of the same stage, so that nothing before these is read, however long the file is."""
         path = self.path("metrics.jsonl")
         if not path.exists():
             return
+        left: list[bytes] = []  # lines of trainings beside it, the last one first
         with opened(path, "r+b") as file:
             try:
                 whole = lines_from_end(file)
                 cut, _ = next(whole)
+                between: list[bytes] = []  # since the last line that goes
                 for begin, line in whole:
                     entry = metrics_line(line, f"{path} at byte {begin}")
-                    if tags.items() - entry.items() or entry["step"] <= step:
+                    mine = not tags.items() - entry.items()
+                    if entry["stage"] != tags["stage"] or (mine and entry["step"] <= step):
                         break
-                    cut = begin
+                    if mine:
+                        cut, left = begin, left + between
+                        between = []
+                    else:
+                        between.append(line)
             except ValueError as error:
                 raise UserError(f"{path}: not JSON lines: {error}") from None
-            file.truncate(cut)
+            if not left:
+                file.truncate(cut)
+                return
+            file.seek(0)
+            content = file.read(cut)
+        write_atomic(path, content + b"".join(line + b"\n" for line in reversed(left)))
 
     def close_metrics(self) -> None:
         """Takes the digest of metrics.jsonl, to which nothing comes any more; written with the manifest's next update."""

@@ -142,7 +142,7 @@ def plain_yaml(path: Path) -> Any:
     content: Any = text(path, MOST_YAML)
     try:
         refuse_more_than_plain(content)
-        content = yaml.load(content, Loader=PlainLoader)
+        content = PlainLoader(content).get_single_data()
         if large(content):
             raise ValueError("a number of more than 1,000 digits")
     except (
