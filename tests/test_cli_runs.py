@@ -160,7 +160,8 @@ def test_a_signal_saves_and_resume_is_bit_exact(undisturbed, signum, ptmrun):
     folder = latest()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["status"], set(manifest["wall_s"])) == ("interrupted", {"pretrain"}), "its time counts too"
-    assert ptmrun("resume", folder)[0] == 0
+    code, _, err = ptmrun("resume", folder)
+    assert code == 0, err
     same(folder, undisturbed[0])
 
 

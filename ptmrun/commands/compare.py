@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptmrun.commands.table import Call
-from ptmrun.config import parsing, schema
+from ptmrun.config import parsing, schema, secrets
 from ptmrun.config.init_source import origin
 from ptmrun.errors import UserError
 from ptmrun.reports.report import esc, html_table
@@ -24,7 +24,7 @@ HIDDEN = schema.keys_with(schema.Role.HIDDEN)  # settings that do not make runs 
 
 def flat_config(run: Run) -> dict[str, Any]:
     """The config with dotted keys."""
-    return schema.flat(parsing.plain(config_file.load(run.path("config.yaml"))))
+    return schema.flat(parsing.plain(config_file.load(run.sound("config.yaml"))))
 
 
 def weights(own: dict[str, Any]) -> list[Any]:
@@ -102,11 +102,11 @@ def compare(runs: list[Run], outputs: str) -> Path:
     before = "".join(f"<p><b>{name}</b> {esc(folders)}</p>" for name, folders in names)
     if changed:
         before += f"<h2>Settings that differ</h2>{html_table(['', *(name for name, _ in names)], changed)}<h2>Scores</h2>"
-    write_atomic(folder / "compare.html", page(rows, "Comparison", before))
-    write_atomic(folder / "scores.csv", csv_text(rows))
+    write_atomic(folder / "compare.html", secrets.masked(page(rows, "Comparison", before)))
+    write_atomic(folder / "scores.csv", secrets.masked(csv_text(rows)))
     return folder
 
 
 def command(call: Call) -> int:
-    print(f"Written to {compare(call.runs, call.options.outputs)}")
+    console.print(f"Written to {compare(call.runs, call.options.outputs)}", markup=False)
     return 0

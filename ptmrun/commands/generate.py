@@ -27,7 +27,7 @@ def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
 
     Writes nothing into the run. Raises UserError for a model that does not write, one without weights, and too long a text.
     """
-    cfg: Any = config_file.load(run.path("config.yaml"))
+    cfg: Any = config_file.load(run.sound("config.yaml"))
     writers = [m for m in choices.names("model") if choices.spec("model", m).provides >= NEEDED]
     if cfg.model.name not in writers:
         raise UserError(f"{run.folder}: model={cfg.model.name} does not go on with texts; there is: model={', '.join(writers)}")

@@ -100,7 +100,7 @@ def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
 
 def layers(run: Run, name: str) -> None:
     """The linear probe of each layer before and after pretraining, where there are any. `name`: its key but the number."""
-    looks = [x for x in run.metrics() if f"{name}1" in x]
+    looks = list(run.metric_lines(f"{name}1"))
     if not looks:
         return
     figure = Figure(figsize=(4, 2.7))
@@ -194,15 +194,17 @@ def embedding(run: Run, maps: dict[str, tuple[np.ndarray, list[str]]], labels: n
 
 def curves(run: Run) -> None:
     """Pretraining loss and the probes over the steps."""
-    lines = [x for x in run.metrics() if x["stage"] == "pretrain"]
-    losses, probes = [x for x in lines if "loss" in x], [x for x in lines if "probe_knn" in x]
+    losses, probes, held = [], [], []
+    for line in run.metric_lines():
+        if line["stage"] == "pretrain":
+            losses += [(line["step"], line["loss"])] if "loss" in line else []
+            probes += [line] if "probe_knn" in line else []
+            held += [(line["step"], line["held_loss"])] if "held_loss" in line and "split" not in line else []
     figure = Figure(figsize=(7.6 if probes else 4, 2.7))
     axes = figure.subplots(1, 2 if probes else 1, squeeze=False)[0]
-    axes[0].plot([x["step"] for x in losses], [x["loss"] for x in losses], color=BLUE, label="training")
-    if held := [x for x in lines if "held_loss" in x and "split" not in x]:
-        axes[0].plot(
-            [x["step"] for x in held], [x["held_loss"] for x in held], "o-", color=ORANGE, label="held out", markersize=3
-        )
+    axes[0].plot([step for step, _ in losses], [loss for _, loss in losses], color=BLUE, label="training")
+    if held:
+        axes[0].plot([step for step, _ in held], [loss for _, loss in held], "o-", color=ORANGE, label="held out", markersize=3)
         axes[0].legend(frameon=False)
     axes[0].set(xlabel="step", ylabel="pretraining loss")
     if probes:

@@ -30,7 +30,7 @@ def write(run: Run) -> Path:
         f"<h1>{esc(run.folder.resolve().name)}</h1>",
         f"<p>Status: {esc(run.manifest['status'])}. <code>{esc(run.manifest.get('command', ''))}</code></p>",
     ]
-    config_file.load(run.path("config.yaml"))  # what is shown below is refused where it is no plain config
+    config_file.load(run.sound("config.yaml"))  # what is shown below is refused where it is no plain config
     parts += recoveries(run.manifest.get("recoveries", []))
     parts += [
         f"<p><strong>Step {esc(x['step'])}: the features may be collapsing.</strong> {esc(x['what'])}</p>"

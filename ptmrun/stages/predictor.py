@@ -23,7 +23,7 @@ NOISE = 8  # samples
 
 def networks_of(run: Run) -> Networks:
     """Raises UserError when the run has not come to know its data yet."""
-    cfg = config_file.load(run.path("config.yaml"))
+    cfg = config_file.load(run.sound("config.yaml"))
     facts = run.manifest.get("data", {})
     if not facts.get("fingerprint"):
         raise UserError(f"{run.folder}: has not read its data yet; go on with: ptmrun resume {run.folder}")
@@ -64,7 +64,7 @@ class Predictor:
     @classmethod
     def load(cls, run: Run) -> "Predictor":
         """Raises UserError when the run has trained nothing yet."""
-        cfg = config_file.load(run.path("config.yaml"))
+        cfg = config_file.load(run.sound("config.yaml"))
         fine_tuned = source(run, cfg, weights_file(best_trial(cfg))) is not None
         if not fine_tuned and source(run, cfg, ENCODER) is None and source(run, cfg, START) is None:
             raise UserError(f"{run.folder}: has trained nothing yet that could be used")
