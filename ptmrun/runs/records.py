@@ -34,6 +34,8 @@ class Facts(Record):
     mean: list[float] = []
     std: list[float] = []
     longest_target: Annotated[int, Field(ge=1, le=2**20)] = 1
+    unanswered: bool = False
+    text_column: str = ""
 
 
 class Parent(Record):

@@ -6,10 +6,11 @@ from typing import Any
 from ptmrun.config import schema
 from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.models import batchnorm
-from ptmrun.stages import side_by_side
+from ptmrun.stages import novelty, side_by_side
 from ptmrun.stages.context import Context
 from ptmrun.stages.trials import (
     Trial,
+    best_trial,
     chosen_labels,
     label_counts,
     new_model,
@@ -73,3 +74,4 @@ def finetune(context: Context) -> None:
             train(trial)
         hashes[trial.name] = tensor_files.sha256(tensor_files.load(file)[0])
     run.update(finetuned_sha256=hashes)
+    novelty.save(context, best_trial(cfg))

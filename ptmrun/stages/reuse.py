@@ -14,7 +14,7 @@ from ptmrun.errors import UserError
 from ptmrun.reports import figures
 from ptmrun.reports.captions import CAPTIONS
 from ptmrun.runs.folder import Run
-from ptmrun.runs.lineage import source
+from ptmrun.runs.lineage import REFERENCE, source
 from ptmrun.stages.context import Context
 
 SECTIONS = {  # of the config, that a stage's outcome depends on beside the weights it starts from
@@ -29,7 +29,7 @@ FILES = {  # that a stage makes; with the last of them in place it finds its wor
         "checkpoints/heads.safetensors",
         "checkpoints/encoder",
     ),
-    "finetune": ("checkpoints/finetuned",),
+    "finetune": (REFERENCE, "checkpoints/finetuned"),
     "evaluate": ("checkpoints/logits",),
 }
 METRICS = {

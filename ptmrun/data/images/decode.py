@@ -66,6 +66,15 @@ def upright(image: Image.Image) -> Image.Image:
     return image.copy() if turn is None else image.transpose(turn)
 
 
+def reason(error: BaseException) -> str:
+    """Why a picture could not be decoded."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "is no image of a kind that can be read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"cannot be decoded: {error}"
+
+
 def tensor(image: Image.Image, size: int, channels: int) -> Tensor:
     """Any mode -> uint8 [channels, size, size]: 16 bit scaled to 8, transparency on white, short side resized, centre cropped."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
