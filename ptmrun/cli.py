@@ -103,7 +103,7 @@ def dispatch(argv: list[str]) -> int:
 def verb(name: str, argv: list[str]) -> int:
     """Sorts the words after a verb into folders or names, settings and flags, and runs it."""
     known = table.VERBS[name]
-    flags = [a for a in argv if a.startswith("-")]
+    flags = [a for a in argv if a.startswith("-") and a != "-"]
     settings, names = sorted_words(known, [a for a in argv if a not in flags])
     if wrong := [f for f in flags if f not in known.flags]:
         raise UserError(f"{name} {wrong[0]}: no such option{nearest(wrong[0], known.flags)}")

@@ -1,5 +1,6 @@
 """Several runs side by side: what differs in their configs, scores with their noise, curves in one figure."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from ptmrun.config import parsing, schema, secrets
 from ptmrun.config.init_source import origin
 from ptmrun.errors import UserError
 from ptmrun.reports.report import esc, html_table
-from ptmrun.reports.scores_table import REPEATS, Row, csv_text, page, table
+from ptmrun.reports.scores_table import REPEATS, Row, cells, csv_text, page, pretraining, table
 from ptmrun.runs import config_file
-from ptmrun.runs.console import console
+from ptmrun.runs.console import console, for_programs, print_json
 from ptmrun.runs.folder import Run, stamp
 from ptmrun.runs.lineage import CHAIN
 from ptmrun.stages.reuse import SECTIONS
@@ -107,6 +108,32 @@ def compare(runs: list[Run], outputs: str) -> Path:
     return folder
 
 
+def document(runs: list[Run]) -> dict[str, Any]:
+    """The same for programs: the runs of each setting A, B ...; the settings that differ; and for each column of scores mean,
+    standard deviation, how far it is from the best and the noise of that, and the verdict on pretraining."""
+    rows = grouped(runs)
+    names = [row.setting["run"] for row in rows]
+    differing_keys = differences([row.runs[0] for row in rows])
+    scores = {
+        column: {
+            name: {**asdict(cell), "pretraining": pretraining(row, column)}
+            for name, row, cell in zip(names, rows, line, strict=True)
+            if cell
+        }
+        for column, line in cells(rows).items()
+    }
+    return {
+        "runs": {name: [str(run.folder) for run in row.runs] for name, row in zip(names, rows, strict=True)},
+        "settings": {key: dict(zip(names, values, strict=True)) for key, values in differing_keys.items() if key not in REPEATS},
+        "scores": scores,
+    }
+
+
 def command(call: Call) -> int:
-    console.print(f"Written to {compare(call.runs, call.options.outputs)}", markup=False)
+    with for_programs("--json" in call.flags):
+        folder = compare(call.runs, call.options.outputs)
+    if "--json" in call.flags:
+        print_json({**document(call.runs), "folder": str(folder)})
+    else:
+        console.print(f"Written to {folder}", markup=False)
     return 0

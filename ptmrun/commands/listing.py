@@ -17,7 +17,7 @@ from ptmrun.commands.table import Call
 from ptmrun.config import parsing
 from ptmrun.errors import UserError, nearest
 from ptmrun.runs import config_file
-from ptmrun.runs.console import console
+from ptmrun.runs.console import console, print_json
 from ptmrun.runs.folder import Run, locked
 
 SORT = ("name", "status", "score", "age", "size")
@@ -164,8 +164,29 @@ def show(root: Path, filters: dict[str, str], sort: str, as_tree: bool) -> None:
         console.print(table(entries) if entries else escape(f"{root}: no runs"))
 
 
+def document(root: Path, entries: list[Entry]) -> list[dict[str, Any]]:
+    """The same for programs: of every run its folder, what the table shows, the runs it came from and its settings."""
+    return [
+        {
+            "run": str(root / e.name),
+            "status": e.status,
+            "score": e.score,
+            "metric": e.metric,
+            "age_s": round(e.age),
+            "bytes": e.size,
+            "parents": [p.get("run") for p in e.manifest.get("parents", [])],
+            "settings": e.settings,
+        }
+        for e in entries
+    ]
+
+
 def command(call: Call) -> int:
     filters = dict(s.split("=", 1) for s in call.settings)
     sort = filters.pop("sort", "name")
+    if "--json" in call.flags:
+        root = Path(call.names[0] if call.names else "outputs")
+        print_json(document(root, listed(root, filters, sort)))
+        return 0
     show(Path(call.names[0] if call.names else "outputs"), filters, sort, "--tree" in call.flags)
     return 0

@@ -244,6 +244,25 @@ class Export(VerbSettings):
     merge: bool = False
 
 
+class Inputs(VerbSettings):
+    """out: a file to be written. column, pair_column: of tables, None: as in training. documents: which texts .txt files have."""
+
+    out: str | None = None
+    column: str | None = None
+    pair_column: str | None = None
+    documents: Literal["auto", "file", "lines", "blank_lines"] = "auto"
+
+
+class Prediction(Inputs):
+    top: Count = 5  # classes, or answers, that are listed
+    repeats: Literal["first", "all"] = "first"  # all: the mean of all repeats with most labels
+
+
+class Embedding(Inputs):
+    weights: Literal["finetuned", "pretrained"] = "finetuned"
+    parts: bool = False  # of each patch, place of the map or token
+
+
 class Sampling(VerbSettings):
     prompt: Annotated[str, Field(max_length=2**20)] = ""
     tokens: Literal["auto"] | Count = "auto"  # 100, or as many as the model has room for

@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.batch import Tokens
+from ptmrun.data.modality import Input, InputRequest
 from ptmrun.data.sources import rows, tables, text, textfile
+from ptmrun.data.text import inputs as text_inputs
 from ptmrun.data.text import scripts, tf_idf
 from ptmrun.data.text.split import TextSplit, framed, padded
 from ptmrun.downstream.base import Model, Problem, ProblemSetup
@@ -322,6 +324,32 @@ def columns_of_predictions(predictions: dict[str, Tensor], split: ParallelSplit,
     return {name: pa.array(values, pa.string()) for name, values in texts.items()}
 
 
+def answer_rows(predictions: dict[str, Tensor], split: Any, classes: list[str], top: int) -> list[dict[str, Any]]:
+    """The translation."""
+    return [{"prediction": written} for written in split.written(predictions["ids"])]
+
+
+def unlabelled(raw: list[Any], setup: ProblemSetup) -> ParallelSplit:
+    """Texts without references."""
+    return ParallelSplit(**vars(setup.processor.split(raw)), targets=[], references=[], search=search_of(setup))
+
+
+def inputs(request: InputRequest, setup: ProblemSetup) -> Iterator[Input]:
+    """The sources of tables, and of other files, such as test.en, a text a line."""
+    if request.pair_column is not None:
+        raise UserError(f"pair_column={request.pair_column}: only the source is read; leave it out, or name it: column=")
+    options = setup.options
+    name = None if options.source_column == "auto" else str(options.source_column)
+    reading = text_inputs.Reading(
+        text_inputs.Wanted(request.column or name, ("source", "text")),
+        documents="lines" if request.documents == "auto" else request.documents,
+        bare=True,
+        encoding=options.encoding,
+        errors=options.errors,
+    )
+    return text_inputs.texts(request, reading, {*text.SUFFIXES, f".{name}".lower()})
+
+
 def metrics(predictions: dict[str, Tensor], split: ParallelSplit, classes: list[str], bins: int) -> dict[str, Any]:
     """BLEU and chrF of the split, 0 to 1, with sacrebleu's signatures, and the perplexity of the references a token, special
     tokens among them."""
@@ -350,6 +378,9 @@ PROBLEM = Problem(
     baseline_predictions=baseline_predictions,
     columns_of_predictions=columns_of_predictions,
     metrics=metrics,
+    answer_rows=answer_rows,
+    inputs=inputs,
+    unlabelled=unlabelled,
     read_splits=read_splits,
     untrained_baselines=("raw",),
     baseline_phrases={"raw": "the translation of the most similar training text"},

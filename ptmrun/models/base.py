@@ -102,6 +102,10 @@ class Encoder(nn.Module, abc.ABC):
         """The n given tokens, and m after them: [B, n] and uniform noise [B, m] -> [B, n + m]."""
         raise TypeError(f"{type(self).__name__} does not write")
 
+    def local_features(self, inputs: Any) -> Tensor:
+        """Of each patch, place of the feature map or token: [B, ...] -> [B, n, D]."""
+        raise TypeError(f"{type(self).__name__} has no features of parts of its inputs")
+
     def layer_features(self, inputs: Any) -> Tensor:
         """Of every layer: [B, depth, width]."""
         raise TypeError(f"{type(self).__name__} has features of one layer")

@@ -94,6 +94,10 @@ class Encoder(base.Encoder):
         begun = tokens._replace(documents=from_mark(tokens.documents))
         return attention_mask.bias(attention_mask.visible(begun).tril())
 
+    def local_features(self, tokens: Tokens) -> Tensor:
+        """Of each token: [B, T] -> [B, T, D]."""
+        return self.hidden(tokens)
+
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or the last one, which has seen all others."""
         return (text_base.mean if self.pool == "mean" else text_base.last)(self.hidden(tokens), tokens.mask)

@@ -20,6 +20,7 @@ PROCESSOR = "checkpoints/tokenizer"  # what a kind of data saves to make its pro
 CHAIN = 20  # runs that start from one another, at most
 EXAMPLES = "checkpoints/examples.safetensors"  # a few test samples, on which exported models are compared
 FINETUNED = "checkpoints/finetuned"
+REFERENCE = "checkpoints/reference.safetensors"  # by which a sample is told to be unlike the training data
 UNFINISHED = ("checkpoints", "state", "pretrain.safetensors")  # while it is being pretrained
 TRAINED_ON = "checkpoints/trained_on.safetensors"  # numbers of the samples (storage/content.py) that a run trains on
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete

@@ -46,6 +46,8 @@ class Facts(Record):
     std: list[float] = []
     longest_target: Annotated[int, Field(ge=1, le=2**20)] = 1
     levels: dict[Literal["whole", "decimal"], Levels] = {}
+    unanswered: bool = False
+    text_column: str = ""
 
 
 class Parent(Record):

@@ -7,10 +7,11 @@ from ptmrun.config import schema
 from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.models import batchnorm
 from ptmrun.runs.lineage import hash_of, same_weights
-from ptmrun.stages import side_by_side
+from ptmrun.stages import novelty, side_by_side
 from ptmrun.stages.context import Context
 from ptmrun.stages.trials import (
     Trial,
+    best_trial,
     chosen_labels,
     label_counts,
     new_model,
@@ -74,3 +75,4 @@ def finetune(context: Context) -> None:
             hashes.pop(trial.name, None)  # of weights that are gone
         hashes[trial.name] = same_weights(file, hash_of(file), hashes.get(trial.name))
     run.update(finetuned_sha256=hashes)
+    novelty.save(context, best_trial(cfg))

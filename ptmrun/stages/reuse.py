@@ -15,7 +15,7 @@ from ptmrun.reports import figures
 from ptmrun.reports.captions import CAPTIONS
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import Run
-from ptmrun.runs.lineage import source
+from ptmrun.runs.lineage import REFERENCE, source
 from ptmrun.stages.context import Context
 from ptmrun.storage import tensor_files
 
@@ -31,7 +31,7 @@ FILES = {  # that a stage makes; with the last of them in place it finds its wor
         "checkpoints/heads.safetensors",
         "checkpoints/encoder",
     ),
-    "finetune": ("checkpoints/finetuned",),
+    "finetune": (REFERENCE, "checkpoints/finetuned"),
     "evaluate": ("checkpoints/logits",),
 }
 METRICS = {

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ptmrun.data.images import levels
+from ptmrun.data.images.inputs import of_run as inputs
 from ptmrun.data.images.load import of_run
 from ptmrun.data.images.processor import ImageProcessor
 from ptmrun.data.modality import Modality
@@ -21,4 +22,4 @@ def as_published(cfg: Any, normalisation: Callable[[], list[float]]) -> dict[str
     return {"dataset.normalise": normalisation()} if cfg.dataset.normalise == "auto" else {}
 
 
-MODALITY = Modality(load=of_run, processor=processor, as_published=as_published)
+MODALITY = Modality(load=of_run, processor=processor, as_published=as_published, inputs=inputs)

@@ -75,6 +75,15 @@ def upright(image: Image.Image) -> Image.Image:
     return image.copy() if turn is None else image.transpose(turn)
 
 
+def reason(error: BaseException) -> str:
+    """Why a picture could not be decoded."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "is no image of a kind that can be read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"cannot be decoded: {error}"
+
+
 def tensor(image: Image.Image, size: int, channels: int, scales: levels.Ranges | None = None) -> Tensor:
     """Any mode -> uint8 [channels, size, size]: more than 8 bits scaled to 8 as in the whole data set (see levels.py),
     transparency on white, short side resized, centre cropped."""

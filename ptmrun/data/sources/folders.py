@@ -1,8 +1,9 @@
 """Which files a folder of the user's holds, and which splits its folders name."""
 
+import glob
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from ptmrun.errors import UserError, printable
@@ -21,6 +22,7 @@ FOREIGN = {"__macosx", "__pycache__"}  # and what is hidden: folders that progra
 BESIDE = {"metadata.csv", "metadata.jsonl", "thumbs.db", "desktop.ini"}  # files that are no samples
 RUN = ("manifest.json", "config.yaml")  # of a run folder
 MOST_ENDINGS = 6
+STDIN = Path("/dev/stdin")
 
 
 def files_below(folder: Path, suffixes: Collection[str], notes: list[str] | None = None) -> list[Path]:
@@ -51,6 +53,28 @@ def files_below(folder: Path, suffixes: Collection[str], notes: list[str] | None
         notes += [f"run folders of ptmrun are left out: {runs}"] if runs else []
         notes += [f"links that lead nowhere are left out: {dangling}"] if dangling else []
     return sorted(found)
+
+
+def chosen(names: list[str], suffixes: Collection[str], note: Callable[[str], None]) -> Iterator[Path]:
+    """The files that are named (- is standard input): themselves, those below folders (see `files_below`), and those that
+    patterns match. What is not there is given as it is.
+
+    Raises UserError for a folder without such files.
+    """
+    for name in names:
+        place = STDIN if name == "-" else Path(name).expanduser()
+        matching = [place] if place.exists() else [Path(p) for p in sorted(glob.glob(str(place), recursive=True))]
+        for path in matching or [place]:
+            if not path.is_dir():
+                yield path
+                continue
+            notes: list[str] = []
+            files = files_below(path, suffixes, notes)
+            if not files:
+                raise UserError("; ".join([f"{printable(str(path))}: holds no file of a kind that can be read", *notes]))
+            for line in notes:
+                note(f"{printable(str(path))}: {line}")
+            yield from files
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], bool]]:

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,14 +106,19 @@ def shortened(names: list[str]) -> str:
     return ", ".join(printable(n if len(n) <= 40 else f"{n[:40]}...") for n in names[:30])
 
 
-def surveyed(path: Path, head: Columns, encoding: str, errors: str, most: int | None = 100) -> tuple[list[str], list[str]]:
-    """The columns of a table, and those of them that hold texts: of its first rows (`most`, or all), some value is no number."""
+def surveyed(
+    path: Path, head: Columns, encoding: str, errors: str, most: int | None = 100, strict: bool = True
+) -> tuple[list[str], list[str]]:
+    """The columns of a table, and those of them that hold texts: of its first rows (`most`, or all), some value is no number.
+    Unless `strict`, rows that cannot be read are passed over."""
     if path.suffix.lower() == ".parquet":
         schema = parquet(path).schema_arrow
         return schema.names, [field.name for field in schema if textual(field.type)]
     texts: Counter[str] = Counter()
     names: dict[str, None] = {}
-    for _, row in islice(table(path, head, encoding, errors), most):
+    rows = each_row(path, head, encoding, errors)
+    read = strictly(rows) if strict else ((where, row) for where, row in rows if not isinstance(row, UserError))
+    for _, row in islice(read, most):
         names |= dict.fromkeys(row)
         texts.update(name for name, value in row.items() if isinstance(value, str) and value.strip() and not number(value))
     return list(names), [name for name in names if texts[name]]
@@ -149,8 +154,42 @@ def flag(value: Any, name: str, where: str) -> bool:
     return on
 
 
+def column_of(
+    path: Path,
+    survey: tuple[list[str], list[str]],
+    wanted: str | None,
+    usual: Collection[str],
+    others: Collection[str | None] = (),
+) -> str:
+    """The column of a table, as it is `surveyed`, that is `wanted`, or the first of the `usual` names that it has, whatever their
+    case, or else the only one that holds texts, but for the `others`. Raises UserError where there is none, or more than one."""
+    names, textual = survey
+    if wanted is not None:
+        if wanted not in names:
+            raise UserError(f"{path}: has no column {wanted}; it has: {shortened(names)}; name another, as in column=NAME")
+        return wanted
+    lower = {name.lower(): name for name in names}
+    fits = [lower[name] for name in usual if name in lower][:1] or [name for name in textual if name not in others]
+    if len(fits) != 1:
+        raise UserError(f"{path}: which column is to be read? Name it, as in column=NAME; it has: {shortened(names)}")
+    return fits[0]
+
+
 def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where, {column: value}) of each row; of a parquet file only the columns that are used, if any is."""
+    """(where, {column: value}) of each row; of a parquet file only the columns that are used, if any is. Raises UserError for a
+    row that cannot be read."""
+    return strictly(each_row(path, columns, encoding, errors))
+
+
+def strictly(rows: Iterator[tuple[str, dict[str, Any] | UserError]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for where, row in rows:
+        if isinstance(row, UserError):
+            raise row
+        yield where, row
+
+
+def each_row(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    """As `table`, but with what is wrong with a row in its place, where the rows after it can still be read."""
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
         yield from json_rows(path, encoding, errors)
@@ -177,26 +216,27 @@ def parquet(path: Path) -> pq.ParquetFile:
         raise UserError(f"{path}: is no parquet file: {' '.join(str(error).split())}") from None
 
 
-def json_rows(path: Path, encoding: str, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_rows(path: Path, encoding: str, errors: str) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     for line_number, line in enumerate(lines(path, encoding, errors), start=1):
         if not line.strip():
             continue
+        where = f"{path}:{line_number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{path}:{line_number}: is no JSON: {error}") from None
+            row = UserError(f"{where}: is no JSON: {error}")
         except RecursionError:
-            raise UserError(f"{path}:{line_number}: is JSON nested too deeply") from None
-        if not isinstance(row, dict):
-            raise UserError(f'{path}:{line_number}: expected an object such as {{"text": ...}}, found {printable(line)[:60]}')
-        yield f"{path}:{line_number}", row
+            row = UserError(f"{where}: is JSON nested too deeply")
+        if not isinstance(row, dict | UserError):
+            row = UserError(f'{where}: expected an object such as {{"text": ...}}, found {printable(line)[:60]}')
+        yield where, row
 
 
 def swallowed(path: Path, columns: Columns, encoding: str, errors: str) -> list[str]:
     """That lines of a .csv file which stand in quotation marks look like rows, down to their label: a mark that is one of the
     text begins a field that ends at the next."""
     known, lost = set[str](), list[tuple[str, str]]()
-    for where, row in separated_rows(path, ",", True, True, encoding, errors):
+    for where, row in strictly(separated_rows(path, ",", True, True, encoding, errors)):
         place = list(row).index(str(columns.label))
         known.add(row[str(columns.label)].strip())
         for k, cell in enumerate(row.values()):
@@ -254,7 +294,7 @@ def readable(path: Path, encoding: str, errors: str) -> bool:
     """Whether a .tsv file is a table where its marks stand around fields, and none of these swallows rows: goes over several
     lines and tabs."""
     try:
-        rows = separated_rows(path, "\t", True, False, encoding, errors)
+        rows = strictly(separated_rows(path, "\t", True, False, encoding, errors))
         return not any("\t" in cell and "\n" in cell for _, row in rows for cell in row.values())
     except UserError:
         return False
@@ -262,7 +302,7 @@ def readable(path: Path, encoding: str, errors: str) -> bool:
 
 def separated_rows(
     path: Path, separator: str, quoted: bool, header: bool, encoding: str, errors: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
     csv.field_size_limit(2**31 - 1)  # the module's own is 131,072 characters
     rows = csv.reader(
         (f"{line}\n" for line in lines(path, encoding, errors)),
@@ -283,9 +323,11 @@ def separated_rows(
                     )
                 if header:
                     continue
+            where = f"{path}:{rows.line_num}"
             if len(row) != len(names):
                 marks = "" if quoted or '"' not in "".join(row) else "; quotation marks are taken as marks of the texts"
-                raise UserError(f"{path}:{rows.line_num}: {len(row)} fields where the first line has {len(names)}{marks}")
-            yield f"{path}:{rows.line_num}", dict(zip(names, row, strict=True))
+                yield where, UserError(f"{where}: {len(row)} fields where the first line has {len(names)}{marks}")
+                continue
+            yield where, dict(zip(names, row, strict=True))
     except csv.Error as error:
         raise UserError(f"{path}:{rows.line_num}: is no {path.suffix[1:]}: {error}") from None

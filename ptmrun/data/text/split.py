@@ -20,7 +20,7 @@ class TextSplit(modality.Split):
 
     ids, types: of every text of the source, int arrays [T]; texts: as they were read; seconds: of pairs, the second ones, else
     none; rows [N]: which of them this split has. labels: classes [N], or 0 and 1 [N, classes] where a text may have several, or
-    none; groups [N] or none.
+    none; groups [N] or none. column: of a table, that the texts stood in.
     """
 
     ids: list[np.ndarray]
@@ -31,6 +31,11 @@ class TextSplit(modality.Split):
     labels: Tensor | None
     groups: np.ndarray | None = None
     seconds: list[str] | None = None
+    column: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"text_column": self.column} if self.column else {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -127,5 +132,6 @@ def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
             labels,
             part.groups,
             seconds,
+            source.column,
         )
     return by_split

@@ -49,8 +49,9 @@ def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> 
     return splits, [], digest.hexdigest()
 
 
-def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[str]) -> list[Question]:
-    """The questions of a SQuAD file whose answers stand where it says; their contexts are added to `contexts`.
+def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[str], answered: bool = True) -> list[Question]:
+    """The questions of a SQuAD file whose answers stand where it says; their contexts are added to `contexts`. Unless `answered`,
+    all of them, without answers.
 
     Raises UserError for what is no such file, and where more than a share `most` of the questions have an answer that is not in
     the context at its answer_start; those are left out else.
@@ -88,7 +89,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
                 place = f"{where}.qas[{q}]"
                 name, asked = inside(entry, place, "id", str), inside(entry, place, "question", str)
                 total += 1
-                if "is_impossible" in entry and inside(entry, place, "is_impossible", bool):
+                if not answered or ("is_impossible" in entry and inside(entry, place, "is_impossible", bool)):
                     questions.append(Question(name, asked, len(contexts), [], []))
                     continue
                 answers = [

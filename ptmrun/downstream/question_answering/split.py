@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from ptmrun.batch import Tokens
 from ptmrun.data.text.split import TextSplit, padded
 from ptmrun.storage.content import number
+
+UNANSWERED = "unanswered"  # in the facts of a run: whether some training questions have no answer
 
 
 class Question(NamedTuple):
@@ -61,6 +63,10 @@ class Questions(TextSplit):
     def sorted_by_length(self) -> tuple[Self, slice]:
         """Windows stay in order, those of a question together."""
         return self, slice(None)
+
+    @property
+    def facts(self) -> dict[str, Any]:  # type: ignore[override]
+        return {UNANSWERED: True} if self.nothing else {}
 
     def own(self) -> list[range]:
         """The numbers of each question's windows."""

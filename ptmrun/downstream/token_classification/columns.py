@@ -36,13 +36,9 @@ def sentences(path: Path, text: str, options: Any, notes: Counter[str]) -> list[
     lines = text.split("\n")
     first = next((line for line in lines if line.strip() and not line.startswith((COMMENT, DOCUMENT))), "")
 
-    def cells_of(line: str) -> list[str]:
-        if "\t" in first:
-            return [cell.strip(" ") for cell in line.split("\t")]
-        return [cell for cell in re.split("[ \t]", line) if cell]
-
-    width, token, tag = columns(path, cells_of(first), options, notes)
-    rows = [cells_of(line) for line in lines]
+    tabs = "\t" in first
+    width, token, tag = columns(path, cells_of(first, tabs), options, notes)
+    rows = [cells_of(line, tabs) for line in lines]
     full = [bool(line.strip()) and len(row) == width for row, line in zip(rows, lines, strict=True)]
     sure = [fits and not line.startswith((COMMENT, DOCUMENT)) for fits, line in zip(full, lines, strict=True)]
     words = [row for place, row in enumerate(rows) if sure[place] or (full[place] and place and sure[place - 1])]
@@ -84,6 +80,11 @@ def sentences(path: Path, text: str, options: Any, notes: Counter[str]) -> list[
     if any(len(s.words) > 1 for s in sentences) and all(s.words == list(map(str, range(1, len(s.words) + 1))) for s in sentences):
         raise UserError(f"{path}: column {token} numbers the words; expected words (downstream.token_column={token + 1}?)")
     return sentences
+
+
+def cells_of(line: str, tabs: bool) -> list[str]:
+    """The columns of a line, between tabs, or between spaces and tabs."""
+    return [cell.strip(" ") for cell in line.split("\t")] if tabs else [cell for cell in re.split("[ \t]", line) if cell]
 
 
 def columns(path: Path, first: list[str], options: Any, notes: Counter[str]) -> tuple[int, int, int]:
