@@ -91,18 +91,28 @@ def test_of_what_is_not_known_ten_times_fine_tuning(context):
 
 @pytest.mark.parametrize(
     ("total", "expected"),
-    [(1600.0, 2), (8000.0, 2), (200.0, 3)],  # 3 * (1500 + 300) / 1900; 3 * (7900 + 300) / 9500; as many as repeats
+    [(1600.0, 1), (8000.0, 1), (200.0, 3)],  # 2 * (1500 + 300) / 1900; 2 * (7900 + 300) / 9500; as many as repeats
 )
 def test_repeats_follow_from_the_compute(total, expected):
     cfg = SimpleNamespace(evaluate=SimpleNamespace(scratch_repeats="auto"), finetune=SimpleNamespace(seeds=3))
     allowed = {10: allowance(total)}
     once = allowed[10].steps * 10
-    assert scratch.repeats(cfg, allowed) == max(1, min(3, int(3 * (total - 100 + 300) / once))) == expected
+    assert scratch.repeats(cfg, allowed) == max(1, min(3, int(2 * (total - 100 + 300) / once))) == expected
     assert scratch.repeats(cfg, {n: allowance(8000.0) for n in (1, 4, 10, 100)}) == 1
     cfg.evaluate.scratch_repeats = 2
     assert scratch.repeats(cfg, allowed) == 2
     cfg.evaluate.scratch_repeats = 9
     assert scratch.repeats(cfg, allowed) == 3
+
+
+@pytest.mark.parametrize(("given", "copies"), [([], 8), (["finetune.augment=0"], 1)])
+def test_a_few_labels_fill_a_batch_where_training_varies_them(context, monkeypatch, given, copies):
+    """Of 7 labels eight copies, each with a change of its own, are a batch of 50."""
+    cfg = compose([*RUN, "downstream.labels_per_class=null", *given])
+    monkeypatch.setattr(context, "cfg", cfg)
+    monkeypatch.setattr(scratch, "chosen_labels", lambda *_: context.data.train.subset(torch.arange(7)))
+    split = scratch.samples_of(context, Trial(None, "scratch", 0))
+    assert split.labels.tolist() == copies * context.data.train.labels[:7].tolist()
 
 
 def test_the_rate_warms_up_stays_and_decays():

@@ -6,11 +6,14 @@ off it (warm-up, stable, decay: Hägele et al. 2024, arXiv:2405.18392). What it 
 split.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ptmrun.downstream.base import Model, Predictions
 from ptmrun.errors import UserError
@@ -38,7 +41,7 @@ SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the compute, at which there is a
 DECAY = 0.2  # of the steps up to a point, in which the rate falls
 BRANCHED = 1 - DECAY + DECAY * sum(SHARES)  # times the longest, that all of these take together
 UNKNOWN = 10  # times the compute of fine-tuning, where that of the pretraining is not known
-MOST = 3  # times the compute of pretraining and all fine-tuning, that repeats may take where their number is auto
+MOST = 2  # times the compute of pretraining and all fine-tuning, that repeats may take where their number is auto
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,18 @@ def stable(steps: int) -> int:
     return round((1 - DECAY) * steps)
 
 
+def samples_of(context: Context, trial: Trial) -> Any:
+    """What the trial trains on: its labelled samples, and where training varies them at random so many copies of each that they
+    fill a batch: as many operations in large steps take half the time of small ones."""
+    split, loop = chosen_labels(context, trial), context.cfg.finetune
+    copies = math.ceil(loop.batch_size / len(split)) if context.data.without_augmentation(loop) != loop else 1
+    return split.subset(torch.arange(len(split)).repeat(copies)) if copies > 1 else split
+
+
 def step_of(context: Context, labels: int | None) -> tuple[float, int]:
     """Floating-point operations and samples of a step from scratch."""
     trial = trials(context.cfg, "scratch", labels)[0]
-    split = chosen_labels(context, trial)
+    split = samples_of(context, trial)
     loop, steps = finetune_settings(context.cfg, trial, len(split)), trial_steps(context.cfg, trial, len(split))
     return compute.step_flops(context, new_model(context, trial)[0], split, loop, steps, trial.seed)
 
@@ -175,7 +186,7 @@ class Point:
 
 def curve(context: Context, trial: Trial, allowed: Allowance) -> list[Point]:
     """Trains the trial from scratch: its points at those of `allowed`. What an earlier attempt has saved is not trained again."""
-    split = chosen_labels(context, trial)
+    split = samples_of(context, trial)
     loop = finetune_settings(context.cfg, trial, len(split))
     warm = min(round(loop.warmup * allowed.short), stable(allowed.points[0]))
     points = []
