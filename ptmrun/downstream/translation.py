@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from ptmrun.batch import Tokens
 from ptmrun.data.sources import rows, tables, text, textfile
+from ptmrun.data.sources.folders import place_of
 from ptmrun.data.text import tf_idf
 from ptmrun.data.text.split import TextSplit, framed, padded
 from ptmrun.downstream.base import Model, Problem, ProblemSetup
@@ -156,9 +157,9 @@ def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> 
 def parallel(options: Any) -> Any:
     """The texts and, as second ones, their translations: a sources.TextSource."""
     with text.as_downstream(COLUMNS):
-        place = Path(options.root).expanduser()
+        place = place_of(options.root)
         ends = {p.suffix.lower() for p in place.rglob("*") if p.is_file() and not p.name.startswith(".")} - {"", ".txt", ".md"}
-        if place.is_dir() and ends and not ends & set(tables.TABLES):
+        if place.is_dir() and ends and not ends & set(tables.TABLES) - {".json"}:
             return aligned(options, sorted(ends))
         path = text.files_by_split(options.root)["train"][0]
         tsv = path.suffix.lower() == ".tsv"

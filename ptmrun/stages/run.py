@@ -72,7 +72,7 @@ def watched(run: Run) -> Iterator[None]:
         yield
     except Interrupted as stop:
         end("interrupted", str(stop))
-        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {printable(str(run.folder))}", markup=False)
+        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {printable(run.typed)}", markup=False)
         raise
     except UserError as error:
         end("failed", str(error))
@@ -81,7 +81,7 @@ def watched(run: Run) -> Iterator[None]:
         end("failed", str(error))
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        hint = f"what was written before is intact; afterwards go on with: ptmrun resume {run.folder}"
+        hint = f"what was written before is intact; afterwards go on with: ptmrun resume {run.typed}"
         raise UserError(f"{error.filename or run.folder}: {error.strerror}; {hint}") from None
     except BaseException as error:
         end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", f"{type(error).__name__}: {error}")

@@ -1,11 +1,13 @@
 """Which files a folder of the user's holds, and which splits its folders name."""
 
+import contextlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from ptmrun.errors import UserError, printable
+from ptmrun.errors import UserError, nearest, printable
 
 SPLITS = {
     "train": "train",
@@ -21,6 +23,7 @@ FOREIGN = {"__macosx", "__pycache__"}  # and what is hidden: folders that progra
 BESIDE = {"metadata.csv", "thumbs.db", "desktop.ini"}  # files that are no samples
 RUN = ("manifest.json", "config.yaml")  # of a run folder
 MOST_ENDINGS = 6
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 
 
 def files_below(folder: Path, suffixes: Collection[str], notes: list[str] | None = None) -> list[Path]:
@@ -98,6 +101,43 @@ def split_folders(root: Path, notes: list[str]) -> dict[str, Path]:
         how = "to pretrain on such a folder: stage=pretrain with dataset.root there, then init=RUN"
         notes.append(f"beside the splits, {', '.join(map(printable, others[:5]))} is not used ({how})")
     return splits
+
+
+def place_of(root: str) -> Path:
+    """The path that a root means: ~ is the home folder, and a name that is not there may be so in another Unicode form."""
+    place = Path(root).expanduser()
+    if os.path.lexists(place):
+        return place
+    actual = Path(*place.parts[:1]) if place.is_absolute() else Path()
+    for name in place.parts[1:] if place.is_absolute() else place.parts:
+        if not os.path.lexists(actual / name):
+            with contextlib.suppress(OSError):
+                same = [other for other in os.listdir(actual) if nfc(other) == nfc(name)]
+                name = same[0] if len(same) == 1 else name
+        actual /= name
+    return actual if os.path.lexists(actual) else place
+
+
+def absent(place: Path, what: str) -> str:
+    """That a path is not there, from where it was looked for, and what is there that has nearly its name."""
+    where = "" if place.is_absolute() else f" in {Path.cwd()}"
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(place.parent) if not name.startswith(".")]
+    near = nearest(place.name, names)
+    return printable(f"no such {what}{where}{near if near.startswith(' (') else ''}")
+
+
+def nfc(name: str) -> str:
+    """A name in one Unicode form: macOS and other systems write the same letters differently."""
+    return unicodedata.normalize("NFC", name)
+
+
+def unpack(path: Path) -> str:
+    """What to do where a path is an archive; else nothing."""
+    if not path.is_file() or path.suffix.lower() not in ARCHIVES:
+        return ""
+    return f"; {printable(path.name)} is packed: unpack it, and name the folder or file that comes out of it"
 
 
 def inner_root(root: Path, suffixes: Collection[str]) -> Path:

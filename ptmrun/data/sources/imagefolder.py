@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ptmrun.data.sources import Part, Source
-from ptmrun.data.sources.folders import files_below, inner_root, split_folders
+from ptmrun.data.sources.folders import absent, files_below, inner_root, nfc, place_of, split_folders, unpack
 from ptmrun.errors import UserError, printable
 from ptmrun.storage.content import hashes
 
@@ -18,7 +18,7 @@ from ptmrun.storage.content import hashes
 NOT_READ = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "PDF", "FITS"}
 Image.init()
 SUFFIXES = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in NOT_READ}
-STRAY = 0.05  # of the images, that may stand outside of class folders and are left out
+STRAY = 0.05  # of the images, or one, that may stand outside of class folders and are left out
 ENDINGS = ".png .jpg .webp .tif .bmp .gif"  # the best known of them
 METADATA = "metadata.csv"
 
@@ -47,9 +47,10 @@ def readable(name: str) -> str:
 def read(options: Any) -> Source:
     if not options.root:
         raise UserError("dataset.root: the folder of images is needed, as in dataset.root=photos")
-    root = Path(options.root).expanduser()
+    root = place_of(options.root)
     if not root.is_dir():
-        raise UserError(f"dataset.root={options.root}: no such folder")
+        what = "is no folder" if root.exists() else absent(root, "folder")
+        raise UserError(f"dataset.root={options.root}: {what}{unpack(root)}")
     notes: list[str] = []
     if (inner := inner_root(root, SUFFIXES)) != root:
         notes.append(f"{printable(str(root))} holds one folder alone, so those in {printable(str(inner))} are taken")
@@ -58,14 +59,16 @@ def read(options: Any) -> Source:
     if not paths_of["train"]:
         left_out = "".join(f"; {note}" for note in notes)
         raise UserError(f"dataset.root={options.root}: no images in {splits['train']} (files ending in {ENDINGS} ...){left_out}")
-    class_of = {name: [p.relative_to(splits[name]).parts for p in paths] for name, paths in paths_of.items()}
+    class_of = {name: [parts_below(splits[name], p) for p in paths] for name, paths in paths_of.items()}
     stray = sum(len(parts) == 1 for parts in class_of["train"])
-    few = 0 < stray <= STRAY * len(class_of["train"])
+    few = 0 < stray <= max(1, STRAY * len(class_of["train"])) and len({parts[0] for parts in class_of["train"]}) > 2
     classes: list[str] = []
     if not stray or few:
         classes = sorted({parts[0] for parts in class_of["train"] if len(parts) > 1})
     elif stray < len(class_of["train"]):
-        notes.append(f"{stray} images stand outside of class folders, so the folders are not taken as classes")
+        notes.append(
+            f"{stray} images stand outside of class folders, so the folders are not taken as classes (take them away and they are)"
+        )
     if classes:
         for name, paths in paths_of.items():
             inside = [(p, parts) for p, parts in zip(paths, class_of[name], strict=True) if len(parts) > 1]
@@ -86,16 +89,23 @@ def read(options: Any) -> Source:
             older.update(place + f"{p.stat().st_size}\n".encode())
         labels = np.array([classes.index(parts[0]) for parts in class_of[name]], dtype=np.int64) if classes else None
         files = [str(p.relative_to(root)) for p in paths]
-        if options.group and (lacking := [f for f in files if f not in group_of]):
+        if options.group and (lacking := [f for f in files if nfc(f) not in group_of]):
             raise UserError(f"dataset.group={options.group}: {root / lacking[0]} has no row, or no value, in {METADATA}")
         if paths:
-            groups = np.array([group_of[f] for f in files]) if options.group else None
+            groups = np.array([group_of[nfc(f)] for f in files]) if options.group else None
             result[name] = Part(Files(root, files), labels, groups)
     return Source(result, [readable(c) for c in classes], digest.hexdigest(), notes, older.hexdigest())
 
 
+def parts_below(folder: Path, path: Path) -> tuple[str, ...]:
+    """The names on the way from a folder to a file; that of its class in the form NFC, which may differ from split to split."""
+    first, *rest = path.relative_to(folder).parts
+    return nfc(first), *rest
+
+
 def group_names(root: Path, folders: list[Path], name: str) -> dict[str, str]:
-    """Image (relative to the root) -> its value in the column `name` of metadata.csv, in the root or the splits' folders.
+    """Image (relative to the root, its name in the form NFC) -> its value in the column `name` of metadata.csv, in the root or
+    the splits' folders.
 
     As in Hugging Face's ImageFolder, `file_name` is a path relative to the folder of the table.
     """
@@ -116,5 +126,5 @@ def group_names(root: Path, folders: list[Path], name: str) -> dict[str, str]:
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise UserError(f"{key}: {table} cannot be read: {error}") from None
         folder = table.parent.relative_to(root)
-        value_of |= {os.path.normpath(folder / file): value for file, value in pairs if value}
+        value_of |= {nfc(os.path.normpath(folder / file)): value for file, value in pairs if value}
     return value_of

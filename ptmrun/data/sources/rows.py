@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ptmrun.data.sources import TextPart, TextSource
+from ptmrun.data.sources.folders import nfc
 from ptmrun.errors import UserError, nearest, printable
 
 
@@ -62,7 +63,9 @@ def gathered(
             )
         if scan.skipped:
             said.append(f"{scan.skipped} empty texts of the {name} split are skipped, the first at {scan.empty}")
-    names = list(classes) or sorted(columns["train"].first, key=lambda c: (not number(c), float(c) if number(c) else 0.0, c))
+    names = list(map(nfc, classes)) or sorted(
+        columns["train"].first, key=lambda c: (not number(c), float(c) if number(c) else 0.0, c)
+    )
     if labelled and not names:
         raise UserError(
             f"dataset.root={root}: no text of the training split has a label; expected a column of them (dataset.label_column), "
@@ -81,7 +84,14 @@ def gathered(
         labels = scan.array(index, several) if names else None
         groups = np.array(scan.groups) if scan.groups else None
         parts[name] = TextPart(
-            partial(kept, makers[name], errors), scan.count, scan.size, scan.fingerprint, labels, scan.seconds or None, groups
+            partial(kept, makers[name], errors),
+            scan.count,
+            scan.size,
+            scan.fingerprint,
+            labels,
+            scan.seconds or None,
+            groups,
+            scan.names or None,
         )
         digest.update(json.dumps([name, scan.fingerprint, scan.labels, scan.seconds, scan.groups]).encode())
     digest.update(json.dumps(names).encode())
@@ -96,6 +106,7 @@ class Scan:
         self.labels: list[list[str]] = []
         self.seconds: list[str] = []
         self.groups: list[str] = []
+        self.names: list[str] = []  # of labelled texts and pairs: a corpus may be too large for that
         self.first: dict[str, str] = {}  # class -> where it was seen first
         self.empty = ""  # where the first empty text is
         self.several = separator is not None
@@ -117,13 +128,15 @@ class Scan:
             self.count += 1
             self.size += len(data)
             if row.group is not None:
-                self.groups.append(str(row.group))
+                self.groups.append(nfc(str(row.group)))
+            if row.label is not None or row.second is not None:
+                self.names.append(row.where)
             if row.label is not None:
                 self.several |= isinstance(row.label, list)
-                self.labels.append(self.names(row, separator))
+                self.labels.append(self.classes(row, separator))
         self.fingerprint = digest.hexdigest()
 
-    def names(self, row: Row, separator: str | None) -> list[str]:
+    def classes(self, row: Row, separator: str | None) -> list[str]:
         """The classes of a row."""
         if isinstance(row.label, list):
             classes = [class_name(c, row.where) for c in row.label]
@@ -153,4 +166,4 @@ def class_name(label: Any, where: str) -> str:
     """A label as text; NaN, which tables have where there is none, is empty."""
     if isinstance(label, dict | list):
         raise UserError(f"{where}: expected a label, found {printable(repr(label))[:80]}")
-    return "" if isinstance(label, float) and math.isnan(label) else str(label).strip()
+    return "" if isinstance(label, float) and math.isnan(label) else nfc(str(label).strip())

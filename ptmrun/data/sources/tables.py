@@ -1,4 +1,4 @@
-"""Tables of texts: .csv, .tsv, .jsonl and .parquet."""
+"""Tables of texts: .csv, .tsv, .jsonl, .json and .parquet."""
 
 import csv
 import json
@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ptmrun.data.sources.dialect import NAMES, alike, is_row, separator
 from ptmrun.data.sources.rows import Row, number
-from ptmrun.data.sources.textfile import lines
+from ptmrun.data.sources.textfile import decoded, lines
 from ptmrun.errors import UserError, printable
 
-TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+SEPARATED = (".csv", ".tsv")
+JSON = (".jsonl", ".ndjson", ".json")
+TABLES = (*SEPARATED, *JSON, ".parquet")
 
 
 class Columns(NamedTuple):
@@ -28,22 +31,37 @@ class Columns(NamedTuple):
     header: bool
 
     @staticmethod
-    def choose(files: dict[str, list[Path]], options: Any, labelled: bool) -> "Columns":
-        """What the options say and the first table has; a label too if they must be `labelled`. Raises UserError for what a table
-        lacks."""
+    def choose(files: dict[str, list[Path]], options: Any, labelled: bool, notes: list[str]) -> "Columns":
+        """What the options say and the first table has; a label too if they must be `labelled`. Says in `notes` what it took for
+        what. Raises UserError for what a table lacks."""
         text, second, group = options.text_column, options.pair_column, options.group
         header, label = not isinstance(text, int), options.label_column
         first = files["train"][0]
-        if not header and (tables := [p for p in chain(*files.values()) if p.suffix.lower() not in (".csv", ".tsv")]):
+        if not header and (tables := [p for p in chain(*files.values()) if p.suffix.lower() not in SEPARATED]):
             raise UserError(f"dataset.text_column={text}: {tables[0]} has names for its columns; expected one of them")
         wanted = {k: None if c in (None, "auto") else str(c) for k, c in (("text", text), ("pair", second), ("label", label))}
         head = Columns("", None, None, None, header)
         names, textual = surveyed(first, head, options.encoding, options.errors)
-        if label == "auto" and (labelled or (header and "label" in names)):
+        if label == "auto" and (labelled or (header and alike("label", names))):
             wanted["label"] = "label"
+        wanted |= {"group": group}
+        for key, name in wanted.items():
+            if name is not None and header and name not in names and (same := alike(name, names)):
+                notes.append(f"{first.name}: its column {printable(same)} is taken for {printable(name)}")
+                wanted[key] = same
+        group = wanted["group"]
         if text == "auto":
             taken = {wanted["pair"], wanted["label"], group}
-            fits = ["text"] if "text" in names else [n for n in textual if n not in taken]
+            called = alike("text", names)
+            if first.suffix.lower() in SEPARATED and not called:
+                sample = [row for _, row in islice(table(first, head, options.encoding, options.errors), 100)]
+                if is_row(names, sample, {n for n in names if number(n)}):
+                    raise UserError(
+                        f"{first}: its first line ({shortened(names)}) looks like a row, not like the names of columns; put a "
+                        "line of names before it, or give numbers: dataset.text_column=1 is the first column, dataset.label_column=2 the "
+                        "second; if these are names, name the column of texts"
+                    )
+            fits = [called] if called else [n for n in textual if n not in taken]
             if len(fits) != 1:
                 if not names:
                     raise UserError(f"{first}: has no rows")
@@ -60,12 +78,16 @@ class Columns(NamedTuple):
                 raise UserError(f"dataset.{key}={name}: is the column of the texts too; expected another, or null")
         for path in chain(*files.values()):
             there = names if path == first else surveyed(path, head, options.encoding, options.errors)[0]
-            if path.suffix.lower() == ".jsonl" and not set(keys.values()) - {None} <= set(there):  # later rows may have it
+            if path.suffix.lower() in JSON and not set(keys.values()) - {None} <= set(there):  # later rows may have it
                 there = surveyed(path, head, options.encoding, options.errors, None)[0]
             for key, name in keys.items():
                 if name is not None and name not in there:
                     known = f"it has: {shortened(there)}" if there else "it is empty"
                     raise UserError(f"dataset.{key}={name}: {path} has no such column; {known}")
+            if path.suffix.lower() in SEPARATED:
+                mark, _ = separator(path, header, options.encoding, options.errors)
+                if mark != ("," if path.suffix.lower() == ".csv" else "\t"):
+                    notes.append(f"{path.name}: its fields stand between {NAMES.get(mark, printable(mark))}")
         return chosen
 
 
@@ -112,7 +134,7 @@ def all_rows(paths: list[Path], columns: Columns, encoding: str, errors: str) ->
 def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where, {column: value}) of each row; of a parquet file only the columns that are used, if any is."""
     suffix = path.suffix.lower()
-    if suffix == ".jsonl":
+    if suffix in JSON:
         yield from json_rows(path, encoding, errors)
     elif suffix == ".parquet":
         file, count = parquet(path), 0
@@ -123,24 +145,31 @@ def table(path: Path, columns: Columns, encoding: str, errors: str) -> Iterator[
                     yield f"{path} row {count}", dict(zip(batch.schema.names, (cell.as_py() for cell in cells), strict=True))
         except UnicodeDecodeError:
             raise UserError(f"{path} row {count}: is not UTF-8, as texts in parquet files are; write the file again") from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:  # dates that Python does not have, among others
             raise UserError(f"{path}: cannot be read after row {count}: {' '.join(str(error).split())}") from None
     else:
-        quoted = suffix == ".csv" or quotes(path, encoding, errors)
-        yield from separated_rows(path, "," if suffix == ".csv" else "\t", quoted, columns.header, encoding, errors)
+        mark, before = separator(path, columns.header, encoding, errors)
+        quoted = mark != "\t" or suffix == ".csv" or quotes(path, encoding, errors)
+        yield from separated_rows(path, mark, quoted, columns.header, encoding, errors, before)
 
 
 def parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # names of columns that are not UTF-8 among others
         raise UserError(f"{path}: is no parquet file: {' '.join(str(error).split())}") from None
 
 
 def json_rows(path: Path, encoding: str, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of an object a line, or of a list of objects."""
+    begun = False
     for line_number, line in enumerate(lines(path, encoding, errors), start=1):
         if not line.strip():
             continue
+        if not begun and line.lstrip().startswith("["):
+            yield from listed_rows(path, encoding, errors)
+            return
+        begun = True
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -150,6 +179,19 @@ def json_rows(path: Path, encoding: str, errors: str) -> Iterator[tuple[str, dic
         if not isinstance(row, dict):
             raise UserError(f'{path}:{line_number}: expected an object such as {{"text": ...}}, found {printable(line)[:60]}')
         yield f"{path}:{line_number}", row
+
+
+def listed_rows(path: Path, encoding: str, errors: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads("".join(decoded(path, encoding, errors)))
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: is JSON nested too deeply") from None
+    for place, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f'{path} row {place}: expected an object such as {{"text": ...}}, found {printable(repr(row))[:60]}')
+        yield f"{path} row {place}", row
 
 
 def quotes(path: Path, encoding: str, errors: str) -> bool:
@@ -163,11 +205,12 @@ def quotes(path: Path, encoding: str, errors: str) -> bool:
 
 
 def separated_rows(
-    path: Path, separator: str, quoted: bool, header: bool, encoding: str, errors: str
+    path: Path, separator: str, quoted: bool, header: bool, encoding: str, errors: str, before: int = 0
 ) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`before`: lines before the first of the table."""
     csv.field_size_limit(2**31 - 1)  # the module's own is 131,072 characters
     rows = csv.reader(
-        (f"{line}\n" for line in lines(path, encoding, errors)),
+        (f"{line}\n" for line in islice(lines(path, encoding, errors), before, None)),
         delimiter=separator,
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
         strict=True,
@@ -181,12 +224,12 @@ def separated_rows(
                 names = row if header else [str(i) for i in range(1, len(row) + 1)]
                 if len(set(names)) < len(names):
                     raise UserError(
-                        f"{path}:{rows.line_num}: two columns have the same name: {printable(', '.join(names))[:200]}"
+                        f"{path}:{before + rows.line_num}: two columns have the same name: {printable(', '.join(names))[:200]}"
                     )
                 if header:
                     continue
             if len(row) != len(names):
-                raise UserError(f"{path}:{rows.line_num}: {len(row)} fields where the first line has {len(names)}")
-            yield f"{path}:{rows.line_num}", dict(zip(names, row, strict=True))
+                raise UserError(f"{path}:{before + rows.line_num}: {len(row)} fields where the first line has {len(names)}")
+            yield f"{path}:{before + rows.line_num}", dict(zip(names, row, strict=True))
     except csv.Error as error:
-        raise UserError(f"{path}:{rows.line_num}: is no {path.suffix[1:]}: {error}") from None
+        raise UserError(f"{path}:{before + rows.line_num}: is no {path.suffix[1:]}: {error}") from None

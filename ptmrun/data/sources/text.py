@@ -1,4 +1,4 @@
-"""Your own texts: .txt files, or tables (.csv, .tsv, .jsonl, .parquet) with a text a row, labelled or not."""
+"""Your own texts: .txt files, or tables (.csv, .tsv, .jsonl, .json, .parquet) with a text a row, labelled or not."""
 
 import contextlib
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.data.sources import TextSource
-from ptmrun.data.sources.folders import SPLITS, files_below
+from ptmrun.data.sources.folders import SPLITS, absent, files_below, place_of, unpack
 from ptmrun.data.sources.rows import Row, gathered
 from ptmrun.data.sources.tables import TABLES, Columns, all_rows
 from ptmrun.data.sources.textfile import lines, units
@@ -30,24 +30,24 @@ def read(options: Any, labelled: bool = False) -> TextSource:
     if tables == {True}:
         if options.documents not in ("auto", "rows"):
             raise UserError(f"dataset.documents={options.documents}: each row of a table is a document; expected auto or rows")
-        columns = Columns.choose(files, options, labelled)
+        columns = Columns.choose(files, options, labelled, notes := list[str]())
         makers: dict[str, Callable[[], Iterator[Row]]] = {
             name: partial(all_rows, paths, columns, options.encoding, options.errors) for name, paths in files.items()
         }
-        return gathered(makers, options.root, options.label_separator, options.errors, labelled=labelled)
+        return gathered(makers, options.root, options.label_separator, options.errors, notes, labelled=labelled)
     for key in ("pair_column", "label_column", "group"):
         if getattr(options, key) not in (None, "auto"):
             raise UserError(
                 f"dataset.{key}={getattr(options, key)}: .txt files have no columns; expected a table ({' '.join(TABLES)})"
             )
-    kind, notes = options.documents, []
+    kind, notes = options.documents, list[str]()
     if kind == "rows":
         raise UserError("dataset.documents=rows: .txt files have no rows; expected auto, file, blank_lines or lines")
     if kind == "auto":
         kind = units(files["train"], options.encoding, options.errors)
         said = {"file": "each file", "blank_lines": "what stands between empty lines", "lines": "each line"}[kind]
         notes.append(f"{said} is a document (dataset.documents={kind})")
-    classes = {} if options.label_column is None else folders(Path(options.root).expanduser(), files)
+    classes = {} if options.label_column is None else folders(place_of(options.root), files)
     if classes:
         notes.append("the folder of each file is its label (dataset.label_column=null: no labels)")
     makers = {name: partial(all_texts, paths, kind, options.encoding, options.errors, classes) for name, paths in files.items()}
@@ -70,16 +70,21 @@ def as_downstream(names: dict[str, str] | None = None) -> Iterator[None]:
 
 def files_by_split(root: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Path]]:
     """The files of each split: folders or files named train, val and test; where none is named so, everything is train."""
-    place = Path(root).expanduser()
+    place = place_of(root)
     if place.is_file():
         if place.suffix.lower() not in suffixes:
-            raise UserError(f"dataset.root={root}: expected a file ending in {' '.join(suffixes)}, or a folder of such files")
+            raise UserError(
+                f"dataset.root={root}: expected a file ending in {' '.join(suffixes)}, or a folder of such files{unpack(place)}"
+            )
         return {"train": [place]}
     if not place.is_dir():
-        raise UserError(f"dataset.root={root}: no such file or folder")
-    files = files_below(place, suffixes)
+        raise UserError(f"dataset.root={root}: {absent(place, 'file or folder')}")
+    files = files_below(place, suffixes, others := list[str]())
+    if len({path.suffix.lower() for path in files}) > 1:  # beside tables, .json files mostly describe them
+        files = [path for path in files if path.suffix.lower() != ".json"]
     if not files:
-        raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(suffixes)})")
+        left_out = "".join(f"; {note}" for note in others)
+        raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(suffixes)}){left_out}")
     return by_split(place, files) or {"train": files}
 
 

@@ -20,7 +20,7 @@ class TextSplit(modality.Split):
 
     ids, types: of every text of the source, int arrays [T]; texts: as they were read; seconds: of pairs, the second ones, else
     none; rows [N]: which of them this split has. labels: classes [N], or 0 and 1 [N, classes] where a text may have several, or
-    none; groups [N] or none.
+    none; groups [N] or none. names: what the user calls every text of the source, or none.
     """
 
     ids: list[np.ndarray]
@@ -31,9 +31,14 @@ class TextSplit(modality.Split):
     labels: Tensor | None
     groups: np.ndarray | None = None
     seconds: list[str] | None = None
+    names: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def sample_names(self) -> list[str]:
+        return [self.names[r] for r in self.rows.tolist()] if self.names else []
 
     @property
     def lengths(self) -> Tensor:
@@ -127,5 +132,6 @@ def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
             labels,
             part.groups,
             seconds,
+            part.names,
         )
     return by_split

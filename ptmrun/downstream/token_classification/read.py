@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from ptmrun.data.sources.folders import nfc
 from ptmrun.data.text import spans
 from ptmrun.downstream.token_classification.split import Sentences
 from ptmrun.errors import UserError, printable
@@ -104,7 +105,7 @@ def sentences(path: Path, text: str, options: Any) -> list[Sentence]:
             raise UserError(f"{path}:{place}: {lacking}; expected a word and its tag in {width} columns, as in the first line")
         sentences[-1].lines.append(place)
         sentences[-1].words.append(cells[token])
-        sentences[-1].tags.append(cells[tag])
+        sentences[-1].tags.append(nfc(cells[tag]))
     sentences = [s for s in sentences if s.words]
     if not sentences:
         raise UserError(f"{path}: holds no sentences; expected a word and its tag a line, and empty lines between sentences")
@@ -200,6 +201,7 @@ def split_of(part: list[Sentence], classes: list[str], bio: bool, tokenizer: Any
         tokenizer.vocabulary.pad,
         torch.arange(len(texts)),
         None,
+        names=[f"{s.path}:{s.lines[0]}" for s in part],
         words=[s.words for s in part],
         tags=[np.array([number[tag] for tag in s.tags]) for s in part],
         places=places,
