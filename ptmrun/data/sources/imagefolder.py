@@ -67,7 +67,7 @@ def read(options: Any) -> Source:
         classes = sorted({parts[0] for parts in class_of["train"] if len(parts) > 1})
     elif stray < len(class_of["train"]):
         notes.append(
-            f"{stray} images stand outside of class folders, so the folders are not taken as classes (take them away and they are)"
+            f"{stray} images stand outside of class folders, so the folders are no classes (take them away and they are)"
         )
     if classes:
         for name, paths in paths_of.items():

@@ -58,8 +58,8 @@ class Columns(NamedTuple):
                 if is_row(names, sample, {n for n in names if number(n)}):
                     raise UserError(
                         f"{first}: its first line ({shortened(names)}) looks like a row, not like the names of columns; put a "
-                        "line of names before it, or give numbers: dataset.text_column=1 is the first column, dataset.label_column=2 the "
-                        "second; if these are names, name the column of texts"
+                        "line of names before it, or give numbers: dataset.text_column=1 is the first column, "
+                        "dataset.label_column=2 the second; if these are names, name the column of texts"
                     )
             fits = [called] if called else [n for n in textual if n not in taken]
             if len(fits) != 1:
