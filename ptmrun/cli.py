@@ -2,19 +2,24 @@
 
 import importlib
 import os
+import re
 import signal
 import sys
 import textwrap
+import traceback
 from pathlib import Path
+from types import TracebackType
 
 import ptmrun
 from ptmrun.commands import table
 from ptmrun.compose import compose
 from ptmrun.config import choices, parsing
 from ptmrun.config.grammar import hydra_main
-from ptmrun.errors import Interrupted, UserError, nearest, printable
+from ptmrun.errors import LESS_MEMORY, Interrupted, UserError, first_line, nearest, out_of_memory
+from ptmrun.runs.console import shown
 from ptmrun.runs.folder import Run
 
+KEY = re.compile(r"\+*[A-Za-z_][\w.]*")  # of a setting
 SPINS = "1000"  # turns of a waiting thread of PyTorch's (libgomp) before it sleeps: what libgomp takes when it has too few cores
 
 
@@ -22,7 +27,13 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `ptmrun` command. Exit codes: 0 done, 1 not reproduced, 2 the user's to mend, 128 + signal."""
     if "OMP_WAIT_POLICY" not in os.environ:  # on a busy machine, threads that spin on take the cores from the others
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch is imported
+    sys.excepthook = print_masked
     sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback, which is for bugs, without secrets and escapes too: a sweep keeps what its jobs print."""
+    print(shown("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 def run(argv: list[str]) -> int:
@@ -32,15 +43,18 @@ def run(argv: list[str]) -> int:
         return code
     except UserError as error:
         for line in error.args:
-            print(f"ptmrun: {printable(str(line))}", file=sys.stderr)
+            print(f"ptmrun: {shown(str(line))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes the rest at its end
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        if error.filename is None:
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        if out_of_memory(error):
+            print(f"ptmrun: out of memory ({shown(first_line(error))}): {LESS_MEMORY}", file=sys.stderr)
+            return 2
+        if not isinstance(error, OSError) or error.filename is None:
             raise
-        print(f"ptmrun: {printable(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        print(f"ptmrun: {shown(str(error.filename))}: {error.strerror}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         return 128 + stop.signum
@@ -89,9 +103,8 @@ def dispatch(argv: list[str]) -> int:
 def verb(name: str, argv: list[str]) -> int:
     """Sorts the words after a verb into folders or names, settings and flags, and runs it."""
     known = table.VERBS[name]
-    flags = [a for a in argv if a.startswith("-")]
-    settings = [a for a in argv if "=" in a and not a.startswith("-")]
-    names = [a for a in argv if a not in flags and a not in settings]
+    flags = [a for a in argv if a.startswith("-") and a != "-"]
+    settings, names = sorted_words(known, [a for a in argv if a not in flags])
     if wrong := [f for f in flags if f not in known.flags]:
         raise UserError(f"{name} {wrong[0]}: no such option{nearest(wrong[0], known.flags)}")
     own = known.settings.model_fields if known.settings else None
@@ -103,6 +116,21 @@ def verb(name: str, argv: list[str]) -> int:
     runs = [Run.open(Path(folder)) for place, folder in enumerate(names) if place < known.runs]
     module = importlib.import_module(f"ptmrun.commands.{known.module}")
     return module.command(table.Call(names, runs, settings, options, flags))
+
+
+def sorted_words(known: table.Verb, argv: list[str]) -> tuple[list[str], list[str]]:
+    """(settings, folders or names). What looks like a setting is a folder where one of that name is there, and the verb lacks a
+    folder or has no such setting."""
+    alike = [a for a in argv if "=" in a and KEY.fullmatch(a.partition("=")[0])]
+    count, settings = len(argv) - len(alike), []
+    for word in alike:
+        foreign = known.settings is not None and word.partition("=")[0] not in known.settings.model_fields
+        lacking = count < (known.least or known.most)
+        if (foreign or lacking) and count < known.most and Path(word).exists():
+            count += 1
+        else:
+            settings.append(word)
+    return settings, [a for a in argv if a not in settings]
 
 
 def verb_help(name: str) -> str:

@@ -67,7 +67,7 @@ def parent_config(values: dict[str, str]) -> dict[str, Any] | None:
 
     run = Run.open(Path(init))
     # the folder itself, not `latest`, which will soon name the run to come
-    return parsing.plain(config_file.load(run.path("config.yaml"))) | {"init": str(run.folder)}
+    return parsing.plain(config_file.load(run.sound("config.yaml"))) | {"init": str(run.folder)}
 
 
 def inherit(

@@ -1,6 +1,8 @@
 """What can go wrong and is the user's to mend: one clear line, exit code 2. Everything else is a bug and shows a traceback."""
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 
@@ -21,6 +23,27 @@ class Interrupted(Exception):
     def __init__(self, signum: int):
         super().__init__(f"stopped by signal {signum}")
         self.signum = signum
+
+
+NO_MEMORY = re.compile(  # as C libraries, PyTorch, the dynamic linker and its data loader say it
+    r"cannot allocate memory|can't allocate memory|out of memory|failed to map segment|can't start new thread|bad_alloc|"
+    r"unable to allocate|DataLoader worker.*(Killed|Bus error)",
+    re.IGNORECASE,
+)
+LESS_MEMORY = (
+    "smaller batches (pretrain.batch_size, or .accumulate=4 for the same in parts), device.workers=0 or a smaller model need less"
+)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, whichever library says so and however."""
+    if isinstance(error, UserError) or not isinstance(error, MemoryError | OSError | RuntimeError | ImportError):
+        return False
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or bool(NO_MEMORY.search(str(error)))
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -353,6 +353,36 @@ MUTANTS = [
         "image_values::test_smaller_images_are_averages image_values::test_larger_images_are_interpolated",
     ),
     Mutant(
+        "data/images/decode.py",
+        'key += f"/{json.dumps(decoder.scales, sort_keys=True)}"',
+        "pass",
+        "levels::test_the_cache_follows_the_scale",
+    ),
+    Mutant(
+        "data/images/load.py",
+        "scales = levels.chosen(ranges)",
+        "scales = {}",
+        "levels::test_the_range_of_a_data_set_is_black_to_white",
+    ),
+    Mutant(
+        "data/sources/tables.py",
+        "return bool(found) and all(found)",
+        "return any(found)",
+        "text_sources::test_quotation_marks_are_those_of_all_splits",
+    ),
+    Mutant(
+        "downstream/translation.py",
+        "return BLEU(tokenize=split.bleu_tokenizer)",
+        "return BLEU()",
+        "translation::test_bleu_follows_the_script_of_the_targets",
+    ),
+    Mutant(
+        "downstream/question_answering/metrics.py",
+        'scripts.apart(bare) if scoring == "mlqa" else bare',
+        "bare",
+        "question_answering::test_scores_of_other_scripts",
+    ),
+    Mutant(
         "data/images/load.py",
         "(squares / count - mean.square())",
         "(squares / count)",

@@ -160,7 +160,8 @@ def test_a_signal_saves_and_resume_is_bit_exact(undisturbed, signum, ptmrun):
     folder = latest()
     manifest = json.loads((folder / "manifest.json").read_text())
     assert (manifest["status"], set(manifest["wall_s"])) == ("interrupted", {"pretrain"}), "its time counts too"
-    assert ptmrun("resume", folder)[0] == 0
+    code, _, err = ptmrun("resume", folder)
+    assert code == 0, err
     same(folder, undisturbed[0])
 
 
@@ -368,6 +369,23 @@ def test_changed_data_is_refused_on_resume(done_run, tmp_path, ptmrun):
     assert code == 2
     assert "the data has changed since the run was made" in err
     assert (tmp_path / "run" / "splits.json").read_text() == "its own"
+
+
+def test_moved_data_are_taken_on_resume(tmp_path, ptmrun):
+    for i in range(20):
+        draw(tmp_path / "a" / f"cat{i % 2}" / f"{i}.png", size=(8, 8), shade=i)
+    words = ["dataset=imagefolder", "dataset.root=a", "dataset.image_size=8", "stage=pretrain"]
+    code, _, err = ptmrun(*TINY[2:], *CNN, *words, "pretrain.steps=1", "pretrain.batch_size=8")
+    assert code == 0, err
+    run = Run.open(latest())
+    run.update(status="interrupted")
+    (tmp_path / "a").rename(tmp_path / "b")
+    code, _, err = ptmrun("resume", latest())
+    assert code == 2
+    assert f"if that has moved: ptmrun resume {run.folder} dataset.root=PLACE" in err
+    code, out, err = ptmrun("resume", latest(), "dataset.root=b")
+    assert code == 0, err
+    assert "changed: dataset.root: a -> b (where the same data must lie)" in out
 
 
 def test_training_images_of_one_class_are_refused_at_once(tmp_path, ptmrun):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -249,3 +250,29 @@ def test_any_value_is_taken_or_refused_in_lines(key, value):
     else:
         mistakes = ()
     assert all(line and "\n" not in line for line in mistakes)
+
+
+@pytest.mark.parametrize(
+    ("words", "there", "settings"),
+    [
+        ("resume outputs/lr=0.1", "", ""),
+        ("resume ./lr=0.1 seed=3", "", "seed=3"),
+        ("resume lr=0.1", "lr=0.1", ""),
+        ("resume lr=0.1 seed=3", "lr=0.1 seed=3", "seed=3"),
+        ("resume outputs/latest lr=0.1", "lr=0.1", "lr=0.1"),
+        ("resume lr=0.1 outputs/latest", "lr=0.1", "lr=0.1"),
+        ("compare a=1 b=2 outputs=there", "a=1 b=2", "outputs=there"),
+        ("compare model=vit,lr=1/0 model=vit,lr=2/1 x", "model=vit,lr=1/0 model=vit,lr=2/1", ""),
+        ("export /runs/a=b/c out=1/d merge=true", "out=1/d", "merge=true"),
+        ("export a=1 b=2 merge=true", "a=1", "b=2 merge=true"),
+        ("list lr=0.1 status=done", "lr=0.1", "status=done"),
+        ("list status=done", "", "status=done"),
+        ("check model=vit seed=1", "model=vit", "model=vit seed=1"),
+        ("generate x=1 prompt=a=b", "x=1", "prompt=a=b"),
+    ],
+)
+def test_folders_whose_names_look_like_settings(words, there, settings):
+    verb, *words = words.split()
+    for name in there.split():
+        Path(name).mkdir(parents=True)
+    assert cli.sorted_words(VERBS[verb], words) == (settings.split(), [w for w in words if w not in settings.split()])

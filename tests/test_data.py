@@ -1,8 +1,12 @@
 """Sources, decoding, splits and batches, with every kind of image that people have."""
 
+import contextlib
 import gzip
+import io
+import json
 import os
 import shutil
+import sqlite3
 import struct
 from itertools import chain
 from pathlib import Path
@@ -15,11 +19,12 @@ from PIL import Image
 
 from ptmrun import rng
 from ptmrun.compose import compose
-from ptmrun.data.images import decode
+from ptmrun.data.images import decode, levels
 from ptmrun.data.images import load as images
 from ptmrun.data.images.augment import augment
 from ptmrun.data.sources import hub, imagefolder, packaged, torchvision
 from ptmrun.errors import UserError
+from ptmrun.storage import files
 
 
 def load(source, *overrides, workers=0):
@@ -258,12 +263,85 @@ def test_a_cache_file_that_was_cut_short_is_made_again(tmp_path):
     for size in (file.stat().st_size // 2, 10, 0):
         file.write_bytes(file.read_bytes()[:size])
         assert torch.equal(load(imagefolder, *own(root)).train.pixels, expected)
-    left = tmp_path / "cache" / ".killed.npy"
-    left.write_bytes(b"")
-    os.utime(left, (0, 0))
-    file.unlink()
-    load(imagefolder, *own(root))
-    assert not left.exists(), "what a killed process was writing long ago"
+
+
+def test_what_killed_processes_left_in_the_cache_goes(tmp_path):
+    """A day after its last change, and nothing else that is hidden there."""
+    cache, number = tmp_path / "cache", "0123456789abcdef" * 2
+    places = [cache / name for name in (f".{number}.new", f".{number}.npy", f".{number}-7.json", ".profile", ".new")]
+    old, growing = cache / f".{number}-7.corpus", cache / f".{number[::-1]}.new"
+    for path in (*places, old / "ids", growing / "ids"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    for path in (*places, old / "ids", old, growing):
+        os.utime(path, (0, 0))
+    names = {files.new_entry(cache / "a.npy").name for _ in range(2)}
+    assert len(names) == 2
+    assert all(files.NEW.fullmatch(name) for name in names)
+    assert {p.name for p in cache.iterdir()} == {".profile", ".new", growing.name}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"PK\3\4" * 40, b"x" * 5000])
+def test_spoilt_cache_files_are_made_again(tmp_path, content):
+    root = folder(tmp_path / "pets")
+    before = load(imagefolder, *own(root))
+    pixels = before.train.pixels.clone()
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(content)
+    data = load(imagefolder, *own(root))
+    assert data.fingerprint == before.fingerprint
+    assert torch.equal(data.train.pixels, pixels)
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache" / "contents.sqlite")) as table:
+        table.execute("select * from contents")
+
+
+def tiff(entries):
+    """EXIF of (tag, type, bytes of the value): little-endian, one directory."""
+    head, body, start = struct.pack("<H", len(entries)), b"", 8 + 2 + 12 * len(entries) + 4
+    for tag, kind, value in entries:
+        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack("<I", start + len(body))
+        head += struct.pack("<HHI", tag, kind, 1) + place
+        body += value if len(value) > 4 else b""
+    return b"Exif\0\0II*\0" + struct.pack("<I", 8) + head + struct.pack("<I", 0) + body
+
+
+TURN = (0x0112, 3, struct.pack("<H", 6))
+
+
+@pytest.mark.parametrize(
+    ("exif", "upright"),
+    [
+        (tiff([TURN, (0x011A, 10, struct.pack("<ii", -72, 1))]), True),
+        (tiff([TURN, (0x0132, 3, struct.pack("<H", 9))]), True),
+        (tiff([TURN, (0x8769, 4, struct.pack("<I", 2**31))]), True),
+        (tiff([TURN])[:-9], False),
+        (tiff([(0x0112, 2, b"six\0")]), False),
+        (tiff([(0x0112, 3, struct.pack("<H", 77))]), False),
+        (b"Exif\0\0II*\0\xff\xff\xff\xff", False),
+    ],
+)
+def test_pictures_are_upright_whatever_else_their_exif_says(tmp_path, exif, upright):
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.jpg", exif=exif)
+    assert decode.picture(imagefolder.Files(tmp_path, ["a.jpg"]), 0).size == ((30, 40) if upright else (40, 30))
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "TGA", "ICO", "JPEG2000", "PCX"])
+def test_damaged_pictures_are_read_or_left_out(tmp_path, kind):
+    """Cut short, with bytes changed, and under the ending of another kind."""
+    image, whole = Image.effect_noise((24, 20), 90), io.BytesIO()
+    image.convert("P" if kind == "GIF" else "RGB").save(whole, kind)
+    data, generator = whole.getvalue(), np.random.default_rng(0)
+    names = []
+    for number in range(60):
+        spoilt = bytearray(data[: generator.integers(len(data))] if number % 3 == 0 else data)
+        for place in generator.integers(len(spoilt), size=3) if number % 3 and spoilt else ():
+            spoilt[min(place, place % 120 if number % 2 else place)] = generator.integers(256)
+        names.append(f"{number}.jpg")
+        (tmp_path / names[-1]).write_bytes(spoilt)
+    decoder = decode.Decoder(imagefolder.Files(tmp_path, names), 8, 3, levels.Ranges())
+    results = [decoder[i] for i in range(len(names))]
+    assert all(x.shape == (3, 8, 8) and x.dtype == torch.uint8 for x, _ in results)
+    assert not all(good for _, good in results)
 
 
 def test_equal_pictures_are_on_one_side(tmp_path):
@@ -322,7 +400,7 @@ def test_hub_reads_a_local_folder(tmp_path, monkeypatch):
     data = load(hub, "dataset=hub", f"dataset.root={tmp_path / 'pets'}")
     assert data.classes == ["cat", "dog"]
     assert len(data.train) + len(data.val) + len(data.test) == 24
-    with pytest.raises(UserError, match=r"dataset.label_column=breed: no ClassLabel column of that name"):
+    with pytest.raises(UserError, match=r"dataset.label_column=breed: no column of labels of that name; there is: label; null"):
         load(hub, "dataset=hub", f"dataset.root={tmp_path / 'pets'}", "dataset.label_column=breed")
 
 
@@ -431,6 +509,130 @@ def test_groups_of_a_hub_data_set(tmp_path, monkeypatch):
     data = load(hub, *options)
     assert "the labels of the test split are withheld (-1), so it is not used" in data.notes
     assert (len(data.test), data.test.labels.min()) == (24, 0), "the validation split takes its place"
+
+
+def hub_of(monkeypatch, kind=None, **columns):
+    """A hub data set with 24 pictures in its train split, with these columns beside them."""
+    import datasets
+
+    def picture(i):
+        buffer = io.BytesIO()
+        Image.new("RGB", (16, 16), (9 * i, 40, 250 - 9 * i)).save(buffer, "PNG")
+        return {"bytes": buffer.getvalue(), "path": None}
+
+    values = {"image": [picture(i) for i in range(24)], **columns}
+    rows = datasets.Dataset.from_dict(values).cast_column("image", datasets.Image())
+    rows = rows.cast_column("label", kind) if kind else rows
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict({"train": rows}))
+    return ["dataset=hub", "dataset.root=a/b"]
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["cat", "dog"] * 12, ["cat", "dog"]),
+        ([10, 2] * 12, ["2", "10"]),
+        ([1, -1] * 12, ["-1", "1"]),
+        ([True, False] * 12, ["False", "True"]),
+        ([0.0, 1.0] * 12, ["0", "1"]),
+        ([None, "cat", "dog", ""] * 6, ["cat", "dog"]),
+        ([None, 3.0, 5.0, float("nan")] * 6, ["3", "5"]),
+    ],
+)
+def test_hub_labels_that_are_plain_values(monkeypatch, values, classes):
+    data = load(hub, *hub_of(monkeypatch, label=values))
+    assert data.classes == classes
+    for split in (data.train, data.val, data.test):
+        shown = [
+            [int(x) if isinstance(x, float) and x == x else x for x in values if x not in (None, "") and x == x][r]
+            for r in split.rows
+        ]
+        assert [classes[n] for n in split.labels.tolist()] == [str(x) for x in shown]
+    missing = sum(x in (None, "") or x != x for x in values)
+    note = f"{missing} of 24 images of the train split have no label and are left out: train row 0 ..."
+    assert (note in data.notes) == bool(missing)
+    assert load(hub, *hub_of(monkeypatch, label=values), "dataset.label_column=null").classes == []
+
+
+def test_hub_labels_that_are_withheld(monkeypatch):
+    import datasets
+
+    kind = datasets.ClassLabel(names=["cat", "dog"])
+    labels = [None, -1, *[0, 1] * 11]
+    data = load(hub, *hub_of(monkeypatch, kind, label=labels))
+    assert sorted(data.train.labels.tolist() + data.val.labels.tolist() + data.test.labels.tolist()) == [0] * 11 + [1] * 11
+    assert "2 of 24 images of the train split have no label and are left out: train row 0 ..." in data.notes
+    other = load(hub, *hub_of(monkeypatch, kind, label=labels[::-1]))
+    assert not torch.equal(other.train.pixels, data.train.pixels), "the cache knows which rows are left out"
+    with pytest.raises(UserError, match=r"dataset.label_column=label: no image of the training split has a label; .*=null"):
+        load(hub, *hub_of(monkeypatch, kind, label=[-1] * 24))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "expected"),
+    [
+        ("label", list(range(24)), "label: each of the 24 training images has a label of its own, such as 0; expected"),
+        ("label", [0.5, 1.5] * 12, "label: train row 0: expected a label, found 0.5"),
+        ("breed", ["a", "b"] * 12, None),
+    ],
+)
+def test_hub_columns_that_are_no_labels(monkeypatch, column, values, expected):
+    options = hub_of(monkeypatch, **{column: values})
+    if expected:
+        with pytest.raises(UserError, match=expected):
+            load(hub, *options)
+    else:
+        data = load(hub, *options)
+        assert data.notes[0] == "no column of labels is known; dataset.label_column names one of breed"
+        assert load(hub, *options, "dataset.label_column=breed").classes == ["a", "b"]
+
+
+def test_hub_pictures_that_are_not_there(monkeypatch):
+    import datasets
+
+    hub_of(monkeypatch, label=["cat", "dog"] * 12)
+    rows = datasets.load_dataset()["train"].cast_column("image", datasets.Image(decode=False))
+    pictures = [row["image"] for row in rows]
+    pictures[5], pictures[6] = None, {"bytes": b"no picture", "path": None}
+    pictures[7] = {"bytes": None, "path": "no/such.png"}
+    data = load(hub, *hub_of(monkeypatch, label=["cat", "dog"] * 12, image=pictures), "dataset.max_unreadable=0.2")
+    assert data.unreadable == ["train row 5", "train row 6", "train row 7"]
+
+
+@pytest.mark.parametrize("inside", ["", "images/"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_labels_of_a_table_beside_the_pictures(tmp_path, inside, ending):
+    root = tmp_path / "pets"
+    names = [f"{inside}{i:02}.png" for i in range(24)]
+    for name in names:
+        draw(root / name)
+    values = ["", *["dog", "cat"] * 11, "cow"]
+    if ending == "csv":
+        (root / "metadata.csv").write_text(
+            "file_name,label\n" + "".join(f"{n},{v}\n" for n, v in zip(names, values, strict=True))
+        )
+    else:
+        rows = [{"file_name": n, "label": v or None} for n, v in zip(names, values, strict=True)]
+        (root / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load(imagefolder, *own(root))
+    assert data.classes == ["cat", "cow", "dog"]
+    for split in (data.train, data.val, data.test):
+        assert [data.classes[n] for n in split.labels.tolist()] == [values[row + 1] for row in split.rows.tolist()]
+    assert f"labels are the column label of metadata.{ending} (dataset.label_column)" in data.notes
+    assert f"1 of 24 images of the train split have no label and are left out: {inside}00.png ..." in data.notes
+    assert load(imagefolder, *own(root, "dataset.label_column=null")).classes == []
+    with pytest.raises(UserError, match=rf"label_column=breed: .*metadata.{ending} has no column breed; it has: file_name"):
+        load(imagefolder, *own(root, "dataset.label_column=breed"))
+
+
+def test_class_folders_come_before_a_table(tmp_path):
+    root = sites(folder(tmp_path / "pets"), IMAGES, "file_name,label")
+    data = load(imagefolder, *own(root))
+    assert data.classes == ["cat", "dog"]
+    assert "labels are the class folders, not the column label of metadata.csv (dataset.label_column)" in data.notes
+    assert load(imagefolder, *own(root, "dataset.label_column=label")).classes == ["s0", "s1", "s2"]
+    other = load(imagefolder, *own(sites(folder(tmp_path / "other"), IMAGES)))
+    assert other.fingerprint == data.fingerprint
 
 
 def test_lists_of_labels_are_not_withheld():

@@ -1,5 +1,7 @@
 """Precision by measuring: what is chosen, and what is said of a choice that is slower here."""
 
+import json
+
 import pytest
 from threadpoolctl import threadpool_info
 
@@ -29,6 +31,16 @@ def test_the_measurement_is_made_once_for_a_machine(monkeypatch):
     monkeypatch.setattr(device, "bf16_speed", lambda _: next(speeds))
     found = [device.known_bf16_speed(device.find("cpu"), threads=1) for _ in range(2)]
     assert found == [1.23, 1.23]
+
+
+@pytest.mark.parametrize("content", ["", '{"cpu', "[]", '{"$": null}'])
+def test_a_measurement_that_was_cut_short_is_made_again(tmp_path, monkeypatch, content):
+    speeds = iter([1.23, 4.56])
+    monkeypatch.setattr(device, "bf16_speed", lambda _: next(speeds))
+    device.known_bf16_speed(device.find("cpu"), threads=1)
+    file = tmp_path / "cache" / "bf16_speed.json"
+    file.write_text(content.replace("$", next(iter(json.loads(file.read_text())))))
+    assert device.known_bf16_speed(device.find("cpu"), threads=1) == 4.56
 
 
 def test_emulated_bfloat16_is_not_measured_for_long(monkeypatch):

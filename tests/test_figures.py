@@ -12,7 +12,7 @@ from torch import nn
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import UserError
 from ptmrun.models import vit
-from ptmrun.reports import attribution, figures, projection
+from ptmrun.reports import attribution, figures, phrases, projection
 
 
 class Convolutions(HandMade):
@@ -129,3 +129,18 @@ def test_the_map_has_a_colour_a_class(count, monkeypatch):
     texts = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert texts == (names if count <= 20 else [])
     figures.png(figure)
+
+
+@pytest.mark.parametrize("weights", ["0" * 64, None])
+def test_what_was_never_pretrained_is_not_called_so(weights, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda run, name, figure: drawn.append(figure))
+    scores = {"chance": {"mean": 0.1, "sd": None}, "tuned": {"mean": 0.8, "sd": 0.1}}
+    figures.scores(None, {"all labels": scores}, "accuracy", pretrained=weights is not None)
+    names = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
+    words = phrases.methods({"weights_sha256": weights, "by_labels": [{"curve": []}]})["tuned"]
+    assert (names, words) == (
+        (["pretrained, tuned", "chance"], "pretrained, then fine-tuned")
+        if weights
+        else (["trained", "chance"], "trained on the labels from random weights")
+    )

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import pytest
 from conftest import draw
@@ -11,6 +12,9 @@ from ptmrun.compose import compose
 from ptmrun.data.images import load as images
 from ptmrun.data.sources import folders, imagefolder, text
 from ptmrun.errors import UserError
+from ptmrun.storage import tensor_files
+
+PLACE = b"caf\xe9"
 
 
 def pets(root, *classes, each=12):
@@ -162,6 +166,30 @@ def test_names_that_are_no_utf8_are_shown_as_bytes(tmp_path):
     assert any(name.startswith("ca\\xff/") for names in data.created_splits.values() for name in names)
 
 
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_class_folders_of_texts_that_are_no_utf8_are_shown_as_bytes(tmp_path):
+    for folder in (b"caf\xe9", b"dog"):
+        os.makedirs(os.fsencode(tmp_path) + b"/" + folder)
+        for name in (b"1.txt", b"\xff.txt"):
+            with open(os.fsencode(tmp_path) + b"/" + folder + b"/" + name, "w") as file:
+                file.write(f"a text in {folder.hex()}")
+    source = text.read(compose(["model=bert", "task=mlm", "dataset=text", f"dataset.root={tmp_path}"]).dataset)
+    assert source.classes == ["caf\\xe9", "dog"]
+    assert source.parts["train"].labels.tolist() == [0, 0, 1, 1]
+
+
+def test_roots_and_run_folders_that_are_no_utf8_are_refused_in_a_line(tmp_path):
+    with pytest.raises(
+        UserError, match="this name is not UTF-8, as settings are; rename the file or folder, or point a link at it"
+    ):
+        compose(["dataset=imagefolder", f"dataset.root={os.fsdecode(PLACE)}"])
+    file = tmp_path / os.fsdecode(PLACE) / "a.safetensors"
+    for refused in (lambda: tensor_files.save(file, {}), lambda: tensor_files.load(file)):
+        with pytest.raises(UserError, match="this name is not UTF-8, which the safetensors library needs"):
+            refused()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     def walk(folder, onerror, followlinks):
         onerror(PermissionError(13, "Permission denied", "pets/secret"))
@@ -170,3 +198,13 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(folders.os, "walk", walk)
     with pytest.raises(UserError, match="pets/secret: cannot be read: Permission denied"):
         folders.files_below(tmp_path, {".png"})
+
+
+def test_moved_pictures_are_the_same_data(tmp_path):
+    a, b = tmp_path / "a" / "pets", tmp_path / "moved"
+    for name in ("cat", "dog"):
+        for i in range(8):
+            draw(a / name / f"{i}.png")
+    before = imagefolder.read(compose(["dataset=imagefolder", f"dataset.root={a}"]).dataset)
+    a.rename(b)
+    assert imagefolder.read(compose(["dataset=imagefolder", f"dataset.root={b}"]).dataset).fingerprint == before.fingerprint

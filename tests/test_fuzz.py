@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from texts import FRAMINGS, options, part
 
-from ptmrun.data.images import decode
+from ptmrun.data.images import decode, levels
 from ptmrun.data.sources import imagefolder, text
 from ptmrun.data.text import tokenizer_training
 from ptmrun.downstream.question_answering import read as questions
@@ -139,7 +139,7 @@ def decoded(tmp_path, monkeypatch):
 
     def decode_file(name: str, data: bytes) -> bool:
         (tmp_path / name).write_bytes(data)
-        decoder = decode.Decoder(imagefolder.Files(tmp_path, [name]), 8, 3)
+        decoder = decode.Decoder(imagefolder.Files(tmp_path, [name]), 8, 3, levels.Ranges())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow about files; those of the code are errors elsewhere
             pixels, good = decoder[0]
@@ -275,7 +275,7 @@ def test_questions(tmp_path, tokenizer):
         {"version": "2", "data": [{"title": "a", "paragraphs": [{"context": "Ann met EU .", "qas": asked}]}]}
     ).encode()
     file, outcomes = tmp_path / "train.json", []
-    keys = {"encoding": "utf-8", "errors": "strict", "stride": 4, "answer_length": 5, "max_mismatched": 0.5}
+    keys = {"encoding": "utf-8", "errors": "strict", "stride": 4, "answer_length": 5, "max_mismatched": 0.5, "scoring": "auto"}
     for number in range(COUNT or 150):
         file.write_bytes(mutated(data, random.Random(f"questions {SEED} {number}")))
 

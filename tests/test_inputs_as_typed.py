@@ -6,6 +6,7 @@ import json
 import shlex
 import unicodedata
 import zipfile
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from texts import options
 from ptmrun.compose import compose
 from ptmrun.config.grammar import assigned, pasted
 from ptmrun.data.sources import imagefolder, text
-from ptmrun.data.text import spans
+from ptmrun.data.text import inputs, spans
 from ptmrun.downstream.token_classification import read as columns
 from ptmrun.errors import UserError
 from ptmrun.runs.folder import Run
@@ -48,7 +49,7 @@ def documents(source):
 
 
 def pictures(root, group=None):
-    return imagefolder.read(SimpleNamespace(root=str(root), group=group))
+    return imagefolder.read(SimpleNamespace(root=str(root), group=group, label_column="auto"))
 
 
 SPECIAL = "a=b [x] a[1] (a) {a} a#b it's a;b a&b a,b Füße 写真 2023_01 2023 1e5 ~/photos true a(b `x` a\"b a'! \\' a|(b"
@@ -101,7 +102,7 @@ def test_names_in_another_unicode_form(tmp_path):
     assert source.classes == [NFC, "tea"]
     assert set(source.parts["train"].groups) == {NFC, "x"}
     given = {"token_column": 0, "tag_column": "last"}
-    [sentence] = columns.sentences(table, f"A {NFC}\nB {NFD}\n", SimpleNamespace(**given))
+    [sentence] = columns.sentences(table, f"A {NFC}\nB {NFD}\n", SimpleNamespace(**given), Counter())
     assert sentence.tags == [NFC, NFC]
     tensors = {"head.bias": torch.zeros(2)}
     assert matched(tensors, [NFD, "tea"], SimpleNamespace(classes=[NFC, "tea"]), Path("x")) is tensors
@@ -199,3 +200,44 @@ def test_warned_of_what_teaches_or_tells_nothing():
         assert len(lines) == count
         assert any("there are none: nothing is learned; raise pretrain.batch_size=1" in x for x in lines) == (count == 2)
         assert any("the validation split has 19 images, too few to tell anything" in x for x in lines) == (held < 20)
+
+
+def test_marks_in_tables_whose_fields_stand_otherwise(tmp_path):
+    """Quotation marks and columns of 0 and 1 are read alike, whatever stands between fields."""
+    (tmp_path / "x.tsv").write_text('text,label\n"Well, ""yes""",pos\nNo,neg\n')
+    source = read(tmp_path / "x.tsv")
+    assert (documents(source), source.notes) == (['Well, "yes"', "No"], ["x.tsv: its fields stand between commas"])
+    (tmp_path / "x.csv").write_text('text;label\n"One;pos\nTwo;neg\nThree";pos\nFour;neg\n')
+    assert "lines that stand inside of quotation marks look like rows" in read(tmp_path / "x.csv").notes[-1]
+    (tmp_path / "x.csv").write_text("Text;Drama;Action\nA;1;0\nB;0;1\n")
+    assert read(tmp_path / "x.csv", labelled=True).classes == ["Action", "Drama"]
+    assert read(tmp_path / "x.csv", label_column="drama, action").classes == ["Action", "Drama"]
+
+
+def test_what_is_predicted_may_be_called_otherwise(tmp_path):
+    """Files in another Unicode form, columns in another case, lists of objects; .json beside other files describes them."""
+    root = tmp_path / NFD
+    root.mkdir()
+    (root / "a.csv").write_text(f"id;{NFD.upper()}\n1;A\n2;B\n", encoding="utf-8")
+    (root / "about.json").write_text("{}")
+    request = SimpleNamespace(names=[str(tmp_path / NFC)], note=lambda line: None)
+    reading = inputs.Reading(inputs.Wanted(NFC, ()))
+    assert [x.raw for x in inputs.texts(request, reading)] == ["A", "B"]
+    (root / "a.csv").unlink()
+    (root / "about.json").write_text(json.dumps([{NFC: "A"}, 1, {NFC: "B"}], indent=1))
+    assert [x.raw if isinstance(x.raw, str) else x.raw.reason[:18] for x in inputs.texts(request, reading)] == [
+        "A",
+        "expected an object",
+        "B",
+    ]
+
+
+def test_names_in_another_unicode_form_beside_pictures(tmp_path):
+    for i, label in enumerate((NFC, NFD, "tea", "tea")):
+        draw(tmp_path / f"{i}.png", shade=i)
+        with open(tmp_path / "metadata.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"file_name": f"{i}.png", "label": label, "site": label}) + "\n")
+    source = pictures(tmp_path, "site")
+    assert source.classes == [NFC, "tea"]
+    assert source.parts["train"].labels.tolist() == [0, 0, 1, 1]
+    assert set(source.parts["train"].groups) == {NFC, "tea"}

@@ -83,7 +83,10 @@ def test_they_are_used_without_their_data(older, ptmrun, name):
         found = predictor.model.predict([predictor.networks.processor(raw)])
     assert found["logits"].shape == (3, len(CLASSES[name]))
     raw = [Image.new("RGB", (20, 9)), Image.new("L", (8, 8), 255)] if name == "image" else ["a fine film", "no heart, no story"]
-    assert predictor.predict(raw)["logits"].isfinite().all()
+    for row in predictor.predict(raw):
+        assert row["prediction"] in CLASSES[name]
+        assert 0 < row["confidence"] <= 1
+        assert "unlike" not in row, "which these runs have nothing for"
 
 
 def test_text_is_generated(older, ptmrun):

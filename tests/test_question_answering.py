@@ -35,7 +35,9 @@ def tokenizer(request, tmp_path_factory):
 
 
 def options(root, **changes):
-    return SimpleNamespace(**{"root": str(root), "stride": 16, "answer_length": 30, "max_mismatched": 0.01, **READING} | changes)
+    return SimpleNamespace(
+        **{"root": str(root), "stride": 16, "answer_length": 30, "max_mismatched": 0.01, "scoring": "auto", **READING} | changes
+    )
 
 
 def qa(name: str, question: str, context: str, *answers: str) -> dict:
@@ -187,7 +189,7 @@ def test_a_perfect_model_is_right(tmp_path, tokenizer):
     found = perfect(split)
     assert metrics.valid(found, split, [])
     assert guesses(found, split) == ["Ünited  Paris", "1907", "Aville9", "Aville0"]
-    assert metrics.metrics(found, split, [], 15) == {"f1": 1.0, "exact_match": 1.0}
+    assert metrics.metrics(found, split, [], 15) == {"f1": 1.0, "exact_match": 1.0, "signatures": {"f1": "squad"}}
     last = LONG[LONG.rindex("Aville") :].split()[0]
     train = squad((LONG, [qa("z", "Which town?", LONG, last), qa("y", "Which?", LONG, "1900")]))
     split = read(write(tmp_path / "b", train=train), tokenizer)[0]["train"]
@@ -242,6 +244,46 @@ def test_official_scores(guess, answers, f1, exact):
     """Values of evaluate-v1.1.py and, without answers, of evaluate-v2.0.py."""
     assert metrics.f1_of(guess, answers) == pytest.approx(f1)
     assert metrics.exact_of(guess, answers) == exact
+
+
+@pytest.mark.parametrize(
+    ("guess", "answer", "f1", "exact"),
+    [
+        ("《红楼梦》", "红楼梦", 1, 1),
+        ("曹雪芹先生", "曹雪芹", 2 * 3 / 8, 0),
+        ("北京", "上海", 0, 0),
+        ("1990年,北京。", "1990年北京", 1, 1),
+        ("กรุงเทพ", "กรุง", 2 * 4 / 11, 0),
+        ("¿Madrid?", "madrid", 1, 1),
+        ("la «Madrid» vieja", "la Madrid", 2 * 2 / 5, 0),
+        ("दिल्ली।", "दिल्ली", 1, 1),
+        ("The cat!", "cat", 1, 1),
+    ],
+)
+def test_scores_of_other_scripts(guess, answer, f1, exact):
+    """As MLQA's script counts them: characters of Chinese and Thai, punctuation of all languages."""
+    assert metrics.f1_of(guess, [answer], "mlqa") == pytest.approx(f1)
+    assert metrics.exact_of(guess, [answer], "mlqa") == exact
+
+
+@pytest.mark.parametrize(
+    ("context", "answer", "scoring"),
+    [("In Paris she saw “La Vie”.", "“La Vie”", "squad"), ("曹雪芹写了《红楼梦》。", "《红楼梦》", "mlqa")],
+)
+def test_scores_are_counted_by_script(tmp_path, tokenizer, context, answer, scoring):
+    """What is in English is counted as SQuAD's script does, which keeps such marks."""
+    root, notes = write(tmp_path / "x", train=squad((context, [qa("a", "?", context, answer)]))), []
+    split = read_splits(options(root), tokenizer, 48, notes)[0]["train"]
+    assert split.scoring == scoring
+    assert any("downstream.scoring=mlqa" in note for note in notes) == (scoring == "mlqa")
+    start = context.index(answer)
+    inner = {"spans": torch.tensor([[start + 1, start + len(answer) - 1]])}
+    right = float(scoring == "mlqa")
+    found = metrics.metrics(inner, split, [], 10)
+    assert found == {"f1": right, "exact_match": right, "signatures": {"f1": scoring}}
+    assert metrics.per_sample_scores(inner, split).tolist() == [right]
+    assert metrics.columns_of_predictions(inner, split, [])["exact_match"].to_pylist() == [right]
+    assert read_splits(options(root, scoring="squad"), tokenizer, 48, [])[0]["train"].scoring == "squad"
 
 
 def test_questions_without_an_answer(tmp_path, tokenizer):
@@ -561,6 +603,7 @@ def test_config():
         "stride",
         "answer_length",
         "n_best",
+        "scoring",
         "max_mismatched",
         *READING,
     }

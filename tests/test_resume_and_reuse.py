@@ -92,6 +92,22 @@ def test_what_does_not_is_taken(tmp_path):
         changes.allowed(run, BASE, parsing.replace(BASE, pretrain__steps=13))
 
 
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("dataset__root", ["dataset=imagefolder", "dataset.root=photos"]),
+        (
+            "downstream__root",
+            ["model=bert", "task=mlm", "dataset=pydoc", "downstream=token_classification", "downstream.root=tags"],
+        ),
+    ],
+)
+def test_data_may_lie_elsewhere_on_resume(key, words):
+    cfg, dotted = compose(words), key.replace("__", ".")
+    [line] = changes.allowed(SimpleNamespace(), cfg, parsing.replace(cfg, **{key: "moved"}))
+    assert line == f"{dotted}: {words[-1].split('=')[-1]} -> moved (where the same data must lie)"
+
+
 def made(cfg=BASE, data="d", **manifest):
     """What `inputs_hash` reads of a run's context."""
     known = {

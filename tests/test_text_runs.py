@@ -473,14 +473,26 @@ def test_a_language_model_goes_on_with_a_text(ptmrun, writers, model):
     assert files_of(writers[model]) == before
 
 
+WRITTEN = "a\x1b[2J\r\u202eb\nمی\u200cخواهم\xa0\t1"
+
+
 def test_a_sample_ends_with_its_text_and_steers_no_terminal(ptmrun, writers, monkeypatch):
     def generate(self, tokens, noise, *settings):
-        escape = words.encode(["a\x1b[2J\nb"])[0].tolist()
+        escape = words.encode([WRITTEN])[0].tolist()
         return torch.tensor([[*tokens[0].tolist(), *escape, words.vocabulary.end, *escape]])
 
     words = tokenizer.of_run(writers["gpt"] / "checkpoints/tokenizer", gpt.FRAMING)
     monkeypatch.setattr(gpt.Encoder, "generate", generate)
-    assert ptmrun("generate", writers["gpt"], "prompt=<|endoftext|>") == (0, "<|endoftext|>a\\x1b[2J\nb\n", "")
+    asked = ("generate", writers["gpt"], "prompt=<|endoftext|>", "tokens=9")
+    assert ptmrun(*asked) == (0, f"<|endoftext|>{WRITTEN}\n", "")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert ptmrun(*asked) == (0, "<|endoftext|>a\\x1b[2J\\r\\u202eb\nمی\u200cخواهم\xa0\t1\n", "")
+
+
+def test_as_many_tokens_as_fit_unless_asked_for(ptmrun, writers):
+    for model, note in (("gpt", "ptmrun: tokens=31: as many as model.length=32 has room for\n"), ("lstm", "")):
+        code, out, err = ptmrun("generate", writers[model], "temperature=0")
+        assert (code, bool(out), err) == (0, True, note)
 
 
 @pytest.mark.parametrize(
@@ -492,12 +504,12 @@ def test_a_sample_ends_with_its_text_and_steers_no_terminal(ptmrun, writers, mon
         ("top_p=0", "top_p=0: expected greater than 0"),
         ("top_p=2", "top_p=2: expected less than or equal to 1"),
         ("top_k=0", "top_k=0: expected greater than or equal to 1"),
-        ("tokens=0", "tokens=0: expected greater than or equal to 1"),
+        ("tokens=0", "tokens=0: expected 'auto' or greater than or equal to 1"),
         ("samples=1.5", "samples=1.5: expected integer"),
         ("seed=-1", "seed=-1: expected greater than or equal to 0"),
         ("prompt=\udcff", "prompt=\\udcff: expected string, unable to parse raw data as a unicode string"),
         ("tokens=32", "model.length=32: 33 tokens were asked for; give a shorter text or generate fewer"),
-        ("prompt=" + "river " * 40, "tokens were asked for; give a shorter text"),
+        ("prompt=" + "river " * 40, "tokens long, and model.length=32 has room for no more; shorten it"),
         ("words=3", "generate words=3: no such setting of this verb"),
     ],
 )

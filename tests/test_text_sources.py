@@ -453,3 +453,78 @@ def test_texthub(tmp_path, monkeypatch):
     assert grouped.parts["train"].groups.tolist() == ["0", "2"]
     with pytest.raises(UserError, match=r"^dataset\.text_column=text: no such column; there is: sentence$"):
         texthub.read(options("dataset=texthub", "dataset.root=a/b", "dataset.text_column=text"))
+
+
+def test_labels_and_groups_hold_no_half_surrogates(tmp_path):
+    rows = [{"text": f"text {i}", "label": "\ud800x" if i % 2 else "b", "site": "\udc00"} for i in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = text.read(options("dataset=text", f"dataset.root={tmp_path / 'a.jsonl'}", "dataset.group=site"))
+    assert source.classes == ["?x", "b"]
+    assert source.parts["train"].groups.tolist() == ["?"] * 4
+
+
+def test_texthub_takes_minus_one_for_a_class_where_classes_have_no_names(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"], "label": [1, -1, 1]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict({"train": rows}))
+    source = texthub.read(options("dataset=texthub", "dataset.root=a/b"))
+    assert (source.classes, source.parts["train"].labels.tolist()) == (["-1", "1"], [1, 0, 1])
+
+
+def tsv(path, *rows):
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(row.replace("|", "\t") for row in ("text|label", *rows)) + "\n")
+    return path
+
+
+STRAY = ('"I loved it|1', "fine|0", 'it was great"|1', "bad|0")  # the marks happen to balance
+MARKED = ('"Good|really"|1', '"two', 'lines"|0')
+TSV = {
+    "stray, balanced": (STRAY, ['"I loved it', "fine", 'it was great"', "bad"]),
+    "stray, in the last column": (('a|"1', "b|0", 'c|1"', "d|0"), ["a", "b", "c", "d"]),
+    "a whole text in marks": (('"Great"|1', "Bad|0"), ['"Great"', "Bad"]),
+    "marks inside": (('He said "no"|1', "Bad|0"), ['He said "no"', "Bad"]),
+    "fields in marks": (MARKED, ["Good\treally", "two\nlines"]),
+    "all of a column in marks": (('"Great"|1', '"Bad"|0'), ["Great", "Bad"]),
+    "marks where marks are inside": (('"He said ""no"""|1', "Bad|0"), ['He said "no"', "Bad"]),
+}
+
+
+@pytest.mark.parametrize("case", TSV)
+def test_quotation_marks_of_tsv_files(tmp_path, case):
+    rows, expected = TSV[case]
+    source = read(tsv(tmp_path / "x.tsv", *rows))
+    assert documents(source) == expected
+    around = case in ("fields in marks", "all of a column in marks", "marks where marks are inside")
+    assert source.notes == ([] if around else ["the quotation marks in .tsv files are taken as marks of the texts"])
+
+
+def test_quotation_marks_are_those_of_all_splits(tmp_path):
+    """Also where the marks of one could stand around fields."""
+    tsv(tmp_path / "x" / "train.tsv", 'an inch is 1"|1', "fine|0")
+    tsv(tmp_path / "x" / "test.tsv", '"Great"|1', '"Bad"|0')
+    source = read(tmp_path / "x")
+    assert [list(source.parts[name].documents()) for name in ("train", "test")] == [
+        ['an inch is 1"', "fine"],
+        ['"Great"', '"Bad"'],
+    ]
+
+
+def test_rows_that_marks_would_swallow_are_named(tmp_path):
+    file = tsv(tmp_path / "x.tsv", '"I loved it|1', "fine", 'it was great"|1')
+    assert fails(file) == f"{file}:3: 1 fields where the first line has 2"
+    file = tsv(tmp_path / "x.tsv", '"I loved it|1', "fine|0", '"it| was great|1')
+    assert fails(file) == f"{file}:4: 3 fields where the first line has 2; quotation marks are taken as marks of the texts"
+
+
+def test_rows_inside_of_the_marks_of_csv_files_are_warned_of(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text('text,label\n"I loved it,1\nfine,0\nit was great",1\nbad,0\n')
+    source = read(file)
+    assert len(documents(source)) == 2
+    assert source.notes == [
+        "Warning: 2 lines that stand inside of quotation marks look like rows, the first in that which ends at "
+        f"{file}:4; a mark of a text must be doubled, and its field in marks"
+    ]
+    file.write_text('text,label\n"Dear Ann,\nI loved it, really\nBob",1\nbad,0\n')
+    assert read(file).notes == []

@@ -6,14 +6,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from conftest import HandMade
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from texts import FRAMINGS, part
 from torch import nn
 
 from ptmrun.config import choices
 from ptmrun.data.text import tokenizer_training
 from ptmrun.data.text.batches import TextBatches
+from ptmrun.data.text.tokenizer import Template, Tokenizer
 from ptmrun.downstream import token_head
 from ptmrun.downstream.token_classification import head, metrics
 from ptmrun.downstream.token_classification.read import read_splits
@@ -66,6 +70,19 @@ def write(folder: Path, train: str | bytes = TRAIN, test: str | bytes | None = T
             data = content if isinstance(content, bytes) else content.encode()
             (folder / f"{name}{suffix}").write_bytes(data)
     return folder
+
+
+class Words:
+    """A tokenizer with a token for every word."""
+
+    def __init__(self):
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3}, "[UNK]"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+        self.plain, self.vocabulary = made, SimpleNamespace(pad=3)
+        self.single = Template("[CLS] $A [SEP]", made.token_to_id)
+
+    def frame(self, ids, pair_ids, length):
+        return Tokenizer.frame(self, ids, pair_ids, length)
 
 
 def read(folder, tokenizer, length=64, **changes):
@@ -128,6 +145,143 @@ def test_columns(tmp_path, tokenizer):
     assert notes == ["3 tags: F1 is that of words"]
     _, classes, _, _ = read(folder, tokenizer, token_column=1, tag_column=0)
     assert classes == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "note"),
+    [
+        ("# id 0a1b\tdomain=en\nAnn\tB-PER\nmet\tO\n", ["Ann", "met"], "1 lines that begin with # are read as comments"),
+        ("# id 0a1b domain=en\nAnn _ _ B-PER\nmet _ _ O\n", ["Ann", "met"], "1 lines that begin with # are read as comments"),
+        ("#sent=3 x\n#doc y\nAnn B-PER\nmet O\n", ["Ann", "met"], "2 lines that begin with # are read as comments"),
+        ("#\tO\nAnn\tB-PER\n", ["#", "Ann"], None),
+        ("#tag O\nAnn B-PER\n", ["#tag", "Ann"], None),
+        ("# # \n5 CD\n\nsee VB\n# #\n", ["#", "5", "see", "#"], None),
+        ("#1 B-X\nAnn O\n", ["#1", "Ann"], None),
+        ("Token\tNER_Tag\nAnn\tB-PER\nmet\tO\n", ["Ann", "met"], "1 header lines are left out"),
+        ("# x\nword _ label\n\nAnn _ B-PER\nmet _ O\n", ["Ann", "met"], "1 header lines are left out"),
+        ("word O\nAnn B-PER\nword O\n", ["word", "Ann", "word"], None),
+        ("text pos\nAnn pos\nmet VB\n", ["text", "Ann", "met"], None),
+    ],
+)
+def test_lines_that_are_no_words(tmp_path, tokenizer, text, words, note):
+    found, _, _, notes = read(write(tmp_path / "a", text, None), tokenizer)
+    assert [word for sentence in found["train"].words for word in sentence] == words
+    assert [n for n in notes if "#" in n or "header" in n] == ([note] if note else [])
+
+
+CONLLU = """# text = vámonos al mar
+1-2\tvámonos\t_\t_\t_\t_\t_\t_\t_\t_
+1\tvamos\tir\tVERB\t_\t_\t0\troot\t_\t_
+2\tnos\tnosotros\tPRON\t_\t_\t1\tobj\t_\t_
+2.1\t_\t_\t_\t_\t_\t_\t_\t1:x\t_
+3-4\tal\t_\t_\t_\t_\t_\t_\t_\t_
+3\ta\ta\tADP\t_\t_\t5\tcase\t_\t_
+4\tel\tel\tDET\t_\t_\t5\tdet\t_\t_
+5\tmar\tmar\tNOUN\t_\t_\t1\tobl\t_\t_
+"""
+
+
+@pytest.mark.parametrize(
+    ("suffix", "changes"), [(".conllu", {}), (".conllu", {"tag_column": 3}), (".tsv", {"token_column": 1, "tag_column": 3})]
+)
+def test_conllu(tmp_path, tokenizer, suffix, changes):
+    found, classes, _, notes = read(write(tmp_path / "a", CONLLU, None, suffix), tokenizer, **changes)
+    assert found["train"].words == [["vamos", "nos", "a", "el", "mar"]]
+    assert classes == ["ADP", "DET", "NOUN", "PRON", "VERB"]
+    assert "3 lines of CoNLL-U that number no word (2-3, 4.1) are left out" in notes
+    said = "1 files in CoNLL-U: tags are parts of speech, column 3 (downstream.tag_column)"
+    assert (said in notes) == (not changes)
+
+
+def test_numbers_of_words_are_no_words(tmp_path, tokenizer):
+    folder = write(tmp_path / "a", CONLLU.replace("1-2", "9"), None, ".tsv")
+    lines = [line for line in CONLLU.splitlines() if line[1] == "\t"]
+    folder = write(tmp_path / "a", "\n".join(lines), None, ".tsv")
+    assert "column 0 numbers the words; expected words (downstream.token_column=1?)" in refused(folder, tokenizer)
+
+
+@pytest.mark.parametrize("form", ["{0}-{1}", "{0}_{1}", "{0}:{1}", "{1}-{0}", "{1}_{0}", "{0}/{1}"])
+@pytest.mark.parametrize("marks", ["BIE S", "BIL U", "BME S", "BME W", "BII B", "bii b"])
+def test_tags_in_other_spellings(tmp_path, marks, form):
+    if marks.islower() and form.startswith("{1}"):
+        pytest.skip("words may end so")
+    kinds = [
+        ("Ann", marks[0], "per"),
+        ("van", marks[1], "per"),
+        ("Dam", marks[2], "per"),
+        ("saw", "", ""),
+        ("EU", marks[4], "ORG-X"),
+    ]
+    outside = "o" if marks.islower() else "O"
+    text = "".join(f"{word}\t{form.format(mark, kind) if mark else outside}\n" for word, mark, kind in kinds)
+    found, classes, _, notes = read(write(tmp_path / "a", text, text), Words())
+    assert classes == ["O", "B-ORG-X", "I-ORG-X", "B-per", "I-per"]
+    for split in found.values():
+        assert [classes[tag] for tag in split.tags[0]] == ["B-per", "I-per", "I-per", "O", "B-ORG-X"]
+    assert any(note.startswith("tags such as ") for note in notes) == (form != "{0}-{1}" or marks.islower())
+    _, classes, _, notes = read(write(tmp_path / "a", text, text), Words(), scheme="plain")
+    assert form.format(marks[0], "per") in classes
+
+
+def test_words_of_a_segmentation(tmp_path):
+    text = "我 S\n喜 B\n欢 E\n自 B\n然 M\n了 E\n"
+    found, classes, _, notes = read(write(tmp_path / "a", text, None, ".bmes"), Words())
+    assert [classes[tag] for tag in found["train"].tags[0]] == ["B", "B", "I", "B", "I", "I"]
+    assert notes == ["1 kind of names in BIO tags: F1 is that of whole names"]
+
+
+def test_words_that_have_no_token_are_not_called_cut(tmp_path, tokenizer):
+    text = "Ann B-PER\n\u202f O\n\u00ad O\nmet O\n"
+    split, *_, notes = read(write(tmp_path / "a", text, None), tokenizer)
+    removed = int((split["train"].places[0] < 0).sum())
+    assert removed >= 1
+    assert f"train: {removed} of 4 words have no token, as the tokenizer leaves them out: they count as O" in notes
+    assert not any("model.length" in note for note in notes)
+    _, *_, notes = read(tmp_path / "a", tokenizer, length=3)
+    assert any("words are not seen (model.length=3)" in note for note in notes)
+
+
+CELLS = [
+    "Ann",
+    "met",
+    "#",
+    "# id",
+    "B-PER",
+    "I_PER",
+    "PER-B",
+    "O",
+    "o",
+    "B",
+    "S",
+    "1",
+    "1-2",
+    "2.1",
+    "_",
+    "word",
+    "tag",
+    "",
+    "-DOCSTART-",
+]
+LINES = st.lists(st.sampled_from(CELLS), min_size=1, max_size=4).flatmap(
+    lambda c: st.sampled_from(["\t", " "]).map(lambda s: s.join(c))
+)
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.one_of(LINES, st.just("")), max_size=8),
+    st.sampled_from([{}, {"token_column": 1}, {"scheme": "bio", "repair": True}]),
+)
+def test_any_file_is_read_or_refused_in_a_line(tmp_path, lines, changes):
+    folder = write(tmp_path / "a", "\n".join([*lines, ""]), None, ".conllu")
+    message = ""
+    try:
+        found, classes, _, _ = read(folder, Words(), **changes)
+        assert all(0 <= tag < len(classes) for tags in found["train"].tags for tag in tags)
+    except UserError as error:
+        message = str(error)
+    assert "\n" not in message
+    assert not message or str(folder) in message or "downstream." in message
 
 
 def test_only_spaces_and_tabs_are_between_columns(tmp_path, tokenizer):
@@ -264,6 +418,19 @@ def test_plain_tags(tmp_path, tokenizer):
     assert result["per_class"]["V"]["precision"] == 0.75
     assert result["ece"] == pytest.approx(0.25)
     assert metrics.per_sample_scores(guess, split).tolist() == pytest.approx([1.0, 0.5])
+
+
+def test_the_mean_over_plain_tags_leaves_out_those_that_no_word_has_or_is_taken_for(tmp_path, tokenizer):
+    folder = write(tmp_path / "a", "EU N\nmet V\ncall X\n\nAnn N\n", "met V\nEU V\n\nAnn V\ncall V\n")
+    found, classes, _, _ = read(folder, tokenizer)
+    split = found["test"]
+    guess = whole(split) | {"confidence": torch.full((int(split.lengths.sum()),), 0.5)}
+    guess["tags"][:] = classes.index("V")
+    result = metrics.metrics(guess, split, classes, 10)
+    assert (result["f1_macro"], result["absent"]) == (1, ["N", "X"])
+    guess["tags"][: int(split.lengths[0])] = classes.index("N")
+    result = metrics.metrics(guess, split, classes, 10)
+    assert (result["f1_macro"], result["absent"]) == (pytest.approx((4 / 6 + 0) / 2), ["X"])
 
 
 def test_floors(tmp_path, tokenizer):
@@ -416,7 +583,7 @@ def test_other_encodings(tmp_path, tokenizer):
 
 def test_no_files(tmp_path, tokenizer):
     assert refused(tmp_path / "nowhere", tokenizer) == f"downstream.root={tmp_path}/nowhere: no such file or folder"
-    assert "expected a file train.conll (or .txt .tsv .bio)" in refused(tmp_path, tokenizer)
+    assert "expected a file train.conll (or .txt .tsv .bio .iob .iob2 .bmes .conllu)" in refused(tmp_path, tokenizer)
     folder = write(tmp_path / "a")
     (folder / "more.conll").write_text(TRAIN)
     assert "test.conll says of which split it is, but not more.conll" in refused(folder, tokenizer)

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, BartConfig, BertConfig, GPT2Config, XLNe
 
 from ptmrun.batch import Framing
 from ptmrun.data.text import sentences, tokenizer, tokenizer_training
+from ptmrun.data.text.processor import TextProcessor
 from ptmrun.data.text.sentences import pieces
 from ptmrun.data.text.split import padded
 from ptmrun.errors import UserError
@@ -119,6 +120,16 @@ def test_the_cache(tmp_path, monkeypatch):
     for changed in (("bpe", 401, framing, texts), ("bpe", 400, framing, part(LONG[:-1])), ("bpe", 400, framing, texts, True)):
         with pytest.raises(TypeError):
             tokenizer_training.train(*changed)
+
+
+def test_a_cached_tokenizer_that_was_cut_short_is_trained_again(tmp_path):
+    first = tokenizer_training.train("bpe", 300, FRAMINGS["bpe"], part(LONG[:2]))
+    [file] = (tmp_path / "cache").iterdir()
+    whole = file.read_bytes()
+    for content in (whole[:-7], b"", b"{}"):
+        file.write_bytes(content)
+        assert tokenizer_training.train("bpe", 300, FRAMINGS["bpe"], part(LONG[:2])).fingerprint == first.fingerprint
+        assert file.read_bytes() == whole
 
 
 def test_without_a_cache_folder(tmp_path, monkeypatch):
@@ -264,6 +275,16 @@ def test_transformers_reads_what_is_saved(trained, kind, tmp_path):
         assert again.kind == kind
         assert torch.equal(again.vocabulary.continues, made.vocabulary.continues)
     assert not any(str(tmp_path) in p.read_text() for p in folder.iterdir())
+
+
+def test_transformers_truncates_to_the_length_of_the_model(trained, tmp_path):
+    made = trained("wordpiece")
+    processor = TextProcessor(made, 12, torch.device("cpu"))
+    processor.preprocessing[0].save(tmp_path)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    assert read.model_max_length == 12
+    assert read(LONG[0], truncation=True)["input_ids"] == processor.read([LONG[0]]).ids[0].tolist()
+    assert len(made.encode([LONG[0]])[0]) > 12
 
 
 def test_a_tokenizer_of_another_family(trained, tmp_path):

@@ -217,6 +217,42 @@ def test_a_pickle_of_more_than_tensors_is_refused():
         pretrained.read("none.pth")
 
 
+@pytest.mark.parametrize(
+    ("wrap", "below"),
+    [
+        (lambda t: {"state_dict": t, "epoch": 7}, "state_dict."),
+        (lambda t: {"model": t, "optimizer": {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 0.1}]}}, "model."),
+        (lambda t: {"ckpt": {"model_state_dict": t}, "model_ema": {}}, "ckpt.model_state_dict."),
+        (lambda t: {f"module.{k}": v for k, v in t.items()}, "module."),
+        (lambda t: {"state_dict": {f"backbone.{k}": v for k, v in t.items()}}, "state_dict.backbone."),
+        (lambda t: {f"{who}.net.{k}": v for who in ("student", "teacher") for k, v in t.items()}, "student.net."),
+        (lambda t: t | {"epoch": 3}, ""),
+    ],
+)
+def test_weights_are_found_inside_of_checkpoints(wrap, below):
+    theirs = torchvision.models.resnet18(num_classes=3).state_dict()
+    torch.save(wrap(dict(theirs)), "epoch=3.CKPT")
+    encoder = resnet18()
+    notes = pretrained.load(encoder, pretrained.read("epoch=3.CKPT")[1], {}, "x")
+    assert notes[0] == "init=x: 120 tensors loaded, 100.0% of the encoder's 11,176,512 parameters"
+    assert [line for line in notes if "tensors below" in line][:1] == [
+        f"  taken are the tensors below {below}{'; 122 others are left out' if 'student' in below else ''}"
+    ] * bool(below)
+    assert torch.equal(encoder.net.layer1[0].conv1.weight, theirs["layer1.0.conv1.weight"])
+
+
+@pytest.mark.parametrize("name", ["w.ckpt", "w.bin", "w.pth.tar", "W.PTH", "weights", "w.safetensors", "s.bin"])
+def test_files_of_weights_may_be_called_as_they_are(name):
+    assert origin(name) == ("run" if name == "weights" else "file")
+    tensors = {"a": torch.ones(2)}
+    if name.startswith("s") or name.endswith("safetensors"):
+        tensor_files.save(Path(name), tensors)
+    else:
+        torch.save(tensors, name)
+    assert origin(name) == "file"
+    assert torch.equal(pretrained.read(name)[1]["a"], tensors["a"])
+
+
 def test_hub_ids(monkeypatch, tmp_path):
     given = []
 

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import sacrebleu
 import torch
 from conftest import latest
 from texts import part
@@ -41,7 +43,7 @@ def tsv(path: Path, rows: list[tuple[str, ...]], encoding: str = "utf-8") -> Pat
 
 def options(root, **changes):
     given = {"source_column": "auto", "target_column": "auto", "encoding": "utf-8", "errors": "strict"}
-    return SimpleNamespace(**{**given, "root": str(root), "beams": 2, "most_tokens": "auto"} | changes)
+    return SimpleNamespace(**{**given, "root": str(root), "beams": 2, "most_tokens": "auto", "bleu_tokenizer": "auto"} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +217,55 @@ def test_scores_by_hand(own):
     }
 
 
+SCRIPTS = {
+    "zh": ("我今天去了北京的博物馆,看到了许多古老的东西。", "我昨天去了北京的博物馆,看到了许多古老的东西。"),
+    "char": ("ฉันไปพิพิธภัณฑ์เมื่อวานนี้", "ฉันไปพิพิธภัณฑ์เมื่อเช้านี้"),
+    "13a": ("Мы вчера были в старом музее.", "Мы сегодня были в старом музее."),
+}
+
+
+@pytest.mark.parametrize("tokenizer", SCRIPTS)
+def test_bleu_follows_the_script_of_the_targets(tokenizer, own):
+    """And says so; what is wanted goes first. Values of sacrebleu's command."""
+    reference, written = SCRIPTS[tokenizer]
+    tsv(Path("t.tsv"), [("x", reference), ("y", reference)])
+    notes = []
+    split = translation.read_splits(options("t.tsv"), own, LENGTH, notes)[0]["train"]
+    assert split.bleu_tokenizer == tokenizer
+    chosen = f"BLEU counts by the script of the targets: downstream.bleu_tokenizer={tokenizer}"
+    assert (chosen in notes) == (tokenizer != "13a")
+    ids = [torch.tensor(x) for x in own.encode([written] * 2)]
+    found = {"ids": torch.stack(ids), "nats": torch.zeros(2)}
+    score = sacrebleu.corpus_bleu([split.written(found["ids"])[0]] * 2, [[reference] * 2], tokenize=tokenizer).score / 100
+    assert translation.score(found, split) == pytest.approx(score)
+    assert score > 0.3
+    result = translation.metrics(found, split, [], 10)
+    assert (result["bleu"], f"tok:{tokenizer}|" in result["signatures"]["bleu"]) == (pytest.approx(score), True)
+    wanted = translation.read_splits(options("t.tsv", bleu_tokenizer="intl"), own, LENGTH, [])[0]["train"]
+    assert "tok:intl" in translation.metrics(found, wanted, [], 10)["signatures"]["bleu"]
+
+
+def test_bleu_of_languages_that_need_a_library(own, monkeypatch):
+    japanese, korean = "昨日は博物館に行きました", "나는 어제 박물관에 갔다"
+    for there, expected in ((True, ["ja-mecab", "ko-mecab"]), (False, ["char", "13a"])):
+        monkeypatch.setattr(translation, "installed", lambda tokenizer, there=there: there)
+        assert [translation.by_script([text]) for text in (japanese, korean)] == expected
+
+    def refuse(**options):
+        raise RuntimeError("Please install\nmecab")
+
+    monkeypatch.setattr("sacrebleu.metrics.BLEU", refuse)
+    with pytest.raises(UserError, match=r"^downstream.bleu_tokenizer=ja-mecab: sacrebleu cannot make it: Please install mecab$"):
+        translation.words_of("ja-mecab", [japanese])
+
+
+def test_words_of_scripts_without_spaces_are_characters(own):
+    tsv(Path("t.tsv"), [("the old museum of the city", "这个城市的老博物馆")] * 2)
+    split = translation.read_splits(options("t.tsv"), own, LENGTH, [])[0]["train"]
+    line = translation.coverage(split, own.encode(split.references))[0]
+    assert float(re.search(r"([\d.]+) in the target", line)[1]) <= 3
+
+
 def test_the_floor_is_the_nearest_translation(own):
     tsv(Path("p/train.tsv"), [("the old cat", "uno"), ("a white house", "dos"), ("house house", "tres")])
     tsv(Path("p/test.tsv"), [("white houses in a house", "x"), ("cat", "y"), ("zzz", "z")])
@@ -222,6 +273,14 @@ def test_the_floor_is_the_nearest_translation(own):
     sets = translation.read_splits(options("p"), own, LENGTH, [])[0]
     found = translation.baseline_predictions("raw", SimpleNamespace(test=sets["test"]), sets["train"], None)
     assert sets["test"].written(found["ids"]) == ["dos", "uno", "uno"]
+
+
+def test_the_floor_of_sources_without_spaces(own):
+    tsv(Path("p/train.tsv"), [("我今天去了博物馆", "museum"), ("他昨天在家里看书", "reading"), ("天气很好", "weather")])
+    tsv(Path("p/test.tsv"), [("你昨天在家里看电影", "x"), ("今天天气不好", "y")])
+    splits = translation.read_splits(options("p"), own, LENGTH, [])[0]
+    found = translation.baseline_predictions("raw", SimpleNamespace(**splits), splits["train"], None)
+    assert splits["test"].written(found["ids"]) == ["reading", "weather"]
 
 
 def test_fewer_pairs(read):
@@ -344,6 +403,8 @@ def test_a_run(ptmrun):
     code, out, err = ptmrun(*common, *small, *tuning, "downstream.root=one.tsv", "device.precision=fp32", "device.threads=1")
     assert code == 0, err
     assert "tokens a word: " in out
+    assert "Counted as: bleu nrefs:1|case:mixed|eff:no|tok:13a" in out
+    assert "tok:13a" in (latest() / "report.html").read_text()
     results = json.loads((latest() / "results.json").read_text())
     assert results["metric"] == "bleu"
     assert results["n_test"] == 8

@@ -1,5 +1,6 @@
 """Several runs side by side: what differs in their configs, scores with their noise, curves in one figure."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from ptmrun.commands.table import Call
-from ptmrun.config import parsing, schema
+from ptmrun.config import parsing, schema, secrets
 from ptmrun.config.init_source import origin
 from ptmrun.errors import UserError
 from ptmrun.reports.report import esc, html_table
-from ptmrun.reports.scores_table import REPEATS, Row, csv_text, page, table
+from ptmrun.reports.scores_table import REPEATS, Row, cells, csv_text, page, pretraining, table
 from ptmrun.runs import config_file
-from ptmrun.runs.console import console
+from ptmrun.runs.console import console, for_programs, print_json
 from ptmrun.runs.folder import Run, stamp
 from ptmrun.runs.lineage import CHAIN
 from ptmrun.stages.reuse import SECTIONS
@@ -24,7 +25,7 @@ HIDDEN = schema.keys_with(schema.Role.HIDDEN)  # settings that do not make runs 
 
 def flat_config(run: Run) -> dict[str, Any]:
     """The config with dotted keys."""
-    return schema.flat(parsing.plain(config_file.load(run.path("config.yaml"))))
+    return schema.flat(parsing.plain(config_file.load(run.sound("config.yaml"))))
 
 
 def weights(own: dict[str, Any]) -> list[Any]:
@@ -102,11 +103,37 @@ def compare(runs: list[Run], outputs: str) -> Path:
     before = "".join(f"<p><b>{name}</b> {esc(folders)}</p>" for name, folders in names)
     if changed:
         before += f"<h2>Settings that differ</h2>{html_table(['', *(name for name, _ in names)], changed)}<h2>Scores</h2>"
-    write_atomic(folder / "compare.html", page(rows, "Comparison", before))
-    write_atomic(folder / "scores.csv", csv_text(rows))
+    write_atomic(folder / "compare.html", secrets.masked(page(rows, "Comparison", before)))
+    write_atomic(folder / "scores.csv", secrets.masked(csv_text(rows)))
     return folder
 
 
+def document(runs: list[Run]) -> dict[str, Any]:
+    """The same for programs: the runs of each setting A, B ...; the settings that differ; and for each column of scores mean,
+    standard deviation, how far it is from the best and the noise of that, and the verdict on pretraining."""
+    rows = grouped(runs)
+    names = [row.setting["run"] for row in rows]
+    differing_keys = differences([row.runs[0] for row in rows])
+    scores = {
+        column: {
+            name: {**asdict(cell), "pretraining": pretraining(row, column)}
+            for name, row, cell in zip(names, rows, line, strict=True)
+            if cell
+        }
+        for column, line in cells(rows).items()
+    }
+    return {
+        "runs": {name: [str(run.folder) for run in row.runs] for name, row in zip(names, rows, strict=True)},
+        "settings": {key: dict(zip(names, values, strict=True)) for key, values in differing_keys.items() if key not in REPEATS},
+        "scores": scores,
+    }
+
+
 def command(call: Call) -> int:
-    print(f"Written to {compare(call.runs, call.options.outputs)}")
+    with for_programs("--json" in call.flags):
+        folder = compare(call.runs, call.options.outputs)
+    if "--json" in call.flags:
+        print_json({**document(call.runs), "folder": str(folder)})
+    else:
+        console.print(f"Written to {folder}", markup=False)
     return 0

@@ -31,6 +31,7 @@ def export(run: Run, folder: Path, merge: bool = False) -> float:
     Raises UserError when there is nothing to export, or to merge."""
     if os.path.lexists(folder):
         raise UserError(f"export {folder}: is there already; choose a folder that is not")
+    tensor_files.check_name(folder)
     predictor = Predictor.load(run)
     networks, model = predictor.networks, predictor.model
     name = networks.cfg.finetune.name

@@ -1,5 +1,7 @@
 """`ptmrun generate`: a pretrained language model goes on with a text."""
 
+import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,12 +10,14 @@ import torch
 from ptmrun import rng
 from ptmrun.commands.table import Call
 from ptmrun.config import choices, schema
-from ptmrun.errors import UserError, printable
+from ptmrun.errors import UserError
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, load_weights
 from ptmrun.stages.predictor import networks_of
 
+DEFAULT = 100  # tokens
+STEERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NEEDED = {"text", "causal_tokens"}  # of a model, to write from left to right
 
 
@@ -23,7 +27,7 @@ def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
 
     Writes nothing into the run. Raises UserError for a model that does not write, one without weights, and too long a text.
     """
-    cfg: Any = config_file.load(run.path("config.yaml"))
+    cfg: Any = config_file.load(run.sound("config.yaml"))
     writers = [m for m in choices.names("model") if choices.spec("model", m).provides >= NEEDED]
     if cfg.model.name not in writers:
         raise UserError(f"{run.folder}: model={cfg.model.name} does not go on with texts; there is: model={', '.join(writers)}")
@@ -37,8 +41,9 @@ def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
     encoder.eval()
     end = words.vocabulary.end
     given = words.encode([settings.prompt])[0].tolist() or [end]
+    count = fitting(encoder.longest, len(given)) if settings.tokens == "auto" else settings.tokens
     for number in range(settings.samples):
-        noise = torch.rand(1, settings.tokens, generator=rng.generator(settings.seed, "generate", number)).to(networks.device)
+        noise = torch.rand(1, count, generator=rng.generator(settings.seed, "generate", number)).to(networks.device)
         with networks.autocast():
             generated = encoder.generate(
                 torch.tensor([given], device=networks.device), noise, settings.temperature, settings.top_k, settings.top_p
@@ -47,7 +52,25 @@ def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
         yield words.decode(given + (written[: written.index(end)] if end in written else written))
 
 
+def fitting(longest: int | None, given: int) -> int:
+    """How many tokens are written unless that is asked for: DEFAULT, or as many as there is room for, which is said. Raises
+    UserError where there is none."""
+    if longest is None or longest - given >= DEFAULT:
+        return DEFAULT
+    if longest <= given:
+        raise UserError(f"prompt: is {given} tokens long, and model.length={longest} has room for no more; shorten it")
+    print(f"ptmrun: tokens={longest - given}: as many as model.length={longest} has room for", file=sys.stderr)
+    return longest - given
+
+
 def command(call: Call) -> int:
     for number, text in enumerate(generate(call.runs[0], call.options)):
-        print(*(["---"] if number else []), *map(printable, text.split("\n")), sep="\n", flush=True)
+        shown = harmless(text) if sys.stdout.isatty() else text
+        print(*(["---"] if number else []), shown, sep="\n", flush=True)
     return 0
+
+
+def harmless(text: str) -> str:
+    """What could steer a terminal as escapes: control characters but ends of lines and tabs, and marks that turn the direction of
+    what follows. White space and joiners of any script stay."""
+    return "".join(repr(c)[1:-1] if c not in "\n\t" and STEERS.match(c) else c for c in text)

@@ -1,6 +1,9 @@
 """`ptmrun list`: the runs of a folder and of its sweeps, as a table or as a tree from pretraining to the evaluated number."""
 
+import contextlib
 import datetime
+import functools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +15,15 @@ from rich.tree import Tree
 
 from ptmrun.commands.table import Call
 from ptmrun.config import parsing
-from ptmrun.errors import UserError, nearest, printable
+from ptmrun.errors import UserError, nearest
 from ptmrun.runs import config_file
-from ptmrun.runs.console import console
+from ptmrun.runs.console import console, print_json
 from ptmrun.runs.folder import Run, locked
 
 SORT = ("name", "status", "score", "age", "size")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Entry:
     """A run in the list."""
 
@@ -30,8 +33,18 @@ class Entry:
     metric: str
     age: float  # seconds since it was started
     size: int  # bytes
-    settings: dict[str, Any]
     manifest: dict[str, Any]
+    run: Run | None = None
+
+    @functools.cached_property
+    def settings(self) -> dict[str, Any]:
+        """Read when something asks for them; empty where they cannot be read."""
+        if self.run is None:
+            return {}
+        try:
+            return parsing.plain(config_file.load(self.run.sound("config.yaml")))
+        except UserError:
+            return {}
 
 
 def folders(root: Path) -> Iterator[Path]:
@@ -44,20 +57,37 @@ def folders(root: Path) -> Iterator[Path]:
 
 def entry(root: Path, folder: Path) -> Entry:
     """What the list shows of a run; of one that cannot be read, that."""
-    name, size = str(folder.relative_to(root)), sum(p.lstat().st_size for p in folder.rglob("*") if p.is_file())
+    name, size = str(folder.relative_to(root)), size_of(folder)
     try:
         run = Run.open(folder)
-        settings = parsing.plain(config_file.load(run.path("config.yaml")))
+        config = run.sound("config.yaml")
+        if config.name not in run.manifest.get("sha256", {}):  # else it is as ptmrun wrote it
+            config_file.load(config)
         score, _, metric = run.score()
         status = "killed" if run.manifest["status"] == "running" and not locked(run) else run.manifest["status"]
     except UserError as error:
-        return Entry(name, f"broken: {error.args[0]}", None, "", 0.0, size, {}, {})
+        return Entry(name, f"broken: {error.args[0]}", None, "", 0.0, size, {})
+    except Exception as error:  # whatever a hostile one makes of itself, the others are listed
+        return Entry(name, f"broken: {type(error).__name__}: {error}"[:200], None, "", 0.0, size, {})
     try:
         started = datetime.datetime.fromisoformat(run.manifest.get("started", ""))
         age = (datetime.datetime.now(datetime.UTC) - started).total_seconds()
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, ArithmeticError):
         age = 0.0
-    return Entry(name, status, score, metric, age, size, settings, run.manifest)
+    return Entry(name, status, score, metric, age, size, run.manifest, run)
+
+
+def size_of(folder: Path | str) -> int:
+    """Bytes of all files in a folder; links are not followed, and what vanishes meanwhile or may not be read does not count."""
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for item in entries:
+            with contextlib.suppress(OSError):
+                if item.is_dir(follow_symlinks=False):
+                    total += size_of(item.path)
+                elif item.is_file(follow_symlinks=False):
+                    total += item.stat(follow_symlinks=False).st_size
+    return total
 
 
 def listed(root: Path, filters: dict[str, str], sort: str) -> list[Entry]:
@@ -90,7 +120,7 @@ def table(entries: list[Entry]) -> Table:
     for e in entries:
         score = "" if e.score is None else f"{e.score:.3f} {e.metric}"
         cells = e.name, e.status, score, ago(e.age), f"{e.size / 1e6:.1f} MB"
-        made.add_row(*(escape(printable(cell)) for cell in cells))
+        made.add_row(*(escape(cell) for cell in cells))
     return made
 
 
@@ -112,7 +142,7 @@ def tree(entries: list[Entry], root: Path) -> Tree:
                 weights = str(e.manifest.get("weights_sha256") or "")[:8]
                 score = "" if e.score is None else f", {e.metric} {e.score:.3f}"
                 line = f"{e.name}: {stage}, {e.status}{score}{', weights ' + weights if weights else ''}"
-                grow(branch.add(escape(printable(line))), own, (*above, own))
+                grow(branch.add(escape(line)), own, (*above, own))
 
     grow(made, None, ())
     return made
@@ -131,11 +161,32 @@ def show(root: Path, filters: dict[str, str], sort: str, as_tree: bool) -> None:
     if as_tree:
         console.print(tree(entries, root), crop=False, no_wrap=True, overflow="ignore")
     else:
-        console.print(table(entries) if entries else f"{root}: no runs")
+        console.print(table(entries) if entries else escape(f"{root}: no runs"))
+
+
+def document(root: Path, entries: list[Entry]) -> list[dict[str, Any]]:
+    """The same for programs: of every run its folder, what the table shows, the runs it came from and its settings."""
+    return [
+        {
+            "run": str(root / e.name),
+            "status": e.status,
+            "score": e.score,
+            "metric": e.metric,
+            "age_s": round(e.age),
+            "bytes": e.size,
+            "parents": [p.get("run") for p in e.manifest.get("parents", [])],
+            "settings": e.settings,
+        }
+        for e in entries
+    ]
 
 
 def command(call: Call) -> int:
     filters = dict(s.split("=", 1) for s in call.settings)
     sort = filters.pop("sort", "name")
+    if "--json" in call.flags:
+        root = Path(call.names[0] if call.names else "outputs")
+        print_json(document(root, listed(root, filters, sort)))
+        return 0
     show(Path(call.names[0] if call.names else "outputs"), filters, sort, "--tree" in call.flags)
     return 0

@@ -62,8 +62,8 @@ class Part:
     loop: Any
 
 
-def check(cfg: schema.Config) -> bool:
-    """Prints a table of findings; False when one of them failed. Raises UserError for what is wrong with config or data."""
+def check(cfg: schema.Config) -> list[Finding]:
+    """Prints a table of findings, and returns them. Raises UserError for what is wrong with config or data."""
     begun = time.perf_counter()
     outputs = Path(cfg.outputs)
     with tempfile.TemporaryDirectory(prefix="ptmrun-check-") as folder:
@@ -78,7 +78,7 @@ def check(cfg: schema.Config) -> bool:
             findings += [disk(context, outputs, allowed), duration(context, prepared, allowed)]
     show(findings)
     console.print(f"Checked in {time.perf_counter() - begun:.0f} s", markup=False)
-    return not any(f.status == FAILED for f in findings)
+    return findings
 
 
 def parts(context: Context) -> Iterator[Part]:

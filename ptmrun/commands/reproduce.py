@@ -19,7 +19,9 @@ def reproduce(old: Run, outputs: str) -> bool:
     """A new run of the saved config; True when its weights, metrics and results are the same bit for bit or within tolerance."""
     if old.manifest["status"] != "done":
         raise UserError(f"{old.folder}: is {old.manifest['status']}, not done; there is no result to compare with")
-    cfg = parsing.replace(config_file.load(old.path("config.yaml")), outputs=outputs, logger={"name": "none"}, skip_done=False)
+    for name in ("metrics.jsonl", "results.json"):  # what is compared, before hours of training
+        old.sound(name)
+    cfg = parsing.replace(config_file.load(old.sound("config.yaml")), outputs=outputs, logger={"name": "none"}, skip_done=False)
     known, where = {"data": old.manifest.get("data")}, origin(cfg.init)
     parents = old.manifest.get("parents", [])
     if where == "run" and parent_of(cfg)["weights_sha256"] not in [p.get("weights_sha256") for p in parents]:
@@ -57,7 +59,7 @@ def differences(old: Run, new: Run) -> list[str]:
         lines.append(f"hardware: {a.get('hardware')} then, {b['hardware']} now")
     lines += [f"config changed when it was resumed: {line}" for line in a.get("changed", [])]
     for key in ("config.yaml",):
-        then, now = (parsing.plain(config_file.load(r.path(key))) for r in (old, new))
+        then, now = (parsing.plain(config_file.load(r.sound(key))) for r in (old, new))
         lines += [
             f"config {k}: {then[k]} then, {now[k]} now" for k in then if k not in ("outputs", "logger") and then[k] != now.get(k)
         ]

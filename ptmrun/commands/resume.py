@@ -8,7 +8,7 @@ from ptmrun.runs import config_file
 
 def command(call: Call) -> int:
     [run], settings = call.runs, call.settings
-    saved = config_file.load(run.path("config.yaml"))
+    saved = config_file.load(run.sound("config.yaml"))
     fork = "--fork" in call.flags
     if fork:
         saved = parsing.replace(saved, init=str(run.folder), outputs=str(run.folder.parent))

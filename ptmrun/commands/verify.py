@@ -28,7 +28,7 @@ from ptmrun.config import choices, schema
 from ptmrun.errors import Interrupted, UserError, nearest
 from ptmrun.reports import verdict
 from ptmrun.runs import config_file
-from ptmrun.runs.console import console
+from ptmrun.runs.console import console, for_programs, print_json
 from ptmrun.runs.folder import Run
 
 Entry = Annotated[str, Field(pattern=r"^(labels_([1-9][0-9]*|all)|probe_linear|probe_knn)$")]
@@ -117,8 +117,14 @@ def listing() -> None:
                 console.print(f"  {title:<8} {scores}; {each} on {certified.machine.cpu}", markup=False)
 
 
-def verify(names: list[str], quick: bool, outputs: str) -> bool:
-    """Runs the experiments and prints how their scores compare; True when all are within tolerance."""
+def documents() -> dict[str, Any]:
+    """The same for programs: {experiment: its certificate, or None}."""
+    known = {name: certificate(name) for name in choices.names("experiment")}
+    return {name: full and full.model_dump() for name, full in known.items()}
+
+
+def verify(names: list[str], quick: bool, outputs: str) -> dict[str, dict[str, Any]]:
+    """Runs the experiments, prints how their scores compare, and returns that: {experiment: see `compare`}."""
     wanted: dict[str, Certificate] = {}
     for name in names:
         certified = certificate(name)
@@ -128,12 +134,12 @@ def verify(names: list[str], quick: bool, outputs: str) -> bool:
                 f"{name}: its file has no certificate{' for --quick' if quick and certified else ''}; nothing to verify"
             )
         wanted[name] = chosen
-    kept = True
+    compared = {}
     for name, promise in wanted.items():
         overrides = promise.overrides if isinstance(promise, Quick) else []
         measured = [measure(name, seed, overrides, outputs) for seed in promise.seeds]
-        kept &= compare(name, promise, measured)
-    return kept
+        compared[name] = compare(name, promise, measured)
+    return compared
 
 
 def measure(name: str, seed: int, overrides: list[str], outputs: str) -> Measured:
@@ -179,11 +185,12 @@ def verdicts(measured: list[Measured]) -> dict[str, dict[str, Any]]:
     return {key: found for key, found in each.items() if found}
 
 
-def compare(name: str, promise: Certificate, measured: list[Measured]) -> bool:
-    """Prints the table of one experiment; True when every score is within its tolerance."""
+def compare(name: str, promise: Certificate, measured: list[Measured]) -> dict[str, Any]:
+    """Prints the table of one experiment. Returns whether every score is within its tolerance (passed), what is not (drift), what
+    was expected and measured of each, the runs and the seconds of one."""
     table = Table("", "expected", "measured", "difference", "tolerance", f"seeds {', '.join(map(str, promise.seeds))}")
     table.title, table.title_justify = f"{name}: means over {len(measured)} seeds", "left"
-    drifted = []
+    drifted, scores = list[str](), {}
     for key, expected in promise.expected.items():
         if key not in measured[0].scores:
             raise UserError(f"{name}: its certificate expects {key}, and the run has {', '.join(measured[0].scores)}")
@@ -191,6 +198,7 @@ def compare(name: str, promise: Certificate, measured: list[Measured]) -> bool:
         gap = sum(values) / len(values) - expected.score
         inside = abs(gap) <= expected.tolerance + 1e-9
         drifted += [] if inside else [key]
+        scores[key] = {"expected": expected.score, "tolerance": expected.tolerance, "measured": values}
         cells = f"{expected.score:.4f}", f"{expected.score + gap:.4f}", f"{gap:+.4f}", f"{expected.tolerance:.4f}"
         table.add_row(key, *cells, " ".join(f"{v:.4f}" for v in values), style=None if inside else "bold red")
     console.print(table)
@@ -205,7 +213,8 @@ def compare(name: str, promise: Certificate, measured: list[Measured]) -> bool:
         console.print(line, markup=False)
     summary = f"DRIFT in {', '.join(drifted)}" if drifted else "within tolerance"
     console.print(f"{name}: {summary}", style="bold red" if drifted else "green", markup=False)
-    return not drifted
+    runs = [str(m.run.folder) for m in measured]
+    return {"passed": not drifted, "drift": drifted, "scores": scores, "runs": runs, "seconds": round(seconds, 1)}
 
 
 def elsewhere(machine: Machine, run: Run) -> list[str]:
@@ -216,7 +225,15 @@ def elsewhere(machine: Machine, run: Run) -> list[str]:
 
 
 def command(call: Call) -> int:
+    as_json = "--json" in call.flags
     if not call.names:
-        listing()
+        if as_json:
+            print_json(documents())
+        else:
+            listing()
         return 0
-    return 0 if verify(call.names, "--quick" in call.flags, call.options.outputs) else 1
+    with for_programs(as_json):
+        compared = verify(call.names, "--quick" in call.flags, call.options.outputs)
+    if as_json:
+        print_json(compared)
+    return 0 if all(result["passed"] for result in compared.values()) else 1

@@ -20,6 +20,7 @@ BASELINES = {
     "scratch": Method("the same model from random weights, at equal compute", "from scratch", "scratch"),
 }
 METHODS = {**BASELINES, "tuned": Method("pretrained, then fine-tuned", "pretrained, tuned", "fine-tuned")}
+UNPRETRAINED = Method("trained on the labels from random weights", "trained", "trained")  # `tuned`, where nothing was pretrained
 UNTRAINED = tuple(name for name in BASELINES if name != "scratch")  # without a training loop
 FLOORS = tuple(name for name in UNTRAINED if name != "frozen")  # what owes nothing to pretraining
 RAW = tuple(name for name in BASELINES if name.startswith("raw"))  # on inputs that the kind of data gives

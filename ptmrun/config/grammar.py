@@ -23,6 +23,9 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
     mistakes = []
     secrets.refuse({key.lstrip("+"): text for key, _, text in (o.partition("=") for o in overrides)})
     for text in overrides:
+        if any("\ud800" <= c <= "\udfff" for c in text):
+            mistakes.append(f"{text}: this name is not UTF-8, as settings are; rename the file or folder, or point a link at it")
+            continue
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException:

@@ -53,6 +53,7 @@ class Role(enum.Flag):
 
     HARMLESS = enum.auto()  # does not change what is computed: may change on resume, and is no part of a stage's inputs
     LONGER = enum.auto()  # may grow on resume
+    PLACE = enum.auto()  # where something lies that is known by its contents: may change on resume
     OWN = enum.auto()  # of this run alone: not inherited from the run of `init`
     HIDDEN = enum.auto()  # makes runs no different: compare does not show it
     SAME_DATA = enum.auto()  # leaves the data as they are
@@ -155,7 +156,7 @@ class Augment(Strict):
 class Dataset(Strict):
     section = "dataset"
     name: str
-    root: Text | None
+    root: Annotated[Text | None, Role.PLACE]
     limit: Count | None
     test_limit: Count | None
     val_fraction: Ratio
@@ -243,9 +244,28 @@ class Export(VerbSettings):
     merge: bool = False
 
 
+class Inputs(VerbSettings):
+    """out: a file to be written. column, pair_column: of tables, None: as in training. documents: which texts .txt files have."""
+
+    out: str | None = None
+    column: str | None = None
+    pair_column: str | None = None
+    documents: Literal["auto", "file", "lines", "blank_lines"] = "auto"
+
+
+class Prediction(Inputs):
+    top: Count = 5  # classes, or answers, that are listed
+    repeats: Literal["first", "all"] = "first"  # all: the mean of all repeats with most labels
+
+
+class Embedding(Inputs):
+    weights: Literal["finetuned", "pretrained"] = "finetuned"
+    parts: bool = False  # of each patch, place of the map or token
+
+
 class Sampling(VerbSettings):
     prompt: Annotated[str, Field(max_length=2**20)] = ""
-    tokens: Count = 100
+    tokens: Literal["auto"] | Count = "auto"  # 100, or as many as the model has room for
     temperature: NotNegative = 0.8  # 0: always the likeliest token
     top_k: Count | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95

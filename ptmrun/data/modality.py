@@ -11,11 +11,41 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptmrun.batch import unpacked
+from ptmrun.batch import packed, unpacked
 from ptmrun.data.epochs import Epochs
 from ptmrun.errors import UserError
 
 Progress = Callable[[str, int, int], None]  # (title, done, of how many)
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """In the place of what cannot be read: why not."""
+
+    reason: str
+
+
+class Input(NamedTuple):
+    """Something to be predicted. where: what the user calls it, a path, or a file and its line or row; raw: what
+    `Processor.opened` takes, or Unreadable."""
+
+    where: str
+    raw: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputRequest:
+    """What is to be predicted, as it was typed, for a run. names: files, folders, patterns, or - for standard input; facts: what
+    its manifest says of the data; column, pair_column: of tables, None: as in training; documents: what of a .txt file is a text,
+    auto: as in training; note: is given lines for the user."""
+
+    names: list[str]
+    cfg: Any
+    facts: dict[str, Any]
+    column: str | None = None
+    pair_column: str | None = None
+    documents: str = "auto"
+    note: Callable[[str], None] = lambda line: None
 
 
 class Split(abc.ABC):
@@ -66,6 +96,25 @@ class Split(abc.ABC):
         return self.batches(torch.arange(len(self)).split(size))
 
 
+@dataclass
+class ReadSplit(Split):
+    """Samples without labels, as `Processor.read` gave them; kind: its `samples`."""
+
+    tensors: dict[str, Tensor]
+    kind: type | None
+    labels = None
+    groups = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def subset(self, indices: Tensor) -> "ReadSplit":
+        return ReadSplit({name: value[indices] for name, value in self.tensors.items()}, self.kind)
+
+    def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Any]:
+        return (unpacked(self.subset(indices).tensors, self.kind) for indices in index_lists)
+
+
 class Processor(abc.ABC):
     """How samples become what encoders take. It goes with saved weights and needs no data set."""
 
@@ -79,6 +128,14 @@ class Processor(abc.ABC):
     @abc.abstractmethod
     def read(self, raw: list[Any]) -> Any:
         """Pictures, strings ... -> what splits give."""
+
+    def opened(self, raw: list[Any]) -> list[Any]:
+        """What `read` and `split` take: of images, their paths decoded. Unreadable in the place of what cannot be read."""
+        return raw
+
+    def split(self, raw: list[Any]) -> Split:
+        """What was `opened`, at least one sample, as a split without labels. Raises UserError for what is no such sample."""
+        return ReadSplit(packed(self.read(raw)), self.samples)
 
     def back(self, inputs: Any) -> Any:
         """What a person sees of inputs: of images [B, C, S, S] from 0 to 1."""
@@ -135,6 +192,7 @@ class Data(abc.ABC):
     older_fingerprint: str = ""  # by which runs of earlier versions know the same data
     notes: list[str] = field(default_factory=list)
     test_seen: int = 0  # test samples of which equal ones stand in the training or validation split
+    no_classes: str = ""  # why its labels cannot be meant as classes
     created_splits: dict[str, list[str]] = field(default_factory=dict)  # names of the samples in splits that were made here
     unreadable: list[str] = field(default_factory=list)
     val_corpus: Any = None  # what pretraining is judged by; None where probes alone judge it
@@ -233,3 +291,4 @@ class Modality:
     """(cfg, `facts` of the manifest, folder of what it saved or None, family, device) -> that of the data, without them."""
     as_published: Callable[[Any, Callable[[], list[float]]], dict[str, Any]] = lambda cfg, normalisation: {}
     """(cfg, how inputs of the weights from outside are normalised) -> {dotted key: value} of what is auto in `dataset`."""
+    inputs: Callable[[InputRequest], Iterator[Input]] | None = None  # None: of this kind nothing is read from files

@@ -9,6 +9,8 @@ from torch import Tensor
 from ptmrun import rng
 from ptmrun.errors import UserError
 
+LEAST_LABELLED = 20  # samples, of which it can be told that their labels are no classes
+
 
 def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> tuple[Any, Any, Any, dict[str, Any]]:
     """(train, val, test, those of them that were made here): what a source came without is held out, limits are kept. Says what
@@ -43,6 +45,20 @@ def divide(sets: dict[str, Any], options: Any, noun: str, notes: list[str]) -> t
     if made:
         made["train"] = train
     return train, val, test, made
+
+
+def no_classes(sets: dict[str, Any], noun: str) -> str:
+    """Why the labels of a source cannot be meant as classes: most samples have one of their own. "" where they can."""
+    labels = [split.labels for split in sets.values() if split.labels is not None]
+    if not labels or labels[0].ndim > 1 or sum(map(len, labels)) < LEAST_LABELLED:
+        return ""
+    counts = torch.cat(labels).unique(return_counts=True)[1]
+    alone, total = int((counts == 1).sum()), int(counts.sum())
+    if 2 * alone <= total:
+        return ""
+    return (
+        f"{alone:,} of {total:,} {noun} have a label that no other has, as ids and scores are, so there are no classes to learn"
+    )
 
 
 def test_seen(train: Any, val: Any, test: Any, noun: str, notes: list[str]) -> int:

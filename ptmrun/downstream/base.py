@@ -1,7 +1,7 @@
 """What a labelled problem is to the stages. Each file or folder of downstream/ has one, as its `PROBLEM`."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from ptmrun.config.compared import UNTRAINED
+from ptmrun.data.modality import Input, InputRequest
 from ptmrun.loss import Learner
 
 MAX_BASELINE_SAMPLES = 10_000  # training samples that a baseline without a training loop sees
@@ -35,11 +36,15 @@ class ProblemSetup:
 class Model(Learner):
     """An encoder with a head. Its `forward` takes batches with labels."""
 
-    linear_probe = False  # whether it has `set_head` and `init_head_from_probe`
+    linear_probe = False  # whether it has `classified`, `set_head` and `init_head_from_probe`
 
     @abstractmethod
     def predict(self, batches: Iterable[Any]) -> Predictions:
         """What it says of all samples, on the CPU, from the inputs of an encoder."""
+
+    def classified(self, features: Tensor) -> Predictions:
+        """What `predict` says of samples with these features of its encoder, [N, D]."""
+        raise TypeError(f"{type(self).__name__} has no linear head on features")
 
     def set_head(self, head: Any, mean: Tensor, std: Tensor) -> None:
         """Takes a linear layer that was trained on standardised features."""
@@ -80,6 +85,12 @@ class Problem:
     baseline_predictions: Callable[[str, Any, Any, Features], Predictions]  # (name of a baseline, data, training split, features)
     columns_of_predictions: Callable[[Predictions, Any, list[str]], dict[str, pa.Array]]
     metrics: Callable[[Predictions, Any, list[str], int], dict[str, Any]]  # (predictions, split, classes, bins)
+    answer_rows: Callable[[Predictions, Any, list[str], int], list[dict[str, Any]]] | None = None
+    """(predictions, split without answers, classes, top) -> what `ptmrun predict` says of each sample; None: it is not there"""
+    averaged: Callable[[list[Predictions]], Predictions] | None = None  # of several models, as those of one; None: of one alone
+    inputs: Callable[[InputRequest, ProblemSetup], Iterator[Input]] | None = None  # None: as the kind of data has them
+    unlabelled: Callable[[list[Any], ProblemSetup], Any] | None = None
+    """(what `Processor.opened` gave) -> a split without answers; None: as the processor has it. Raises UserError"""
     read_splits: ReadSplits | None = None  # None: the labels of a data set
     files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda predictions, split, options: {}  # {name: content as JSON}
     untrained_baselines: tuple[str, ...] = UNTRAINED  # those without a training loop that it has

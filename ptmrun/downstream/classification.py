@@ -135,6 +135,11 @@ class Classifier(Model):
         self.head.bias.copy_(probe.bias - (probe.weight * (mean / std)).sum(1))
 
     @torch.no_grad()
+    def classified(self, features: Tensor) -> dict[str, Tensor]:
+        """What `predict` gives for features [N, D]."""
+        return {"logits": exactly(self.head, features).cpu()}
+
+    @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
         """The logits of all samples, [N, classes] on the CPU."""
         with eval_mode(self):
@@ -226,6 +231,21 @@ def columns_of_predictions(predictions: dict[str, Tensor], split: Any, classes: 
 
     confidence = pa.array(probabilities.max(1).values.numpy())
     return {"label": named(split.labels), "prediction": named(probabilities.argmax(1)), "confidence": confidence}
+
+
+def answer_rows(predictions: dict[str, Tensor], split: Any, classes: list[str], top: int) -> list[dict[str, Any]]:
+    """prediction, confidence, and the probabilities of the `top` likeliest classes, the likeliest first."""
+    best = predictions["logits"].softmax(1).topk(min(top, len(classes)), 1)
+    rows = []
+    for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        names = [classes[i] for i in indices]
+        rows.append({"prediction": names[0], "confidence": values[0], "probabilities": dict(zip(names, values, strict=True))})
+    return rows
+
+
+def averaged(predictions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Logits whose probabilities are the mean of those of several models."""
+    return {"logits": torch.stack([p["logits"].log_softmax(1) for p in predictions]).logsumexp(0) - math.log(len(predictions))}
 
 
 def metrics(predictions: dict[str, Tensor], split: Any, classes: list[str], bins: int) -> dict[str, Any]:
@@ -330,4 +350,6 @@ PROBLEM = Problem(
     baseline_predictions=baseline_predictions,
     columns_of_predictions=columns_of_predictions,
     metrics=metrics,
+    answer_rows=answer_rows,
+    averaged=averaged,
 )

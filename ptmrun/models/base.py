@@ -41,6 +41,7 @@ class Encoder(nn.Module, abc.ABC):
     why_no_classifier = ""  # why the library has no classifier like it
     patch: int | None = None  # side of a patch in pixels
     resize: int | None = None  # side in pixels that images are scaled to inside
+    longest: int | None = None  # tokens of a text that it can write; None: any number
     auxiliary_width: int = 0  # of the features of an auxiliary branch, which `auxiliary` switches on
     layered = False  # its features may come from any layer: `layer`, `layer_features`, `choose`
     attends = False  # it has `attention`
@@ -100,6 +101,10 @@ class Encoder(nn.Module, abc.ABC):
     ) -> Tensor:
         """The n given tokens, and m after them: [B, n] and uniform noise [B, m] -> [B, n + m]."""
         raise TypeError(f"{type(self).__name__} does not write")
+
+    def local_features(self, inputs: Any) -> Tensor:
+        """Of each patch, place of the feature map or token: [B, ...] -> [B, n, D]."""
+        raise TypeError(f"{type(self).__name__} has no features of parts of its inputs")
 
     def layer_features(self, inputs: Any) -> Tensor:
         """Of every layer: [B, depth, width]."""

@@ -78,6 +78,10 @@ class Encoder(base.Encoder):
         seen = attention_mask.library_mask(tokens)
         return self.net.bert(tokens.ids, attention_mask=seen, token_type_ids=tokens.types).last_hidden_state
 
+    def local_features(self, tokens: Tokens) -> Tensor:
+        """Of each token: [B, T] -> [B, T, D]."""
+        return self.hidden(tokens)
+
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or what the library's pooler makes of the first one, as published."""
         hidden = self.hidden(tokens)

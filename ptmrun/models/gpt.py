@@ -75,7 +75,7 @@ class Encoder(base.Encoder):
     def __init__(self, config: GPT2Config, vocabulary: Vocabulary, pool: str, kind: str):
         super().__init__()
         self.width, self.depth, self.length = config.n_embd, config.n_layer, config.n_positions
-        self.vocabulary, self.pool, self.kind = vocabulary, pool, kind
+        self.vocabulary, self.pool, self.kind, self.longest = vocabulary, pool, kind, self.length
         self.net = GPT2LMHeadModel(config)
 
     def hidden(self, tokens: Tokens) -> Tensor:
@@ -93,6 +93,10 @@ class Encoder(base.Encoder):
             return None
         begun = tokens._replace(documents=from_mark(tokens.documents))
         return attention_mask.bias(attention_mask.visible(begun).tril())
+
+    def local_features(self, tokens: Tokens) -> Tensor:
+        """Of each token: [B, T] -> [B, T, D]."""
+        return self.hidden(tokens)
 
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or the last one, which has seen all others."""

@@ -195,6 +195,10 @@ class Encoder(base.Encoder):
         """[B, C, S, S] -> [B, D]"""
         return self.pooled(self.layers(self.tokens(images), self.layer)[-1], self.layer)
 
+    def local_features(self, images: Tensor) -> Tensor:
+        """Of each pixel, from those before it: [B, C, S, S] -> [B, T, D]."""
+        return self.layers(self.tokens(images), self.layer)[-1]
+
     def layer_features(self, images: Tensor) -> Tensor:
         """Of every layer: [B, C, S, S] -> [B, depth, D]."""
         outputs = self.layers(self.tokens(images), self.depth)

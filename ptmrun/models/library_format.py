@@ -69,6 +69,7 @@ def save(
         try:
             with quiet():
                 net.save_pretrained(part)  # type: ignore[operator]
+            tensor_files.save(part / "model.safetensors", tensors_of(part))  # with a digest
         except SafetensorError as error:  # the disk is full
             raise UserError(f"{folder}: cannot be written: {error}") from None
     else:

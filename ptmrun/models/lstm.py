@@ -96,6 +96,10 @@ class Encoder(base.Encoder):
         """What the last layer gives at every token, both stacks side by side: [B, T] -> [B, T, D]."""
         return torch.cat(self.stacks(tokens), -1)
 
+    def local_features(self, tokens: Tokens) -> Tensor:
+        """Of each token: [B, T] -> [B, T, D]."""
+        return self.hidden(tokens)
+
     def features(self, tokens: Tokens) -> Tensor:
         """[B, T] -> [B, D]: the mean of the tokens, or what each stack ends with."""
         if self.pool == "mean":

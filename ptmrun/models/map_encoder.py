@@ -77,6 +77,10 @@ class Encoder(base.Encoder):
     def features(self, images: Tensor) -> Tensor:
         return self.pooled(self.feature_map(images))
 
+    def local_features(self, images: Tensor) -> Tensor:
+        """Of each place of the map: [B, C, S, S] -> [B, h * w, D]."""
+        return self.feature_map(images).flatten(2).transpose(1, 2)
+
     def depth_of(self, name: str) -> int:
         """How deep a parameter of this module sits."""
         own = name[name.index("net.") + 4 :]

@@ -4,10 +4,11 @@ import functools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,8 +81,8 @@ def fetched(init: str) -> Path:
 
 
 def read(init: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
-    """(source, tensors, the library's config) of a state dict (.pth, .pt, .safetensors) or of a folder with config.json and
-    one of FILES."""
+    """(source, tensors, the library's config) of a file of weights (a state dict, or a checkpoint that holds one) or of a folder
+    with config.json and one of FILES."""
     path = place(init)
     if not path.exists():
         raise UserError(f"init={init}: no such file")
@@ -94,21 +95,40 @@ def read(init: str) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
 
 
 def tensors_in(path: Path, init: str) -> dict[str, Tensor]:
-    """Of a file. Nothing in it is run: a pickle may hold tensors and plain containers only."""
-    if path.suffix == ".safetensors":
-        return tensor_files.load(path.resolve())[0]
+    """Of a file; those in mappings inside of others have the names of these and a dot before their own. Nothing in it is run: a
+    pickle may hold tensors and plain containers only."""
     if not path.is_file() or path.stat().st_size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
         raise UserError(f"init={init}: not a regular file, or larger than this machine's memory; refused")
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if path.suffix.lower() == ".safetensors" or head[8:] == b"{":  # behind the length of what it says of itself
+        return tensor_files.load(path.resolve())[0]
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, OSError) as error:
-        reason = "it holds more than tensors" if isinstance(error, UnpicklingError) else type(error).__name__
-        raise UserError(f"init={init}: not a plain state dict ({reason}); refused, and nothing in it was run") from None
-    if not isinstance(tensors, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
+        more = isinstance(error, UnpicklingError)
+        reason = "it holds more than tensors" if more else type(error).__name__
+        raise UserError(
+            f"init={init}: not a plain state dict ({reason}); refused, and nothing in it was run"
+            f"{'; save its tensors alone: torch.save(model.state_dict(), FILE)' if more else ''}"
+        ) from None
+    tensors = flat_tensors(content) if isinstance(content, dict) else {}
+    if not tensors:
         raise UserError(
             f"init={init}: not a plain state dict (expected names and tensors, as torch.save(model.state_dict(), ...))"
         )
-    return dict(tensors)
+    return tensors
+
+
+def flat_tensors(content: dict[Any, Any], prefix: str = "", depth: int = 4) -> dict[str, Tensor]:
+    """The tensors of a mapping and of those inside it that have names; a checkpoint also holds what training needs."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in content.items():
+        if isinstance(name, str) and isinstance(value, Tensor):
+            tensors[f"{prefix}{name}"] = value
+        elif isinstance(name, str) and isinstance(value, dict) and depth:
+            tensors |= flat_tensors(value, f"{prefix}{name}.", depth - 1)
+    return tensors
 
 
 def normalisation(init: str, family: Family) -> list[float]:
@@ -147,37 +167,71 @@ def described(options: Any, family: Family, theirs: Mapping[str, Any]) -> dict[s
     return settings
 
 
+class Fit(NamedTuple):
+    """What of some tensors an encoder takes, and how many of its parameters that are; names of the rest, and notes."""
+
+    fitting: dict[str, Tensor]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+    notes: list[str]
+    parameters: int
+
+    @classmethod
+    def of(cls, encoder: Encoder, tensors: Mapping[str, Tensor]) -> "Fit":
+        net = encoder.net
+        own, notes = encoder.adjusted(renamed(dict(tensors), encoder))
+        if isinstance(vocabulary := getattr(encoder, "vocabulary", None), Vocabulary):
+            own, words = text_base.match_vocabulary(net, vocabulary.size, own)
+            notes = [*notes, *words]
+        fitting, missing, unexpected, mismatched = compared(net, own)
+        parameters = sum(p.numel() for name, p in net.named_parameters() if name in fitting)
+        return cls(fitting, missing, unexpected, mismatched, notes, parameters)
+
+
 def load(encoder: Encoder, tensors: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> list[str]:
-    """Loads what fits by name, the heads of classifiers left out; returns notes on what did and what did not. Raises UserError
-    when that is less than LEAST of the encoder's parameters, or not finite."""
-    net = encoder.net
-    tensors, notes = encoder.adjusted(renamed({k.removeprefix("module."): v for k, v in tensors.items()}, encoder))
-    if isinstance(vocabulary := getattr(encoder, "vocabulary", None), Vocabulary):
-        tensors, words = text_base.match_vocabulary(net, vocabulary.size, tensors)
-        notes = [*notes, *words]
-    fitting, missing, unexpected, mismatched = compared(net, tensors)
-    heads = [k for k in unexpected if k.startswith(HEADS)]
-    if bad := [k for k, v in fitting.items() if not tensor_files.finite(v)]:
+    """Loads what fits by name, the heads of classifiers left out; returns notes on what did and what did not. Where little fits,
+    the names are looked for behind what they have in common. Raises UserError when that is less than LEAST of the encoder's
+    parameters, or not finite."""
+    net, below = encoder.net, ""
+    total, fit = sum(p.numel() for p in net.parameters()), Fit.of(encoder, tensors)
+    if fit.parameters < LEAST * total:
+        for prefix in common_beginnings(tensors, len(net.state_dict()) // 2):
+            inside = Fit.of(encoder, tensor_files.part(tensors, prefix))
+            below, fit = (prefix, inside) if inside.parameters > fit.parameters else (below, fit)
+    heads = [k for k in fit.unexpected if k.startswith(HEADS)]
+    if bad := [k for k, v in fit.fitting.items() if not tensor_files.finite(v)]:
         raise UserError(f"init={source}: {bad[0]} holds NaN or Infinity; refused")
-    sizes = {k: p.numel() for k, p in net.named_parameters()}
-    loaded, total = sum(n for k, n in sizes.items() if k in fitting), sum(sizes.values())
-    lines = [f"init={source}: {len(fitting)} tensors loaded, {loaded / total:.1%} of the encoder's {total:,} parameters"]
-    much = loaded >= LEAST * total
+    share = f"{fit.parameters / total:.1%} of the encoder's {total:,} parameters"
+    lines = [f"init={source}: {len(fit.fitting)} tensors loaded, {share}"]
+    much = fit.parameters >= LEAST * total
     problems = [
         f"{what}: {listed(names, 12 if much else 3)}"
         for what, names in (
-            ("missing", missing),
-            ("unexpected", [k for k in unexpected if k not in heads]),
-            ("of another shape", mismatched),
+            ("missing", fit.missing),
+            ("unexpected", [k for k in fit.unexpected if k not in heads]),
+            ("of another shape", fit.mismatched),
         )
         if names
     ]
     if not much:
         wanted = f"expected at least {LEAST:.0%}: is it the same model and size?"
         raise UserError(f"{lines[0]}, {wanted} ({'; '.join(problems)})")
-    net.load_state_dict({**net.state_dict(), **fitting})
+    net.load_state_dict({**net.state_dict(), **fit.fitting})
+    if below:
+        elsewhere = sum(not name.startswith(below) for name in tensors)
+        lines.append(f"  taken are the tensors below {below}{f'; {elsewhere} others are left out' if elsewhere else ''}")
     lines += [f"  left out, as the classifier's: {listed(heads, 12)}"] if heads else []
-    return [*lines, *(f"  {line}" for line in [*problems, *notes]), *unlike(net, config)]
+    return [*lines, *(f"  {line}" for line in [*problems, *fit.notes]), *unlike(net, config)]
+
+
+def common_beginnings(names: Iterable[str], least: int) -> list[str]:
+    """Those with a dot at their end that at least so many names have, the shortest first."""
+    counts: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        counts.update(".".join(parts[:depth]) + "." for depth in range(1, len(parts)))
+    return sorted((prefix for prefix, count in counts.items() if count >= least), key=lambda prefix: prefix.count("."))
 
 
 def renamed(tensors: dict[str, Tensor], encoder: Any) -> dict[str, Tensor]:

@@ -105,6 +105,10 @@ class Encoder(base.Encoder):
         """The encoder's last layer: -> [B, T, D]."""
         return self.bart.model.encoder(tokens.ids, attention_mask=attention_mask.library_mask(tokens)).last_hidden_state
 
+    def local_features(self, tokens: Tokens) -> Tensor:
+        """Of each token: [B, T] -> [B, T, D]."""
+        return self.hidden(tokens)
+
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens."""
         return text_base.mean(self.hidden(tokens), tokens.mask)

@@ -160,6 +160,10 @@ class Encoder(base.Encoder):
         hidden = self.encode(self.embed(images) + self.positions)
         return hidden[:, 1:].mean(1) if self.pool == "mean" else hidden[:, 0]
 
+    def local_features(self, images: Tensor) -> Tensor:
+        """Of each patch: [B, C, S, S] -> [B, N, D]."""
+        return self.encode(self.embed(images) + self.positions)[:, 1:]
+
     def depth_of(self, name: str) -> int:
         """How deep a parameter of this module sits."""
         if "embeddings." in name:

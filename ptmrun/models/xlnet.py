@@ -127,6 +127,10 @@ class Encoder(base.Encoder):
         body = self.xlnet.transformer
         return attention_mask.attention_weights(self.xlnet, body, tokens.ids, None, perm_mask=unseen, token_type_ids=tokens.types)
 
+    def local_features(self, tokens: Tokens) -> Tensor:
+        """Of each token: [B, T] -> [B, T, D]."""
+        return self.hidden(tokens)
+
     def features(self, tokens: Tokens) -> Tensor:
         """-> [B, D]: the mean of the tokens, or the last one, <cls>."""
         return (text_base.mean if self.pool == "mean" else text_base.last)(self.hidden(tokens), tokens.mask)

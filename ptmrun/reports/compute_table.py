@@ -1,11 +1,10 @@
 """What the parts of a run took to train, as texts; and scores against compute as CSV."""
 
-import csv
-import io
 from typing import Any
 
 from ptmrun.config.compared import METHODS
 from ptmrun.reports import phrases
+from ptmrun.reports.cells import csv_text as cells_as_csv
 
 TITLES = ["training compute", "operations", "steps", "samples seen", "CPU seconds"]
 
@@ -46,16 +45,14 @@ def line(title: str, fit: dict[str, Any], seconds: float | None) -> list[str]:
 def csv_text(sets: list[dict[str, Any]]) -> str:
     """Every point of the picture of scores against compute: one row a repeat. flops: pretraining, paid once, with what
     follows."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["labels_per_class", "method", "flops", "steps", "repeat", "score", "val_score"])
+    rows: list[list[Any]] = [["labels_per_class", "method", "flops", "steps", "repeat", "score", "val_score"]]
     for entry in sets:
         labels, compute = entry["labels_per_class"], entry["verdict"]["compute"]
         for point in entry["curve"]:
             for i, (score, val) in enumerate(zip(point["score"]["values"], point["val_scores"], strict=True)):
-                writer.writerow([labels, METHODS["scratch"].title, point["flops"], point["steps"], i, score, val])
+                rows.append([labels, METHODS["scratch"].title, point["flops"], point["steps"], i, score, val])
         for i, score in enumerate(entry["scores"]["tuned"]["values"]):
             flops = compute["total"] if compute["known"] else None
-            writer.writerow([labels, METHODS["tuned"].title, flops, None, i, score, None])
-            writer.writerow([labels, "fine-tuning alone", compute["tuned"], None, i, score, None])
-    return text.getvalue()
+            rows.append([labels, METHODS["tuned"].title, flops, None, i, score, None])
+            rows.append([labels, "fine-tuning alone", compute["tuned"], None, i, score, None])
+    return cells_as_csv(rows)

@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun.config.compared import METHODS
+from ptmrun.config.compared import METHODS, UNPRETRAINED
 from ptmrun.reports import compute_table, phrases
 from ptmrun.runs.folder import Run
 
@@ -100,7 +100,7 @@ def lengths(run: Run, counts: dict[str, np.ndarray], most: int) -> None:
 
 def layers(run: Run, name: str) -> None:
     """The linear probe of each layer before and after pretraining, where there are any. `name`: its key but the number."""
-    looks = [x for x in run.metrics() if f"{name}1" in x]
+    looks = list(run.metric_lines(f"{name}1"))
     if not looks:
         return
     figure = Figure(figsize=(4, 2.7))
@@ -194,15 +194,17 @@ def embedding(run: Run, maps: dict[str, tuple[np.ndarray, list[str]]], labels: n
 
 def curves(run: Run) -> None:
     """Pretraining loss and the probes over the steps."""
-    lines = [x for x in run.metrics() if x["stage"] == "pretrain"]
-    losses, probes = [x for x in lines if "loss" in x], [x for x in lines if "probe_knn" in x]
+    losses, probes, held = [], [], []
+    for line in run.metric_lines():
+        if line["stage"] == "pretrain":
+            losses += [(line["step"], line["loss"])] if "loss" in line else []
+            probes += [line] if "probe_knn" in line else []
+            held += [(line["step"], line["held_loss"])] if "held_loss" in line and "split" not in line else []
     figure = Figure(figsize=(7.6 if probes else 4, 2.7))
     axes = figure.subplots(1, 2 if probes else 1, squeeze=False)[0]
-    axes[0].plot([x["step"] for x in losses], [x["loss"] for x in losses], color=BLUE, label="training")
-    if held := [x for x in lines if "held_loss" in x and "split" not in x]:
-        axes[0].plot(
-            [x["step"] for x in held], [x["held_loss"] for x in held], "o-", color=ORANGE, label="held out", markersize=3
-        )
+    axes[0].plot([step for step, _ in losses], [loss for _, loss in losses], color=BLUE, label="training")
+    if held:
+        axes[0].plot([step for step, _ in held], [loss for _, loss in held], "o-", color=ORANGE, label="held out", markersize=3)
         axes[0].legend(frameon=False)
     axes[0].set(xlabel="step", ylabel="pretraining loss")
     if probes:
@@ -270,8 +272,10 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
     save(run, "confusion", figure)
 
 
-def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
-    """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations."""
+def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str, pretrained: bool) -> None:
+    """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations.
+    pretrained: whether what was fine-tuned had been."""
+    titles = {kind: method.title for kind, method in METHODS.items()} | ({} if pretrained else {"tuned": UNPRETRAINED.title})
     figure = Figure(figsize=(3.7 * len(panels) + 0.6, 2.6))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (labels, spreads) in zip(axes, panels.items(), strict=True):
@@ -280,7 +284,7 @@ def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str) -> None:
         errors = [spreads[k]["sd"] or 0 for k in kinds]
         colors = [BLUE if k == "tuned" else GRAY for k in kinds]
         axis.barh(
-            [METHODS[k].title for k in kinds],
+            [titles[k] for k in kinds],
             means,
             xerr=errors,
             color=colors,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ptmrun.config.compared import FLOORS, METHODS
+from ptmrun.config.compared import FLOORS, METHODS, UNPRETRAINED
 from ptmrun.reports import verdict
 
 OLDER_SCRATCH = "the same model from random weights, trained as briefly as the fine-tuning"  # of versions that did not count
@@ -38,7 +38,7 @@ def methods(results: dict[str, Any]) -> dict[str, str]:
     own, first = results.get("words", {}), results["by_labels"][0]
     words = {kind: method.phrase for kind, method in METHODS.items()} | {k: own[k] for k in METHODS if k in own}
     if results.get("weights_sha256", "") is None:
-        words |= {"tuned": "trained on the labels from random weights"}
+        words |= {"tuned": UNPRETRAINED.phrase}
     return words if "curve" in first else words | {"scratch": OLDER_SCRATCH}
 
 
@@ -57,6 +57,12 @@ def warnings(results: dict[str, Any]) -> list[str]:
             f"No test sample has, or is taken for, {len(absent)} of the classes ({shown}): macro averages leave them out"
         )
     return lines
+
+
+def signatures(results: dict[str, Any]) -> list[str]:
+    """How scores that others count otherwise are counted, where there are such."""
+    known = results.get("metrics", {}).get("signatures", {})
+    return [f"Counted as: {'; '.join(f'{name} {how}' for name, how in known.items())}"] if known else []
 
 
 def best_floor(entry: dict[str, Any]) -> str | None:

@@ -30,7 +30,7 @@ def write(run: Run) -> Path:
         f"<h1>{esc(run.folder.resolve().name)}</h1>",
         f"<p>Status: {esc(run.manifest['status'])}. <code>{esc(run.manifest.get('command', ''))}</code></p>",
     ]
-    config_file.load(run.path("config.yaml"))  # what is shown below is refused where it is no plain config
+    config_file.load(run.sound("config.yaml"))  # what is shown below is refused where it is no plain config
     parts += recoveries(run.manifest.get("recoveries", []))
     parts += [
         f"<p><strong>Step {esc(x['step'])}: the features may be collapsing.</strong> {esc(x['what'])}</p>"
@@ -105,6 +105,7 @@ def scores(results: dict[str, Any]) -> list[str]:
     seeds = f"mean ± standard deviation over {results['seeds']} repeats" if results["seeds"] > 1 else "one repeat"
     heading = f"{phrases.title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"
     parts.append(f"<h2>{esc(heading)}</h2>{html_table(titles, body)}")
+    parts += [f"<p>{esc(line)}</p>" for line in phrases.signatures(results)]
     if rows := compute_table.lines(results):
         parts.append(html_table(compute_table.TITLES, [(row, False) for row in rows]))
     if groups := results.get("metrics", {}).get("groups"):

@@ -1,9 +1,7 @@
 """Scores of several settings in one table, with the noise of their differences."""
 
 import base64
-import csv
 import functools
-import io
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +14,7 @@ from rich.table import Table
 from ptmrun.config.schema import Role, keys_with
 from ptmrun.errors import UserError
 from ptmrun.reports import figures, phrases, significance, verdict
+from ptmrun.reports.cells import csv_text as cells_as_csv
 from ptmrun.reports.report import STYLE, esc, html_table
 from ptmrun.runs.folder import Run
 
@@ -58,7 +57,7 @@ def scores(run: Run) -> dict[str, list[float]]:
 @functools.cache
 def correctness(run: Run, column: str) -> list[np.ndarray]:
     """How right the prediction of each test sample is, 0 ... 1, one array [N] a repeat; empty where there are no predictions."""
-    path = run.path("predictions.parquet")
+    path = run.sound("predictions.parquet")
     if not path.exists():
         return []
     counted = (results_of(run) or {}).get("counted", "labels per class")
@@ -173,11 +172,9 @@ def duration(seconds: float) -> str:
 def csv_text(rows: list[Row]) -> str:
     """The same for other programs: every number in full."""
     keys, table = list(dict.fromkeys(k for row in rows for k in row.setting)), cells(rows)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     about = ("mean", "sd", "n", "gap", "noise", "outcome", "gain over scratch", "noise of that")
     names = [f"{column} {what}" for column in table for what in about]
-    writer.writerow([*keys, *names, "runs", "seconds"])
+    written: list[list[Any]] = [[*keys, *names, "runs", "seconds"]]
     for i, row in enumerate(rows):
         numbers: list[Any] = []
         for column, line in table.items():
@@ -185,8 +182,8 @@ def csv_text(rows: list[Row]) -> str:
             numbers += [cell.mean, cell.sd, cell.n, cell.gap, cell.noise] if cell else [None] * 5
             numbers += [gain["outcome"], gain["gain_over_scratch"], gain["noise"]] if gain else [None] * 3
         runs = " ".join(str(run.folder) for run in row.runs)
-        writer.writerow([*[row.setting.get(k, "") for k in keys], *numbers, runs, round(row.seconds, 1)])
-    return text.getvalue()
+        written.append([*[row.setting.get(k, "") for k in keys], *numbers, runs, round(row.seconds, 1)])
+    return cells_as_csv(written)
 
 
 def page(rows: list[Row], title: str, before: str = "") -> str:

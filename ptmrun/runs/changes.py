@@ -28,6 +28,8 @@ def allowed(run: Run, old: Config, new: Config) -> list[str]:
                 refused.append(f"{line}: that stage is complete; --fork starts a new run from its weights")
             else:
                 lines.append(f"{line} (the schedule is stretched; not the result of a run that began so)")
+        elif Role.PLACE in role:
+            lines.append(f"{line} (where the same data must lie)")
         else:
             refused.append(f"{line}: changes what is computed; --fork starts a new run with it from the weights so far")
     if refused:

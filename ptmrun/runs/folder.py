@@ -16,12 +16,15 @@ from typing import Any
 import yaml
 
 from ptmrun.config import parsing, schema, secrets
-from ptmrun.errors import UserError, printable
+from ptmrun.errors import UserError
 from ptmrun.runs import records
-from ptmrun.runs.console import console
+from ptmrun.runs.console import console, shown
+from ptmrun.storage import digests
 from ptmrun.storage.files import lock, new_folder, remove, write_atomic
-from ptmrun.storage.safe_read import from_json, plain_json, read
+from ptmrun.storage.safe_read import SPOILT, from_json, lines, lines_from_end, opened, plain_json
 
+DIGESTED = ("config.yaml", "overrides.yaml", "results.json", "samples.json", "predictions.parquet")  # files that are read again
+LARGEST = 2**30  # bytes of one of them
 STATUS = ("running", "done", "failed", "interrupted")
 
 
@@ -58,7 +61,7 @@ class Run:
                 raise
         except OSError as error:
             raise UserError(f"outputs={cfg.outputs}: no run folder can be made there: {error.strerror}") from None
-        link = root / f".latest-{os.getpid()}"
+        link = root / f".latest-{folder.name}"
         with contextlib.suppress(OSError):  # a file system without links has no `latest`
             remove(link)
             link.symlink_to(folder.name)
@@ -92,10 +95,31 @@ class Run:
             raise UserError(f"{path}: a link, a FIFO or a device; refused")
         return path
 
-    def write(self, name: str, data: bytes | str) -> Path:
-        """Text is written without the environment's secrets (see secrets.py)."""
+    def there(self) -> None:
+        """Raises UserError when the folder is gone, so that none of the old name is made beside one that was renamed."""
+        if not self.folder.is_dir():
+            why = "gone: renamed or removed while ptmrun worked in it"
+            raise UserError(f"{self.folder}: {why}; go on with: ptmrun resume <its new name>")
+
+    def sound(self, name: str) -> Path:
+        """The path of a file. Raises UserError when its content is not what was written there last."""
         path = self.path(name)
-        write_atomic(path, secrets.masked(data))
+        known = self.manifest.get("sha256", {}).get(name)
+        if known and path.exists() and (path.stat().st_size > LARGEST or digests.of_file(path) not in known):
+            raise UserError(f"{path}: {SPOILT}")
+        return path
+
+    def write(self, name: str, data: bytes | str) -> Path:
+        """Text is written without the environment's secrets (see secrets.py). The manifest has the digest of what is read again
+        before it is written, beside that of what stood there: a crash between the two leaves one of them."""
+        self.there()
+        path, data = self.path(name), secrets.masked(data)
+        if name in DIGESTED:
+            digest = digests.of_bytes(data.encode() if isinstance(data, str) else data)
+            known = self.manifest.get("sha256", {})
+            if digest not in known.get(name, []):
+                self.update(sha256={**known, name: [digest, *known.get(name, [])[:1]]})
+        write_atomic(path, data)
         return path
 
     def write_json(self, name: str, data: Any) -> None:
@@ -132,14 +156,13 @@ class Run:
 
     def say(self, text: str) -> None:
         """A line for the terminal and for log.txt."""
-        console.print(printable(text), markup=False)
+        console.print(text, markup=False)
         self.note(text)
 
     def note(self, text: str) -> None:
         """A line, or several, for log.txt alone."""
-        plain = "\n".join(map(printable, secrets.masked(text).split("\n")))
         with open(self.path("log.txt"), "a", encoding="utf-8") as file:
-            file.write(f"{now()} {plain}\n")
+            file.write(f"{now()} {shown(text)}\n")
 
     def metric(self, line: dict[str, Any]) -> None:
         """Appends to metrics.jsonl, one write a line, which a full disk leaves out as a whole; and tells the tracker."""
@@ -155,41 +178,81 @@ class Run:
             self.tracker.metric(line)
 
     def cut_metrics(self, tags: dict[str, Any], step: int) -> None:
-        """Drops the lines with these tags after a step: those that a killed process wrote after its last checkpoint."""
-        lines = self.metrics()
-        kept = [x for x in lines if tags.items() - x.items() or x["step"] <= step]
-        if len(kept) < len(lines) or self.path("metrics.jsonl").exists():
-            self.write("metrics.jsonl", "".join(json.dumps(x) + "\n" for x in kept))
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a crash cut short is left out."""
+        """Drops the lines with these tags after a step: those that a killed process wrote after its last checkpoint. They stand
+        among the last ones, of the same stage, so that nothing before these is read, however long the file is."""
         path = self.path("metrics.jsonl")
         if not path.exists():
-            return []
-        entries = []
-        for number, line in enumerate(read(path).split(b"\n")[:-1], start=1):
+            return
+        left: list[bytes] = []  # lines of trainings beside it, the last one first
+        with opened(path, "r+b") as file:
             try:
-                entries.append(records.check(records.Line, from_json(line), f"{path} line {number}"))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: not JSON lines: line {number}: {error}") from None
-        return entries
+                whole = lines_from_end(file)
+                cut, _ = next(whole)
+                between: list[bytes] = []  # since the last line that goes
+                for begin, line in whole:
+                    entry = metrics_line(line, f"{path} at byte {begin}")
+                    mine = not tags.items() - entry.items()
+                    if entry["stage"] != tags["stage"] or (mine and entry["step"] <= step):
+                        break
+                    if mine:
+                        cut, left = begin, left + between
+                        between = []
+                    else:
+                        between.append(line)
+            except ValueError as error:
+                raise UserError(f"{path}: not JSON lines: {error}") from None
+            if not left:
+                file.truncate(cut)
+                return
+            file.seek(0)
+            content = file.read(cut)
+        write_atomic(path, content + b"".join(line + b"\n" for line in reversed(left)))
+
+    def close_metrics(self) -> None:
+        """Takes the digest of metrics.jsonl, to which nothing comes any more; written with the manifest's next update."""
+        path = self.path("metrics.jsonl")
+        if path.exists() and path.stat().st_size <= LARGEST:
+            known = self.manifest.get("sha256", {})
+            self.manifest = {**self.manifest, "sha256": {**known, path.name: [digests.of_file(path)]}}
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of metrics.jsonl, see `metric_lines`."""
+        return list(self.metric_lines())
+
+    def metric_lines(self, having: str = "") -> Iterator[dict[str, Any]]:
+        """The lines of metrics.jsonl, one after the other; a last line that a crash cut short is left out. `having`: only those
+        with an entry whose name begins so, which are read much faster."""
+        path, name = self.sound("metrics.jsonl"), f'"{having}'.encode()
+        for number, line in lines(path) if path.exists() else ():
+            if not having or name in line:
+                entry = metrics_line(line, f"{path} line {number}")
+                if not having or any(key.startswith(having) for key in entry):
+                    yield entry
 
     def results(self) -> dict[str, Any] | None:
         """results.json, where there is one. Raises UserError when it is not what ptmrun writes."""
-        path = self.path("results.json")
+        path = self.sound("results.json")
         return records.check(records.Results, plain_json(path), str(path)) if path.exists() else None
 
     def samples(self) -> list[dict[str, Any]]:
         """What samples.json holds, oldest first; empty where there is none. Raises UserError for what ptmrun does not write."""
-        path = self.path("samples.json")
+        path = self.sound("samples.json")
         return records.check(records.Samples, plain_json(path), str(path))["samples"] if path.exists() else []
 
     def score(self) -> tuple[float | None, float | None, str]:
         """(score on the test split, on held-out training images, its name); of a pretraining alone, the last linear probe."""
         if results := self.results():
             return results["score"], results["val_score"], results["metric"]
-        probes = [x["probe_linear"] for x in self.metrics() if "probe_linear" in x]
+        probes = [x["probe_linear"] for x in self.metric_lines("probe_linear")]
         return (probes[-1], probes[-1], "linear probe") if probes else (None, None, "")
+
+
+def metrics_line(line: bytes, where: str) -> dict[str, Any]:
+    """A line of metrics.jsonl. Raises UserError for what ptmrun does not write."""
+    try:
+        return records.check_line(line) or records.check(records.Line, from_json(line), where)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: {error}; expected JSON lines") from None
 
 
 def stamp() -> str:

@@ -1,5 +1,6 @@
 """Which runs a run started from, and the weights that it has from them."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,44 @@ from ptmrun.config.watched import bare
 from ptmrun.errors import UserError
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
-from ptmrun.storage import tensor_files
+from ptmrun.storage import digests, tensor_files
+from ptmrun.storage.safe_read import SPOILT
 
 ENCODER = "checkpoints/encoder"
 PROCESSOR = "checkpoints/tokenizer"  # what a kind of data saves to make its processor again; of texts the tokenizer
 CHAIN = 20  # runs that start from one another, at most
 EXAMPLES = "checkpoints/examples.safetensors"  # a few test samples, on which exported models are compared
+FINETUNED = "checkpoints/finetuned"
+REFERENCE = "checkpoints/reference.safetensors"  # by which a sample is told to be unlike the training data
 UNFINISHED = ("checkpoints", "state", "pretrain.safetensors")  # while it is being pretrained
 TRAINED_ON = "checkpoints/trained_on.safetensors"  # numbers of the samples (storage/content.py) that a run trains on
 START = "checkpoints/start.safetensors"  # encoder weights from outside, or copied from a run whose pretraining was not complete
 
 
 def source(run: Run, cfg: Config, name: str) -> Path | None:
-    """A file or folder of this run or, when this run has not made it, of the run that `init` names, and so on."""
+    """A file or folder of this run or, when this run has not made it, of the run that `init` names, and so on. Raises UserError
+    when it is an encoder, a processor or fine-tuned weights and not what that run's manifest or the folder's own sums say."""
     for _ in range(CHAIN):
-        if run.path(name).exists():
-            return run.path(name)
+        if (path := run.path(name)).exists():
+            if name == PROCESSOR:
+                digests.check(path)
+            elif name == ENCODER:
+                same_weights(path, encoder_hash(path), run.manifest.get("weights_sha256"))
+            elif path.parent == run.path(FINETUNED):
+                same_weights(path, hash_of(path), run.manifest.get("finetuned_sha256", {}).get(path.stem))
+            return path
         if origin(cfg.init) != "run":
             return None
         run = Run.open(Path(cfg.init))
-        cfg = config_file.load(run.path("config.yaml"))
+        cfg = config_file.load(run.sound("config.yaml"))
     raise UserError(f"init={cfg.init}: the chain of runs that start from one another has no end")
+
+
+def same_weights(path: Path, digest: str, known: str | None) -> str:
+    """The digest. Raises UserError when a manifest knows another: it is compared and never replaced."""
+    if known and digest != known:
+        raise UserError(f"{path}: holds other weights than the manifest says, {digest[:12]} and not {known[:12]}; {SPOILT}")
+    return digest
 
 
 def load_weights(encoder: Any, run: Run, cfg: Config) -> bool:
@@ -54,7 +72,7 @@ def trained_on(cfg: Config) -> torch.Tensor:
         run = Run.open(Path(cfg.init))
         if (file := run.path(TRAINED_ON)).exists():
             found.append(tensor_files.load(file)[0].get("ids", found[0]).to(torch.int64).flatten())
-        cfg = config_file.load(run.path("config.yaml"))
+        cfg = config_file.load(run.sound("config.yaml"))
     return torch.cat(found)
 
 
@@ -67,12 +85,12 @@ def weights_hash(run: Run) -> str | None:
 def parent_of(cfg: Config, start: Path | None = None) -> dict[str, Any]:
     """Name, weight hash and data of the run that `init` names; `start` is where the weights of an unfinished one were copied."""
     parent = Run.open(Path(cfg.init))
-    saved = config_file.load(parent.path("config.yaml"))
+    saved = config_file.load(parent.sound("config.yaml"))
     folder = source(parent, saved, ENCODER)
     if folder is not None:
         weights: str | None = encoder_hash(folder)
     elif (file := start if start and start.exists() else source(parent, saved, START)) is not None:
-        weights = tensor_files.sha256(tensor_files.load(file)[0])
+        weights = hash_of(file)
     elif tensors := unfinished(parent):
         weights = tensor_files.sha256(tensors)
     elif cfg.stage == "evaluate":  # what was fine-tuned from random weights can still be evaluated
@@ -97,5 +115,17 @@ def unfinished(run: Run) -> dict[str, torch.Tensor]:
 
 
 def encoder_hash(folder: Path) -> str:
-    files = {folder / "model.safetensors", *folder.glob("*.safetensors")}  # the library's, and what it has no place for
+    return hash_of(
+        *sorted({folder / "model.safetensors", *folder.glob("*.safetensors")})
+    )  # and what the library has no place for
+
+
+def hash_of(*files: Path) -> str:
+    """Of the tensors in some files; read once as long as they do not change."""
+    states = [file.stat() if file.exists() else None for file in files]
+    return hash_at(files, tuple(s and (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in states))
+
+
+@functools.cache
+def hash_at(files: tuple[Path, ...], _: tuple[Any, ...]) -> str:
     return tensor_files.sha256({k: v for file in files for k, v in tensor_files.load(file)[0].items()})

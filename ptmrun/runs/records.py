@@ -3,8 +3,10 @@
 Only what the code reads is typed; other entries pass and are shown at most.
 """
 
+import math
 from typing import Annotated, Any, Literal
 
+import pydantic_core
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ptmrun.errors import UserError
@@ -26,6 +28,15 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
+def apart(levels: list[float]) -> list[float]:
+    if levels[0] >= levels[1]:
+        raise ValueError("expected black below white")
+    return levels
+
+
+Levels = Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(apart)]
+
+
 class Facts(Record):
     """Of the data."""
 
@@ -34,6 +45,9 @@ class Facts(Record):
     mean: list[float] = []
     std: list[float] = []
     longest_target: Annotated[int, Field(ge=1, le=2**20)] = 1
+    levels: dict[Literal["whole", "decimal"], Levels] = {}
+    unanswered: bool = False
+    text_column: str = ""
 
 
 class Parent(Record):
@@ -84,6 +98,7 @@ class Manifest(Record):
     compute: Compute = Compute()
     weights_sha256: Hash = ""
     finetuned_sha256: dict[str, Hash] = {}
+    sha256: dict[str, list[Hash]] = {}  # of files: of what was written last, and of what stood there before
     recoveries: list[Recovery] = []
     alarms: list[Alarm] = []
     inputs: dict[str, str] = {}
@@ -167,6 +182,7 @@ class Parameters(Record):
 class Metrics(Record):
     groups: dict[str, Group] = {}  # absent where the data has none
     absent: list[str] = []
+    signatures: dict[str, Printable] = {}
 
 
 class Results(Record):
@@ -244,6 +260,17 @@ class State(Record):
     lr_scale: Annotated[float, Field(gt=0, le=1)]
     recoveries: list[dict[str, Any]]
     good_step: Natural
+
+
+def check_line(line: bytes) -> dict[str, Any] | None:
+    """A line of metrics.jsonl, by the short way that most of them can go; None where only the long one says what is wrong."""
+    try:
+        entry = pydantic_core.from_json(line, allow_inf_nan=False)
+        Line.model_validate(entry)
+    except ValueError:
+        return None
+    plain = all(type(v) in (int, float, str, bool) for v in entry.values())
+    return entry if plain and all(math.isfinite(v) for v in entry.values() if type(v) is float) else None
 
 
 def check(kind: type[Record], raw: Any, where: str) -> dict[str, Any]:

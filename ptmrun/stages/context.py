@@ -108,6 +108,10 @@ def planned(
                 run.say(f"  {recovery.describe(event)}")
             run.replace_recoveries(purpose, events)
 
+    def pending() -> int | None:
+        run.there()
+        return context.stop.pending()
+
     if context.cfg.device.compile:
         rng.leave_untraced()
     with Bar(run, purpose, steps, quiet=tags["stage"] != "pretrain") as bar:
@@ -126,7 +130,7 @@ def planned(
                 file=context.state_file(purpose),
                 metric=lambda line: run.metric({**tags, **line}),
                 cut=partial(run.cut_metrics, tags),
-                stop=context.stop.pending,
+                stop=pending,
                 show=bar.show,
                 forward=torch.compile(model) if context.cfg.device.compile else None,
                 precision=context.cfg.device.precision,

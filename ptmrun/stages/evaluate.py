@@ -1,6 +1,7 @@
 """The score on the test split, the floors beside it, and what they mean."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -58,13 +59,13 @@ def evaluate(context: Context) -> None:
     if "confusion" in headline["metrics"]:
         figures.confusion(run, headline["metrics"]["confusion"], data.classes)
     panels = {phrases.labels(entry["labels_per_class"], problem.counted): entry["scores"] for entry in sets}
-    figures.scores(run, panels, problem.metric)
+    figures.scores(run, panels, problem.metric, pretrained)
     if allowed:
         figures.compute(run, sets, problem.metric, problem.counted)
         run.write("compute.csv", compute_table.csv_text(sets))
     draw_features(context, inputs)
     draw_attribution(context)
-    lines = run.metrics()
+    lines = run.metric_lines()
     result = {
         "metric": problem.metric,
         "counted": problem.counted,
@@ -127,13 +128,16 @@ def ranks(context: Context, labels: int | None) -> dict[str, int]:
     return lora.ranks(tensor_files.load(file)[0]) if file else {}
 
 
-def pretraining(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
+def pretraining(lines: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
     """The last values of the pretraining stage, and what the probes said before it."""
-    mine = [x for x in lines if x["stage"] == "pretrain"]
-    if not mine:
+    last, probes = None, []
+    for line in lines:
+        if line["stage"] == "pretrain":
+            last = line if "loss" in line else last
+            probes += [line] if "probe_knn" in line else []
+    if last is None:
         return None
-    losses, probes = [x for x in mine if "loss" in x], [x for x in mine if "probe_knn" in x]
-    result = {"loss": losses[-1]["loss"], "samples_per_s": losses[-1]["samples_per_s"], "steps": losses[-1]["step"]}
+    result = {"loss": last["loss"], "samples_per_s": last["samples_per_s"], "steps": last["step"]}
     for name in ("probe_knn", "probe_linear"):
         if probes:
             result |= {name: probes[-1][name], f"{name}_untrained": probes[0][name]}

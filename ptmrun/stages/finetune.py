@@ -6,10 +6,12 @@ from typing import Any
 from ptmrun.config import schema
 from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.models import batchnorm
-from ptmrun.stages import side_by_side
+from ptmrun.runs.lineage import hash_of, same_weights
+from ptmrun.stages import novelty, side_by_side
 from ptmrun.stages.context import Context
 from ptmrun.stages.trials import (
     Trial,
+    best_trial,
     chosen_labels,
     label_counts,
     new_model,
@@ -19,7 +21,6 @@ from ptmrun.stages.trials import (
     tune,
     weights_file,
 )
-from ptmrun.storage import tensor_files
 from ptmrun.training import optim
 from ptmrun.training.schedule import LEAST, PASSES, layer_decay_of, steps_of
 
@@ -71,5 +72,7 @@ def finetune(context: Context) -> None:
         file = run.path(weights_file(trial))
         if not file.exists():
             train(trial)
-        hashes[trial.name] = tensor_files.sha256(tensor_files.load(file)[0])
+            hashes.pop(trial.name, None)  # of weights that are gone
+        hashes[trial.name] = same_weights(file, hash_of(file), hashes.get(trial.name))
     run.update(finetuned_sha256=hashes)
+    novelty.save(context, best_trial(cfg))

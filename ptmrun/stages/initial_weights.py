@@ -84,6 +84,6 @@ def transferred(context: Context) -> list[str]:
     try:
         context.starting_encoder()
     except UserError as error:
-        parent = config_file.load(Run.open(Path(cfg.init)).path("config.yaml"))
+        parent = config_file.load(Run.open(Path(cfg.init)).sound("config.yaml"))
         raise context.data.misfit(cfg, parent, error) from None
     return [*notes, *context.data.adapted(encoder)]

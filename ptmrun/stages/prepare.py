@@ -1,5 +1,7 @@
 """What comes before the stages: device, data, sizes, and the weights that a run starts from."""
 
+import os
+
 import torch
 
 from ptmrun.batch import packed
@@ -8,7 +10,7 @@ from ptmrun.config.init_source import origin
 from ptmrun.config.schema import Config
 from ptmrun.data.modality import Data, LoadRequest, Progress
 from ptmrun.downstream.class_counts import imbalance
-from ptmrun.errors import UserError
+from ptmrun.errors import UserError, printable
 from ptmrun.finetuning import methods
 from ptmrun.reports import verdict
 from ptmrun.runs.folder import Run
@@ -20,7 +22,8 @@ from ptmrun.stages.initial_weights import as_published, take_outside, take_paren
 from ptmrun.stages.networks import family_of, modality_of, module_of, problem_of
 from ptmrun.stages.pictures import draw
 from ptmrun.stages.trials import label_counts
-from ptmrun.storage import tensor_files
+from ptmrun.storage import digests, tensor_files
+from ptmrun.storage.files import remove
 from ptmrun.training import device
 from ptmrun.training.signals import Stop, check_stop
 
@@ -60,7 +63,7 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     if data.created_splits:
         run.write_json("splits.json", data.created_splits)
     if data.unreadable:
-        run.write("unreadable.txt", "\n".join(data.unreadable) + "\n")
+        run.write("unreadable.txt", "\n".join(map(printable, data.unreadable)) + "\n")
     if origin(cfg.init) == "run":
         take_parent(context)
     elif cfg.init != "random":
@@ -105,7 +108,12 @@ def read(run: Run, cfg: Config, progress: Progress) -> Data:
     )
     data = modality_of(cfg).load(request)
     if not run.path(PROCESSOR).exists():
-        data.save_processor(run.path(PROCESSOR))
+        part = run.path(f"{PROCESSOR}.part")
+        remove(part)  # a left-over, or a link that leads elsewhere
+        data.save_processor(part)
+        if part.exists():  # a kind of data may have nothing to save
+            digests.seal(part)
+            os.replace(part, run.path(PROCESSOR))
     return data
 
 
@@ -152,6 +160,8 @@ def check_labels(context: Context) -> None:
             t for t in there if "labels" not in choices.spec("task", t).needs and choices.spec("task", t).requires <= provided
         ]
         raise UserError(f"task={cfg.task.name}: needs classes, the data has none; without them there is: task={', '.join(fits)}")
+    if data.no_classes and (cfg.stage != "pretrain" or "labels" in task.needs):
+        raise UserError(f"stage={cfg.stage}: {data.no_classes}; choose another column of labels, or other class folders")
     if cfg.stage == "pretrain" or (cfg.stage == "all" and not labelled(context)):
         return
     if not labelled(context):

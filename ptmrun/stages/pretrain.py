@@ -9,7 +9,7 @@ from ptmrun.finetuning import methods
 from ptmrun.models.modes import eval_mode
 from ptmrun.objectives.base import Objective
 from ptmrun.reports import figures
-from ptmrun.runs.lineage import ENCODER, encoder_hash
+from ptmrun.runs.lineage import ENCODER, encoder_hash, same_weights
 from ptmrun.stages import compute, probe, text_samples
 from ptmrun.stages.context import Context, batches_of, labelled, planned
 from ptmrun.stages.pictures import draw_pretraining
@@ -26,12 +26,13 @@ def pretrain(context: Context) -> None:
     run, folder, objective = context.run, context.run.path(ENCODER), None
     compute.note_pretraining(context)
     if not folder.exists():
+        run.manifest.pop("weights_sha256", None)  # of weights that are gone
         with run.clock("pretrain"):
             objective = train_objective(context)
         tensor_files.save(run.path(HEADS), heads_of(objective))
         context.recompute_statistics(objective.encoder, context.data.corpus)
         objective.encoder.save(folder, *context.processor.preprocessing)
-    run.update(weights_sha256=encoder_hash(folder))
+    run.update(weights_sha256=same_weights(folder, encoder_hash(folder), run.manifest.get("weights_sha256")))
     if run.path(HEADS).exists() and not run.path(CURVES).exists():
         draw_pretraining(context, objective or saved_objective(context))
         figures.curves(run)  # the last picture, which says that there are all
@@ -71,13 +72,13 @@ def train_objective(context: Context) -> Objective:
             values, said = values | judged, [describe(judged), *said]
         run.metric({**tags, "step": step, **values})
         run.say(f"  step {step}: {'; '.join(said)}")
-        before = next(x for x in run.metrics() if "effective_rank" in x)
+        before = next(run.metric_lines("effective_rank"))
         if alarm := probe.collapse(values, before, len(data.val)):
             run.say(f"  Warning: the features may be collapsing: {alarm}. To try: {objective.collapse_hints}")
             earlier = [a for a in run.manifest.get("alarms", []) if a["step"] < step]  # a killed process may have been further
             run.update(alarms=[*earlier, {"step": step, "what": alarm}])
 
-    if loop.probes and not run.metrics():
+    if loop.probes and not any(run.metric_lines()):
         probe_now(0)
     at = frozenset(round(steps * i / loop.probes) for i in range(1, loop.probes + 1))
     with planned(context, objective, data.corpus, loop, steps, cfg.seed, tags, probe=probe_now, probe_at=at) as (batches, plan):

@@ -13,9 +13,11 @@ from ptmrun.config.watched import bare
 from ptmrun.errors import UserError
 from ptmrun.reports import figures
 from ptmrun.reports.captions import CAPTIONS
+from ptmrun.runs.console import console
 from ptmrun.runs.folder import Run
-from ptmrun.runs.lineage import source
+from ptmrun.runs.lineage import REFERENCE, source
 from ptmrun.stages.context import Context
+from ptmrun.storage import tensor_files
 
 SECTIONS = {  # of the config, that a stage's outcome depends on beside the weights it starts from
     "pretrain": ("model", "task", "dataset", "pretrain"),
@@ -29,7 +31,7 @@ FILES = {  # that a stage makes; with the last of them in place it finds its wor
         "checkpoints/heads.safetensors",
         "checkpoints/encoder",
     ),
-    "finetune": ("checkpoints/finetuned",),
+    "finetune": (REFERENCE, "checkpoints/finetuned"),
     "evaluate": ("checkpoints/logits",),
 }
 METRICS = {
@@ -70,10 +72,10 @@ def take(context: Context, stage: str, wanted: str) -> None:
     if run.path(FILES[stage][-1]).exists():
         return
     for twin in others(run):
-        if twin.manifest.get("inputs", {}).get(stage) == wanted and twin.path(FILES[stage][-1]).exists():
+        if twin.manifest.get("inputs", {}).get(stage) == wanted and twin.path(FILES[stage][-1]).exists() and sound(twin, stage):
             same = twin.manifest.get("data", {}).get("fingerprint") == context.data.fingerprint
             run.cut_metrics({"stage": METRICS[stage]}, -1)
-            for line in twin.metrics():
+            for line in twin.metric_lines():
                 if line["stage"] == METRICS[stage]:
                     run.metric({k: v for k, v in line.items() if k != "time" and (same or k not in PROBED)})
             sections, noted = (*SECTIONS[stage], "device"), context.cfg.noted
@@ -90,6 +92,19 @@ def take(context: Context, stage: str, wanted: str) -> None:
                     copy(twin, run, name)
             run.say(f"Stage {stage} has been done with the same inputs: taken from {twin.folder}")
             return
+
+
+def sound(twin: Run, stage: str) -> bool:
+    """Whether the checkpoints of a stage are as they were written; says which is not."""
+    try:
+        for name in FILES[stage]:
+            for path in [twin.path(name), *twin.path(name).glob("*")]:
+                if path.suffix == ".safetensors" and path.exists():
+                    tensor_files.load(path)
+    except UserError as error:
+        console.print(f"skip_done: not taken from {twin.folder}: {error}", markup=False)
+        return False
+    return True
 
 
 def belongs(recovery: dict[str, Any], stage: str) -> bool:

@@ -12,7 +12,7 @@ from ptmrun.config import parsing, schema
 from ptmrun.config.init_source import origin
 from ptmrun.config.schema import Config
 from ptmrun.config.watched import watch
-from ptmrun.errors import Interrupted, UserError, printable
+from ptmrun.errors import LESS_MEMORY, Interrupted, UserError, first_line, out_of_memory
 from ptmrun.loggers import tracker
 from ptmrun.reports import projection, report
 from ptmrun.runs import changes, config_file, provenance
@@ -48,7 +48,7 @@ def resume(run: Run, cfg: Config) -> None:
         run.manifest = Run.open(run.folder).manifest
         if run.manifest["status"] == "done":
             raise UserError(f"{run.folder}: done already; nothing to resume (--fork starts a new run from its weights)")
-        changed = changes.allowed(run, config_file.load(run.path("config.yaml")), cfg)
+        changed = changes.allowed(run, config_file.load(run.sound("config.yaml")), cfg)
         run.say(f"Resuming {run.folder} ({run.manifest['status']})")
         for line in changed:
             run.say(f"  changed: {line}")
@@ -56,7 +56,12 @@ def resume(run: Run, cfg: Config) -> None:
         if changed:
             run.update(changed=[*run.manifest.get("changed", []), *changed])
             run.write("config.yaml", parsing.dump(cfg))
-        execute(run, cfg)
+        try:
+            execute(run, cfg)
+        except UserError as error:
+            lost = [key for key in ("dataset.root", "downstream.root") if error.args[0].startswith(f"{key}=")]
+            hints = [f"if that has moved: ptmrun resume {run.typed} {key}=PLACE" for key in lost if ": no such " in error.args[0]]
+            raise UserError(*error.args, *hints) from None
 
 
 @contextlib.contextmanager
@@ -64,7 +69,9 @@ def watched(run: Run) -> Iterator[None]:
     """Marks the run failed or interrupted when it ends early."""
 
     def end(status: str, why: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk must not hide the error
+        with contextlib.suppress(
+            OSError, MemoryError, UserError
+        ):  # a full disk, or a folder that is gone, must not hide the error
             run.update(status=status, error=why, ended=now())
             run.note(f"{status}: {why}")
 
@@ -72,13 +79,20 @@ def watched(run: Run) -> Iterator[None]:
         yield
     except Interrupted as stop:
         end("interrupted", str(stop))
-        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {printable(run.typed)}", markup=False)
+        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {run.typed}", markup=False)
         raise
     except UserError as error:
         end("failed", str(error))
         raise UserError(*error.args, f"the run so far is in {run.folder}") from None
-    except OSError as error:
-        end("failed", str(error))
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
+        lacking = f"out of memory ({first_line(error)})"
+        why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        end("failed", lacking if out_of_memory(error) else why)
+        if out_of_memory(error):
+            hint = f"what was written before is intact; with more memory go on with: ptmrun resume {run.typed}"
+            raise UserError(f"{lacking}: {LESS_MEMORY}; {hint}") from None
+        if not isinstance(error, OSError):
+            raise
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         hint = f"what was written before is intact; afterwards go on with: ptmrun resume {run.typed}"
@@ -95,7 +109,7 @@ def execute(run: Run, cfg: Config) -> None:
     """Runs the stages that the config asks for; each skips what it finds done."""
     stop = Stop()
     with watched(run), stop.handled():
-        console.print(f"Run folder: {printable(str(run.folder))}", markup=False)
+        console.print(f"Run folder: {run.folder}", markup=False)
         read = set(run.manifest.get("read", []))
         context = prepare(run, watch(cfg, read), stop)
         cfg = context.cfg
@@ -119,6 +133,7 @@ def execute(run: Run, cfg: Config) -> None:
         report_dead_keys(run, cfg, read)
         shutil.rmtree(run.path("checkpoints", "state"), ignore_errors=True)  # what only resuming needs
         run.manifest = {k: v for k, v in run.manifest.items() if k != "error"} | {"status": "done", "ended": now()}
+        run.close_metrics()
         path = report.write(run)  # before the manifest says done: a run that is done is whole
         run.update()
         run.say(f"Report: {path}")
@@ -126,7 +141,7 @@ def execute(run: Run, cfg: Config) -> None:
 
 def report_dead_keys(run: Run, cfg: Config, read: set[str]) -> None:
     """Names the keys that were given and that nothing read: a warning, or with strict=true a UserError."""
-    overrides = config_file.load_plain(run.path("overrides.yaml"))
+    overrides = config_file.load_plain(run.sound("overrides.yaml"))
     given = [o.lstrip("+").split("=", 1)[0] for o in overrides]
     known = schema.flat(parsing.plain(cfg))
     dead = [key for key in dict.fromkeys(given) if "." in key and key in known and key not in read]

@@ -51,6 +51,11 @@ def trials(cfg: Any, kind: str, labels: int | None) -> list[Trial]:
     return [Trial(labels, kind, 1000 * cfg.seed + i) for i in range(cfg.finetune.seeds)]
 
 
+def best_trial(cfg: Any) -> Trial:
+    """The first repeat with most labels, which stands for the run."""
+    return trials(cfg, "tuned", label_counts(cfg)[-1])[0]
+
+
 def chosen_labels(context: Context, trial: Trial) -> Any:
     train_split = context.data.train
     indices = context.problem.subset(train_split, context.classes, trial.labels, trial.seed)
@@ -153,7 +158,7 @@ def validation_score(context: Context, model: Any) -> float:
         return context.problem.score(predict_split(context, model, val), val)
 
 
-def predict_split(context: Context, model: Any, samples: Any) -> dict[str, Tensor]:
+def predict_split(context: Networks, model: Any, samples: Any) -> dict[str, Tensor]:
     """What a model predicts of all samples, in their order."""
     samples, place = samples.sorted_by_length()
     return {name: rows[place] for name, rows in model.predict(context.processor(batch) for batch in samples.all()).items()}

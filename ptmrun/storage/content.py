@@ -21,15 +21,26 @@ def hashes(paths: Iterable[Path]) -> list[str]:
     with contextlib.ExitStack() as stack:
         table = None
         with contextlib.suppress(OSError, sqlite3.Error):  # without a table all files are read
-            folder = cache_folder()
-            folder.mkdir(parents=True, exist_ok=True)
-            table = stack.enter_context(contextlib.closing(sqlite3.connect(folder / "contents.sqlite", timeout=30)))
-            table.execute("create table if not exists contents (path blob primary key, state text, hash text)")
+            file = cache_folder() / "contents.sqlite"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                table = opened(file, stack)
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError:  # what stands there is none: cut short, or another file
+                file.unlink()
+                table = opened(file, stack)
         found = [of_file(path, table) for path in paths]
         with contextlib.suppress(sqlite3.Error):
             if table:
                 table.commit()
         return found
+
+
+def opened(file: Path, stack: contextlib.ExitStack) -> sqlite3.Connection:
+    table = stack.enter_context(contextlib.closing(sqlite3.connect(file, timeout=30)))
+    table.execute("create table if not exists contents (path blob primary key, state text, hash text)")
+    return table
 
 
 def of_file(path: Path, table: sqlite3.Connection | None) -> str:

@@ -2,12 +2,19 @@
 
 import contextlib
 import fcntl
+import math
 import os
+import re
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from ptmrun.errors import UserError
+
+NEW = re.compile(r"\.[0-9a-f]{32}(\.new|\.npy|-\d+\.corpus|-\d+\.json)")  # being written; the last three by earlier versions
+LEFT_OVER = 86_400  # seconds without a change, after which nobody writes it any more
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -62,3 +69,15 @@ def new_folder(root: Path, stem: str) -> Path:
 def cache_folder() -> Path:
     """`$PTMRUN_CACHE`, or ptmrun in the user's cache folder."""
     return Path(os.environ.get("PTMRUN_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ptmrun").expanduser()
+
+
+def new_entry(path: Path) -> Path:
+    """Where to write a file or folder of the cache folder, which then replaces `path` as a whole: a name beside it that no other
+    process has, of another machine or container neither. Takes away what processes that were killed were writing a day ago."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(".*"):
+        with contextlib.suppress(OSError):
+            changed = max(p.lstat().st_mtime for p in (left, *left.glob("*"))) if NEW.fullmatch(left.name) else math.inf
+            if time.time() - changed > LEFT_OVER:
+                remove(left)
+    return path.with_name(f".{uuid.uuid4().hex}.new")

@@ -1,4 +1,4 @@
-"""Checkpoints are safetensors files with a JSON header: written atomically, loaded as data, hashed."""
+"""Checkpoints are safetensors files with a JSON header and a digest: written atomically, loaded as data, checked, hashed."""
 
 import hashlib
 import json
@@ -12,19 +12,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ptmrun.errors import UserError
+from ptmrun.errors import NO_MEMORY, UserError
 from ptmrun.storage.files import remove
-from ptmrun.storage.safe_read import from_json
+from ptmrun.storage.safe_read import SPOILT, from_json
+
+HEADER = {"format", "state", "sha256"}  # entries of the metadata
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
     """Writes tensors and a JSON-able state; after a crash at any moment `path` holds the old content or the new one."""
+    check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     remove(part)  # a left-over, or a link that leads elsewhere
     try:
         plain = unshared({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
-        save_file(plain, part, metadata={"format": "pt", "state": json.dumps(state or {})})
+        header = {"format": "pt", "state": json.dumps(state or {})}
+        save_file(plain, part, metadata={**header, "sha256": digest_of(plain, header)})
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -32,6 +36,16 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | N
         part.unlink(missing_ok=True)
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{path}: cannot be written: {reason}; what was there before is intact") from None
+
+
+def check_name(path: Path) -> None:
+    """Raises UserError for a path that safetensors cannot open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}: this name is not UTF-8, which the safetensors library needs; rename the folder, or work inside of it (cd)"
+        ) from None
 
 
 def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -47,7 +61,9 @@ def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors, state). Raises UserError when the file is missing or no safetensors file; it is never unpickled."""
+    """(tensors, state). Raises UserError when the file is missing, no safetensors file, or not as `save` wrote it; it is never
+    unpickled. Files of other makers and of older versions carry no digest."""
+    check_name(path)
     if not path.is_file() or path.is_symlink():
         raise UserError(f"{path}: {'not a regular file; refused' if os.path.lexists(path) else 'missing'}")
     if path.stat().st_size > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
@@ -55,12 +71,23 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-            state = from_json((file.metadata() or {}).get("state", "{}"))
+            header = dict(file.metadata() or {})
+        written = header.pop("sha256", None)
+        if (written and written != digest_of(tensors, header)) or ("state" in header and header.keys() - HEADER):
+            raise UserError(f"{path}: {SPOILT}")
+        state = from_json(header.get("state", "{}"))
     except (SafetensorError, ValueError, RecursionError, OSError) as error:
+        if NO_MEMORY.search(str(error)):
+            raise MemoryError(f"{path}: {error}") from None
         raise UserError(f"{path}: not a whole safetensors file ({str(error)[:80]}); refused") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: its header holds no state; refused")
     return tensors, state
+
+
+def digest_of(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    """Of tensors and of the header that is saved with them."""
+    return hashlib.sha256(f"{sha256(tensors)} {sorted(header.items())}".encode()).hexdigest()
 
 
 def into(module: nn.Module, tensors: Mapping[str, Tensor], path: Path, sound: bool = True) -> None:

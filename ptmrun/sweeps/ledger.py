@@ -7,13 +7,18 @@ outputs/<time>_sweep/
     results.csv report.html
 """
 
+import contextlib
+import fcntl
 import os
 import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from ptmrun.config import secrets
 from ptmrun.config.schema import Strict
 from ptmrun.errors import UserError
 from ptmrun.runs.folder import Run, locked
@@ -27,7 +32,7 @@ class Job(Strict):
     """One job. `score` is what its run is ranked by: the score on the test split, or the last linear probe of a pretraining."""
 
     number: Annotated[int, Field(ge=0)]
-    overrides: list[str]
+    overrides: list[Annotated[str, Field(pattern=r"^[^=\s]+=")]]
     status: Literal["queued", "running", "done", "failed", "killed", "interrupted", "pruned"] = "queued"
     score: float | None = None
     val_score: float | None = None
@@ -75,7 +80,7 @@ class Ledger:
 
     def write(self, job: Job, **changes: Any) -> Job:
         """Saves a job with changes; returns it."""
-        job = Job.model_validate({**job.model_dump(), **changes})
+        job = Job.model_validate({**job.model_dump(), **secrets.masked(changes)})
         write_atomic(self.path(job.number) / "job.json", job.model_dump_json(indent=2) + "\n")
         return job
 
@@ -88,6 +93,22 @@ class Ledger:
             return Run.open(folder)
         except UserError:
             return None
+
+    @contextlib.contextmanager
+    def held(self, number: int) -> Iterator[int | None]:
+        """The job's lock, as the number of an open file, which its holder's children may inherit and then hold as well; waits for
+        whoever holds it. None when the sweep is stopping."""
+        path = self.path(number) / ".lock"
+        if path.is_symlink():
+            raise UserError(f"{path}: a link; refused")
+        with open(path, "a") as file:
+            while not self.stopping():
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.2)
+            yield None if self.stopping() else file.fileno()
 
     def stop(self) -> None:
         """Asks the jobs that run to save and end, whichever process works on them, and the others not to begin."""

@@ -2,6 +2,7 @@
 
 from ptmrun.config.compared import METHODS
 from ptmrun.reports import phrases, significance
+from ptmrun.reports.cells import markdown_cell
 from ptmrun.reports.scores_table import Row
 from ptmrun.runs.folder import Run
 
@@ -36,7 +37,7 @@ def methods(rows: list[Row], key: str, labels: int | None, about: tuple[str, str
     for row, count in zip(rows, counts, strict=True):
         scores = [values(row.runs, labels, m) for m in columns]
         best = max((significance.spread(v)["mean"] for v in scores if v), default=None)
-        text.append(bar([row.setting[key], *([count] if several else []), *(written(v, best) for v in scores)]))
+        text.append(bar([row.setting.get(key, ""), *([count] if several else []), *(written(v, best) for v in scores)]))
     return "\n".join(text)
 
 
@@ -47,11 +48,11 @@ def head(titles: list[str], *about: str) -> list[str]:
 
 def table(rows: list[Row], keys: list[str], labels: int | None, kind: str, about: tuple[str, str]) -> str:
     """Mean ± standard deviation over the runs of a setting; the best of a row is bold."""
-    lines, columns = (list(dict.fromkeys(row.setting[key] for row in rows)) for key in keys)
-    where = {(row.setting[keys[0]], row.setting[keys[1]]): values(row.runs, labels, kind) for row in rows}
+    lines, columns = (list(dict.fromkeys(row.setting.get(key, "") for row in rows)) for key in keys)
+    where = {(row.setting.get(keys[0], ""), row.setting.get(keys[1], "")): values(row.runs, labels, kind) for row in rows}
     if not any(where.values()):
         return ""
-    every = {name: [run for row in rows if row.setting[keys[0]] == name for run in row.runs] for name in lines}
+    every = {name: [run for row in rows if row.setting.get(keys[0], "") == name for run in row.runs] for name in lines}
     floors = [f for f in BELOW[kind] if any(values(every[name], labels, f) for name in lines)]
     titles = [keys[0], *(METHODS[f].column for f in floors), *columns]
     text = head(titles, *about, SCORES[kind])
@@ -84,4 +85,4 @@ def written(scores: list[float], best: float | None) -> str:
 
 
 def bar(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(markdown_cell, cells))} |"

@@ -4,6 +4,7 @@ The study is a sqlite file in the sweep's folder, so a search goes on where it w
 held-out training images, never the test split.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ class Pruner:
         self.trial = library.trial.Trial(study, study.trials[number]._trial_id)
         self.seen = -1
 
-    def hopeless(self, metrics: list[dict[str, Any]]) -> bool:
+    def hopeless(self, metrics: Iterable[dict[str, Any]]) -> bool:
         """Whether the last probe is below the median of what other trials had at that step."""
         for line in metrics:
             if "probe_linear" in line and line["step"] > self.seen:

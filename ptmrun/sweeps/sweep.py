@@ -5,7 +5,6 @@ So a job that has been done is skipped wherever it runs, and a crash, a leak or 
 """
 
 import contextlib
-import html
 import itertools
 import os
 import shlex
@@ -22,7 +21,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from ptmrun.compose import compose
-from ptmrun.config import choices, parsing, schema
+from ptmrun.config import choices, parsing, schema, secrets
 from ptmrun.config.grammar import assigned, compose_raw, parsed, quoted, sort_overrides, unknown
 from ptmrun.errors import Misfit, UserError
 from ptmrun.runs.console import console
@@ -37,6 +36,7 @@ Launch = Callable[[list[Job]], None]
 
 def run(overrides: list[str]) -> int:
     """A sweep from its command to its table. Returns 0 when every job is done, 1 when one is not."""
+    secrets.refuse(dict(o.partition("=")[::2] for o in overrides))  # before the ledger holds them
     *_, mistakes = sort_overrides(overrides, sweep=True)
     if mistakes:
         raise UserError(*mistakes)
@@ -211,17 +211,24 @@ def launcher(ledger: Ledger, prune: bool, overrides: list[str]) -> Iterator[Laun
 
 def job(settings: Any) -> None:
     """One job, wherever the launcher runs it: starts `ptmrun`, follows it and writes down how it ended."""
-    ledger = Ledger(Path(settings.sweep.folder))
-    entry = ledger.job(settings.sweep.job)
-    if entry.status == "done" or ledger.stopping():
-        return
+    ledger, number = Ledger(Path(settings.sweep.folder)), settings.sweep.job
+    with ledger.held(number) as lock:
+        if lock is not None:
+            attempt(ledger, ledger.job(number), settings.sweep.prune, lock)
+
+
+def attempt(ledger: Ledger, entry: Job, prune: bool, lock: int) -> None:
+    """Does a job that nothing else works on; its child holds the job's lock too, and keeps it when this process is killed."""
     begun, before = time.monotonic(), ledger.run(entry)
-    while before is not None and locked(before):  # a process of the sweep that was killed may live on for a moment
+    if entry.status == "done":
+        return
+    while before is not None and locked(before):  # what a killed process has left, such as its loader's workers
         if time.monotonic() - begun > 20:
             other = entry.process or "another process"
             ledger.write(entry, status="failed", reason=f"{other} is working on its run; resume the sweep later")
             return
         time.sleep(0.2)
+        before = ledger.run(entry)  # which may have ended well meanwhile
     folder = ledger.path(entry.number)
     made = entry.run if before is not None else None  # a run whose folder is gone is made anew
     entry = ledger.write(entry, status="running", process=this_process(), reason=None, run=made)
@@ -231,9 +238,11 @@ def job(settings: Any) -> None:
         words = ["resume", str(before.folder)] if before is not None else [*entry.overrides, f"outputs={quoted(folder)}"]
         remove(folder / "stderr.txt")  # of an earlier attempt, or a link
         with open(folder / "stderr.txt", "xb") as errors:
-            child = subprocess.Popen([sys.executable, "-m", "ptmrun", *words], stdout=subprocess.DEVNULL, stderr=errors)
+            child = subprocess.Popen(
+                [sys.executable, "-m", "ptmrun", *words], stdout=subprocess.DEVNULL, stderr=errors, pass_fds=[lock]
+            )
             with forwarded(child) as received:
-                pruned = follow(child, ledger, entry, settings.sweep.prune)
+                pruned = follow(child, ledger, entry, prune)
                 asked = bool(received)
         code = child.returncode
     after = ledger.run(entry)
@@ -281,7 +290,7 @@ def follow(child: subprocess.Popen, ledger: Ledger, entry: Job, prune: bool) -> 
             asked = True
         if pruner and time.monotonic() - looked > 1:
             looked, run = time.monotonic(), ledger.run(entry)
-            if run and pruner.hopeless(run.metrics()):
+            if run and pruner.hopeless(run.metric_lines("probe_linear")):
                 child.terminate()
                 child.wait()
                 return True
@@ -340,6 +349,7 @@ def shown(ledger: Ledger) -> Iterator[None]:
 def finish(ledger: Ledger) -> None:
     """Writes results.csv and report.html and shows the table: one row a setting, seeds and folds together."""
     from ptmrun.reports import scores_table
+    from ptmrun.reports.report import esc
     from ptmrun.sweeps import markdown_table
 
     for entry in ledger.jobs():
@@ -349,15 +359,16 @@ def finish(ledger: Ledger) -> None:
     rows = rows_of(ledger, jobs)
     if rows:
         console.print(scores_table.table(rows, "Scores (mean ± sd over seeds and folds)"))
-        write_atomic(ledger.folder / "results.csv", scores_table.csv_text(rows))
+        write_atomic(ledger.folder / "results.csv", secrets.masked(scores_table.csv_text(rows)))
         if text := markdown_table.markdown(rows):
             write_atomic(ledger.folder / "matrix.md", text)
             console.print(f"Table: {os.path.relpath(ledger.folder / 'matrix.md')}", markup=False)
     settings = varying(jobs)
     left = [f"{title(settings[j.number])}: {j.status}. {j.reason or ''}" for j in jobs if j.status != "done"]
-    missing = [f"<li>{html.escape(line)}</li>" for line in left]
+    missing = [f"<li>{esc(line)}</li>" for line in left]
     before = f"<p>{len(jobs)} jobs, {len(missing)} of them without a result.</p><ul>{''.join(missing)}</ul>" if missing else ""
-    write_atomic(ledger.folder / "report.html", scores_table.page(rows, ledger.folder.resolve().name, before))
+    page = scores_table.page(rows, ledger.folder.resolve().name, before)
+    write_atomic(ledger.folder / "report.html", secrets.masked(page))
     console.print(f"Report: {os.path.relpath(ledger.folder / 'report.html')}", markup=False)
 
 

@@ -1,5 +1,6 @@
 """Where a run computes and how precisely. Choices made by measuring are stored in the saved config, so they are made once."""
 
+import contextlib
 import ctypes
 import fcntl
 import json
@@ -60,8 +61,11 @@ def known_bf16_speed(device: torch.device, threads: int) -> float:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file.with_suffix(".lock"), "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            known = plain_json(file) if file.exists() else {}
-            if key not in known:
+            known: Any = {}
+            with contextlib.suppress(UserError):  # none yet, or cut short
+                known = plain_json(file)
+            known = known if isinstance(known, dict) else {}
+            if not isinstance(known.get(key), float):
                 known[key] = round(bf16_speed(device), 2)
                 write_atomic(file, json.dumps(known, indent=2) + "\n")
     except OSError:  # a cache that cannot be written to

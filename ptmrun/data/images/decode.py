@@ -2,10 +2,9 @@
 
 import contextlib
 import hashlib
-import io
+import json
 import os
-import time
-import uuid
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,31 +17,77 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ptmrun.data.images import levels
 from ptmrun.data.sources import Pictures
 from ptmrun.errors import UserError
 from ptmrun.storage.content import number
-from ptmrun.storage.files import cache_folder, write_atomic
+from ptmrun.storage.files import cache_folder, new_entry
 
 Image.MAX_IMAGE_PIXELS = 200_000_000
-BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+ORIENTATION = 0x0112  # in EXIF
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SURVEYED, PEEKED = 512, 16  # pictures of a split
 GRAY_MODES = {"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"}
 
 
+class Broken(Exception):
+    """A picture that is not there, or cannot be decoded."""
+
+
+@contextlib.contextmanager
+def decoding() -> Iterator[None]:
+    """What goes wrong inside is Broken: each of Pillow's many decoders raises what it likes at damaged bytes."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise Broken(str(error)) from error
+
+
 def picture(source: Pictures, index: int) -> Image.Image:
-    """The decoded picture, upright. Raises one of BROKEN."""
-    with warnings.catch_warnings():
+    """The decoded picture, upright. Raises Broken."""
+    with warnings.catch_warnings(), decoding():
         warnings.simplefilter("ignore")  # PIL warns of odd metadata, which does not matter for the pixels
         with source.picture(index) as image:
+            raw = str(next(iter(getattr(image, "tile", [])), ""))
             image.load()
-            return ImageOps.exif_transpose(image)
+            if image.mode == "I" and re.search(r"'I;32[BN]?'", raw):  # without a sign, which Pillow's own has
+                image.info["unsigned"] = True
+            if image.mode.startswith("RGB") and ";16" in raw:  # of which Pillow takes the upper 8 bits
+                image.info["upper"] = True
+            return upright(image)
 
 
-def tensor(image: Image.Image, size: int, channels: int) -> Tensor:
-    """Any mode -> uint8 [channels, size, size]: 16 bit scaled to 8, transparency on white, short side resized, centre cropped."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float32)
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        image = Image.fromarray(np.clip(values * (255 / top), 0, 255).astype(np.uint8))
+def upright(image: Image.Image) -> Image.Image:
+    """As its EXIF says that it was taken, which need not be whole: what else stands there does not matter for the pixels."""
+    turn = None
+    with contextlib.suppress(Broken), decoding():
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    return image.copy() if turn is None else image.transpose(turn)
+
+
+def reason(error: BaseException) -> str:
+    """Why a picture could not be decoded."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "is no image of a kind that can be read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return f"cannot be decoded: {error}"
+
+
+def tensor(image: Image.Image, size: int, channels: int, scales: levels.Ranges | None = None) -> Tensor:
+    """Any mode -> uint8 [channels, size, size]: more than 8 bits scaled to 8 as in the whole data set (see levels.py),
+    transparency on white, short side resized, centre cropped."""
+    image = levels.to_8_bits(image, scales)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -52,34 +97,48 @@ def tensor(image: Image.Image, size: int, channels: int) -> Tensor:
     return torch.from_numpy(np.array(image)).reshape(size, size, channels).permute(2, 0, 1).contiguous()
 
 
-def survey(source: Pictures, most: int = 512) -> tuple[int, int]:
-    """(median short side, channels) of evenly spaced pictures; channels is 1 when all of them are gray, else 3."""
-    sides, gray = [], True
+def some(source: Pictures, most: int) -> Iterator[Image.Image]:
+    """Evenly spaced pictures, but for those that cannot be decoded."""
     for i in np.unique(np.linspace(0, len(source) - 1, most).astype(int)):
-        try:
-            image = picture(source, int(i))
-        except BROKEN:
-            continue
+        with contextlib.suppress(Broken):
+            yield picture(source, int(i))
+
+
+def survey(source: Pictures) -> tuple[int, int, levels.Ranges]:
+    """(median short side, channels, values of those beyond 8 bits) of evenly spaced pictures; channels is 1 when all of them are
+    gray, else 3."""
+    sides, gray, ranges = [], True, levels.Ranges()
+    for image in some(source, SURVEYED):
         sides.append(min(image.size))
         gray &= image.mode in GRAY_MODES
+        ranges = levels.joined(ranges, levels.surveyed(image))
     if not sides:
         raise UserError(f"no image of the data can be decoded; the first is {source.label_of(0)}")
-    return int(np.median(sides)), 1 if gray else 3
+    return int(np.median(sides)), 1 if gray else 3, ranges
+
+
+def other_ranges(others: Iterable[Pictures], ranges: levels.Ranges) -> levels.Ranges:
+    """`ranges` of a training split, widened by those of other splits: where it has none, by a look at a few pictures of each."""
+    for source in others:
+        for image in some(source, SURVEYED if ranges else PEEKED):
+            ranges = levels.joined(ranges, levels.surveyed(image))
+    return ranges
 
 
 class Decoder(Dataset):
     """index -> (uint8 [C, S, S], decoded); a picture that cannot be decoded is mid-gray."""
 
-    def __init__(self, source: Pictures, size: int, channels: int):
-        self.source, self.size, self.channels = source, size, channels
+    def __init__(self, source: Pictures, size: int, channels: int, scales: levels.Ranges):
+        self.source, self.size, self.channels, self.scales = source, size, channels, scales
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor, bool]:
         try:
-            return tensor(picture(self.source, int(index)), self.size, self.channels), True
-        except BROKEN:
+            with decoding():
+                return tensor(picture(self.source, int(index)), self.size, self.channels, self.scales), True
+        except Broken:
             return torch.full((self.channels, self.size, self.size), 128, dtype=torch.uint8), False
 
     def batches(self, index_lists: Iterable[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,8 +149,8 @@ class Decoder(Dataset):
 def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> tuple[Tensor, np.ndarray]:
     """All pictures decoded once: uint8 [N, C, S, S] and which could be decoded, [N] bool.
 
-    Stored as a memory-mapped file in the cache folder, by the data's fingerprint, size, channels and what decodes; where that
-    folder cannot be written, in memory."""
+    Stored as a memory-mapped file in the cache folder, by the data's fingerprint, size, channels, scales and what decodes; where
+    that folder cannot be written, in memory."""
     file = cache_file(decoder, fingerprint, "pixels")
     shape = (len(decoder), decoder.channels * decoder.size**2 + 1)  # the last byte of a row says whether it was decoded
     if (known := loaded(file, shape, np.uint8)) is not None:
@@ -99,13 +158,11 @@ def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Cal
     part: Path | None = None
     rows: np.ndarray
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        remove_left_overs(file.parent)
+        part = new_entry(file)
         needed = shape[0] * shape[1]
         stats = os.statvfs(file.parent)
         if stats.f_bavail * stats.f_frsize < needed + 2**26:  # a full disk under a memory map would be a crash
             raise OSError("too little space")
-        part = file.with_name(f".{uuid.uuid4().hex}.npy")
         rows = np.lib.format.open_memmap(part, mode="w+", dtype=np.uint8, shape=shape)
     except OSError:
         part = None
@@ -135,9 +192,13 @@ def identities(decoder: Decoder, fingerprint: str, look: Callable[[], list[int]]
         return np.array(known)
     result = np.array(look(), dtype=np.int64)
     with contextlib.suppress(OSError):
-        buffer = io.BytesIO()
-        np.save(buffer, result)
-        write_atomic(file, buffer.getvalue())
+        part = new_entry(file)
+        try:
+            with open(part, "wb") as opened:
+                np.save(opened, result)
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
     return result
 
 
@@ -162,24 +223,18 @@ def chunks(count: int, size: int = 256) -> list[list[int]]:
 def cache_file(decoder: Decoder, fingerprint: str, what: str) -> Path:
     """Where what is decoded of these pictures, in this size and by this version of Pillow, is stored."""
     key = f"{fingerprint}/{decoder.size}/{decoder.channels}/{PIL.__version__}"
+    if decoder.scales:
+        key += f"/{json.dumps(decoder.scales, sort_keys=True)}"
     return cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.{what}.npy"
 
 
 def loaded(file: Path, shape: tuple[int, ...], kind: Any) -> np.ndarray | None:
     """The array in a file of the cache, mapped into memory; None where it is not there, or not whole."""
     try:
-        rows = np.load(file, mmap_mode="c", allow_pickle=False)
+        rows = np.lib.format.open_memmap(file, mode="c")
     except (OSError, ValueError, EOFError):
         return None
     return rows if rows.shape == shape and rows.dtype == kind else None
-
-
-def remove_left_overs(folder: Path) -> None:
-    """Files that a killed process was writing a day ago and more."""
-    for path in folder.glob(".*.npy"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > 86_400:
-                path.unlink()
 
 
 def unpack(rows: np.ndarray, decoder: Decoder) -> tuple[Tensor, np.ndarray]:

@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from ptmrun import rng
 from ptmrun.data import modality
-from ptmrun.data.images import decode
+from ptmrun.data.images import decode, levels
 from ptmrun.data.images.augment import augment
 from ptmrun.data.images.batches import Batches
 from ptmrun.data.images.processor import ImageProcessor
 from ptmrun.data.images.split import Split
 from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import Part, Source
-from ptmrun.data.splits import divide, test_seen
+from ptmrun.data.splits import divide, no_classes, test_seen
 from ptmrun.errors import UserError
 
 MOST_COLUMNS = 3072  # values of an image, for the classical baseline
@@ -40,6 +40,7 @@ class Images(Data):
     mean: Tensor
     std: Tensor
     normalise: str | list[float]
+    scales: levels.Ranges
 
     @property
     def resolved_settings(self) -> dict[str, Any]:
@@ -47,14 +48,15 @@ class Images(Data):
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"mean": self.mean.tolist(), "std": self.std.tolist()}
+        deep = {"levels": self.scales} if self.scales else {}
+        return {"mean": self.mean.tolist(), "std": self.std.tolist(), **deep}
 
     def __str__(self) -> str:
         channels = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels} channels")
         return f"{self.size}x{self.size} {channels}, {len(self.classes)} classes"
 
     def processor(self, device: torch.device) -> ImageProcessor:
-        return ImageProcessor(self.mean, self.std, device, self.size)
+        return ImageProcessor(self.mean, self.std, device, self.size, self.scales or None)
 
     def batches(self, model: Any, split: Split, cfg: Any, loop: Any, size: int, seed: int, purpose: str, inputs: Any) -> Batches:
         """With `views` of each image, mixed with the `alphas` of MixUp and CutMix, or plain, as the model wants them."""
@@ -131,13 +133,15 @@ def load(
     """
     source = read(options)
     notes, unreadable = list(source.notes), []
-    size, channels = shape(source, options)
+    size, channels, ranges = shape(source, options)
+    scales = levels.chosen(ranges)
+    notes += levels.notes(scales, ranges)
     if options.image_size == "auto" and (wanted := fitting(size)) != size:
         notes.append(f"images are scaled from {size}x{size} to {wanted}x{wanted}, the nearest that the model's patches divide")
         size = wanted
     sets: dict[str, Split] = {}
     for name, part in source.parts.items():
-        sets[name], bad = as_split(part, f"{source.fingerprint}/{name}", size, channels, options, workers, progress)
+        sets[name], bad = as_split(part, f"{source.fingerprint}/{name}", size, channels, scales, options, workers, progress)
         unreadable += bad
     total = sum(len(s) for s in sets.values()) + len(unreadable)
     if len(unreadable) > options.max_unreadable * total:
@@ -147,6 +151,7 @@ def load(
         )
     if unreadable:
         notes.append(f"{len(unreadable)} of {total} images cannot be decoded and are skipped (listed in unreadable.txt)")
+    ids = no_classes(sets, "images")
     train, val, test, made = divide(sets, options, "images", notes)
     seen = test_seen(train, val, test, "images", notes)
     listed = {name: split.sample_names for name, split in made.items()}
@@ -157,6 +162,7 @@ def load(
         channels,
         *(hashlib.sha256(s.rows.numpy().tobytes()).hexdigest() for s in (train, val, test)),
         *(hashlib.sha256(json.dumps(s.groups.tolist()).encode()).hexdigest() for s in (train, val, test) if s.groups is not None),
+        *([json.dumps(scales, sort_keys=True)] if scales else []),
     ]
     fingerprint, older = (
         hashlib.sha256("/".join(map(str, [known, *key])).encode()).hexdigest()
@@ -172,24 +178,29 @@ def load(
         mean=mean,
         std=std,
         normalise=normalise,
+        scales=scales,
         fingerprint=fingerprint,
         older_fingerprint=older if source.older_fingerprint else "",
         notes=notes,
         test_seen=seen,
+        no_classes=ids,
         created_splits=listed,
         unreadable=unreadable,
     )
 
 
-def shape(source: Source, options: Any) -> tuple[int, int]:
-    """(side, channels): the data's own where images are in memory and square, else from a survey of the pictures."""
-    images = source.parts["train"].images
+def shape(source: Source, options: Any) -> tuple[int, int, levels.Ranges]:
+    """(side, channels, values of pictures beyond 8 bits): the data's own where images are in memory and square, else from a
+    survey of the pictures."""
+    images, ranges = source.parts["train"].images, levels.Ranges()
     if isinstance(images, np.ndarray):
         side, channels = min(images.shape[1:3]), images.shape[3] if images.ndim == 4 else 1
     else:
-        side, channels = decode.survey(images)
+        side, channels, ranges = decode.survey(images)
+        others = [part.images for name, part in source.parts.items() if name != "train"]
+        ranges = decode.other_ranges([x for x in others if not isinstance(x, np.ndarray)], ranges)
         side = min((32, 48, 64, 96, 128, 160, 192, 224), key=lambda s: abs(s - side))
-    return (side if options.image_size == "auto" else options.image_size), channels
+    return (side if options.image_size == "auto" else options.image_size), channels, ranges
 
 
 class Arrays:
@@ -213,6 +224,7 @@ def as_split(
     fingerprint: str,
     size: int,
     channels: int,
+    scales: levels.Ranges,
     options: Any,
     workers: int,
     progress: Callable[[str, int, int], None],
@@ -225,7 +237,7 @@ def as_split(
         contents = torch.tensor(decode.numbers(pixels, [True] * len(pixels)))
         return Split(pixels, None, torch.arange(len(images)), labels, groups=part.groups, contents=contents), []
     pictures = Arrays(images) if isinstance(images, np.ndarray) else images
-    decoder, rows = decode.Decoder(pictures, size, channels), torch.arange(len(pictures))
+    decoder, rows = decode.Decoder(pictures, size, channels, scales), torch.arange(len(pictures))
 
     def decoding(done: int) -> None:
         progress("decoding", done, len(pictures))

@@ -70,3 +70,4 @@ class TextSource:
     classes: list[str]
     fingerprint: str  # sha256 of documents, labels, second texts and groups of all splits
     notes: list[str]
+    column: str = ""  # of a table, that the texts stood in

@@ -1,10 +1,11 @@
 """Which files a folder of the user's holds, and which splits its folders name."""
 
 import contextlib
+import glob
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from ptmrun.errors import UserError, nearest, printable
@@ -20,10 +21,11 @@ SPLITS = {
     "testing": "test",
 }
 FOREIGN = {"__macosx", "__pycache__"}  # and what is hidden: folders that programs make beside the user's
-BESIDE = {"metadata.csv", "thumbs.db", "desktop.ini"}  # files that are no samples
+BESIDE = {"metadata.csv", "metadata.jsonl", "thumbs.db", "desktop.ini"}  # files that are no samples
 RUN = ("manifest.json", "config.yaml")  # of a run folder
 MOST_ENDINGS = 6
 ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+STDIN = Path("/dev/stdin")
 
 
 def files_below(folder: Path, suffixes: Collection[str], notes: list[str] | None = None) -> list[Path]:
@@ -54,6 +56,34 @@ def files_below(folder: Path, suffixes: Collection[str], notes: list[str] | None
         notes += [f"run folders of ptmrun are left out: {runs}"] if runs else []
         notes += [f"links that lead nowhere are left out: {dangling}"] if dangling else []
     return sorted(found)
+
+
+def chosen(names: list[str], suffixes: Collection[str], note: Callable[[str], None], json: bool = True) -> Iterator[Path]:
+    """The files that are named (- is standard input): themselves, those below folders (see `files_below`), and those that
+    patterns match. What is not there is given as it is. Unless `json`, .json files count as in `without_json`.
+
+    Raises UserError for a folder without such files.
+    """
+    for name in names:
+        place = STDIN if name == "-" else place_of(name)
+        matching = [place] if place.exists() else [Path(p) for p in sorted(glob.glob(str(place), recursive=True))]
+        for path in matching or [place]:
+            if not path.is_dir():
+                yield path
+                continue
+            notes: list[str] = []
+            files = files_below(path, suffixes, notes)
+            files = files if json else without_json(files)
+            if not files:
+                raise UserError("; ".join([f"{printable(str(path))}: holds no file of a kind that can be read", *notes]))
+            for line in notes:
+                note(f"{printable(str(path))}: {line}")
+            yield from files
+
+
+def without_json(files: list[Path]) -> list[Path]:
+    """Without .json files where others are beside them, which they mostly describe."""
+    return [p for p in files if p.suffix.lower() != ".json"] if len({p.suffix.lower() for p in files}) > 1 else files
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], bool]]:
@@ -151,6 +181,11 @@ def inner_root(root: Path, suffixes: Collection[str]) -> Path:
         if not any(p.is_dir() for p in visible(folders[0])):
             return root
         root = folders[0]
+
+
+def readable(name: str) -> str:
+    """A file's name as text, whatever bytes it has on disk."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def visible(folder: Path) -> list[Path]:

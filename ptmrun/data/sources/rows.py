@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ptmrun.data.sources import TextPart, TextSource
+from ptmrun.data.sources import TextPart, TextSource, labels
 from ptmrun.data.sources.folders import nfc
 from ptmrun.errors import UserError, nearest, printable
 
@@ -29,16 +29,16 @@ def number(value: str) -> bool:
     return re.fullmatch(r"\s*[+-]?\d+(\.\d*)?\s*", value, re.ASCII) is not None
 
 
+def class_order(name: str) -> tuple[bool, float, str]:
+    """By which names of classes are sorted: numbers first."""
+    return not number(name), float(name) if number(name) else 0.0, name
+
+
 def kept(rows: Callable[[], Iterator[Row]], errors: str) -> Iterator[str]:
     """The texts of rows that have one (in a pair, two)."""
     for row in rows():
         if row.text.strip() and (row.second is None or row.second.strip()):
-            yield row.text if errors == "strict" else mended(row.text)
-
-
-def mended(text: str) -> str:
-    """Half a surrogate pair, which JSON can hold and UTF-8 cannot, as question mark."""
-    return text.encode("utf-8", "replace").decode()
+            yield row.text if errors == "strict" else labels.mended(row.text)
 
 
 def gathered(
@@ -47,11 +47,15 @@ def gathered(
     separator: str | None,
     errors: str,
     notes: Iterable[str] = (),
-    classes: Iterable[str] = (),
+    classes: Collection[str] = (),
     labelled: bool = False,
 ) -> TextSource:
     """Splits that stream rows -> the source. Class names are sorted unless given; labels come as text, numbers or lists."""
-    said, columns = list(notes), {name: Scan(rows, errors, separator) for name, rows in makers.items()}
+    first = [
+        (row.where, row.label) for row in islice(takewhile(lambda row: row.label is not None, makers["train"]()), labels.FIRST)
+    ]
+    writing = labels.Writing(first, separator, bool(classes))
+    said, columns = [*notes, *writing.notes], {name: Scan(rows, errors, writing) for name, rows in makers.items()}
     for name, scan in columns.items():
         if not scan.count:
             what = f"all {scan.skipped} texts are empty" if scan.skipped else "no text there"
@@ -63,9 +67,11 @@ def gathered(
             )
         if scan.skipped:
             said.append(f"{scan.skipped} empty texts of the {name} split are skipped, the first at {scan.empty}")
-    names = list(map(nfc, classes)) or sorted(
-        columns["train"].first, key=lambda c: (not number(c), float(c) if number(c) else 0.0, c)
-    )
+    if not classes and (spelt := labels.spellings(c for scan in columns.values() for c in scan.first)):
+        for scan in columns.values():
+            scan.respell(spelt)
+        said.append(f"labels that are equal numbers are one class: {', '.join(spelt)}")
+    names = list(map(nfc, classes)) or sorted(columns["train"].first, key=class_order)
     if labelled and not names:
         raise UserError(
             f"dataset.root={root}: no text of the training split has a label; expected a column of them (dataset.label_column), "
@@ -77,18 +83,19 @@ def gathered(
                 f"{scan.first[strange[0]]}: the label {printable(strange[0])} of the {name} split is none of the training split"
                 f"{nearest(printable(strange[0]), map(printable, names))}"
             )
+    said += [] if classes else labels.doubts(names)
     index = {c: i for i, c in enumerate(names)}
     several = any(scan.several for scan in columns.values())
     parts, digest = {}, hashlib.sha256()
     for name, scan in columns.items():
-        labels = scan.array(index, several) if names else None
+        truth = scan.array(index, several) if names else None
         groups = np.array(scan.groups) if scan.groups else None
         parts[name] = TextPart(
             partial(kept, makers[name], errors),
             scan.count,
             scan.size,
             scan.fingerprint,
-            labels,
+            truth,
             scan.seconds or None,
             groups,
             scan.names or None,
@@ -101,7 +108,7 @@ def gathered(
 class Scan:
     """What one pass over the rows of a split finds."""
 
-    def __init__(self, rows: Callable[[], Iterator[Row]], errors: str, separator: str | None):
+    def __init__(self, rows: Callable[[], Iterator[Row]], errors: str, writing: labels.Writing):
         self.count = self.size = self.skipped = 0
         self.labels: list[list[str]] = []
         self.seconds: list[str] = []
@@ -109,7 +116,7 @@ class Scan:
         self.names: list[str] = []  # of labelled texts and pairs: a corpus may be too large for that
         self.first: dict[str, str] = {}  # class -> where it was seen first
         self.empty = ""  # where the first empty text is
-        self.several = separator is not None
+        self.several = writing.separator is not None
         digest = hashlib.sha256()
         for row in rows():
             if not row.text.strip() or (row.second is not None and not row.second.strip()):
@@ -128,22 +135,17 @@ class Scan:
             self.count += 1
             self.size += len(data)
             if row.group is not None:
-                self.groups.append(nfc(str(row.group)))
+                self.groups.append(nfc(labels.mended(str(row.group))))
             if row.label is not None or row.second is not None:
                 self.names.append(row.where)
             if row.label is not None:
-                self.several |= isinstance(row.label, list)
-                self.labels.append(self.classes(row, separator))
+                self.labels.append(self.classes(row, writing))
         self.fingerprint = digest.hexdigest()
 
-    def classes(self, row: Row, separator: str | None) -> list[str]:
+    def classes(self, row: Row, writing: labels.Writing) -> list[str]:
         """The classes of a row."""
-        if isinstance(row.label, list):
-            classes = [class_name(c, row.where) for c in row.label]
-        elif separator is not None:
-            classes = [c.strip() for c in class_name(row.label, row.where).split(separator) if c.strip()]
-        else:
-            classes = [class_name(row.label, row.where)]
+        classes, several = writing.classes(row.label, row.where)
+        self.several |= several
         if not all(classes):
             raise UserError(
                 f"{row.where}: the label is empty; give it one, or remove the row; a corpus needs none (label_column=null)"
@@ -151,6 +153,11 @@ class Scan:
         for name in classes:
             self.first.setdefault(name, row.where)
         return classes
+
+    def respell(self, spelt: dict[str, str]) -> None:
+        """Takes other names for classes."""
+        self.labels = [[spelt.get(c, c) for c in classes] for classes in self.labels]
+        self.first = {spelt.get(c, c): where for c, where in reversed(self.first.items())}
 
     def array(self, index: dict[str, int], several: bool) -> np.ndarray:
         """int64 [N], or bool [N, classes] where a text may have several classes."""
@@ -160,10 +167,3 @@ class Scan:
         for row, names in enumerate(self.labels):
             labels[row, [index[c] for c in names]] = True
         return labels
-
-
-def class_name(label: Any, where: str) -> str:
-    """A label as text; NaN, which tables have where there is none, is empty."""
-    if isinstance(label, dict | list):
-        raise UserError(f"{where}: expected a label, found {printable(repr(label))[:80]}")
-    return "" if isinstance(label, float) and math.isnan(label) else nfc(str(label).strip())

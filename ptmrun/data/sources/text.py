@@ -3,13 +3,14 @@
 import contextlib
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from ptmrun.data.sources import TextSource
-from ptmrun.data.sources.folders import SPLITS, absent, files_below, place_of, unpack
+from ptmrun.data.sources.folders import SPLITS, absent, files_below, nfc, place_of, readable, unpack, without_json
 from ptmrun.data.sources.rows import Row, gathered
 from ptmrun.data.sources.tables import TABLES, Columns, all_rows
 from ptmrun.data.sources.textfile import lines, units
@@ -30,11 +31,13 @@ def read(options: Any, labelled: bool = False) -> TextSource:
     if tables == {True}:
         if options.documents not in ("auto", "rows"):
             raise UserError(f"dataset.documents={options.documents}: each row of a table is a document; expected auto or rows")
-        columns = Columns.choose(files, options, labelled, notes := list[str]())
+        notes: list[str] = []
+        columns = Columns.choose(files, options, labelled, notes)
         makers: dict[str, Callable[[], Iterator[Row]]] = {
             name: partial(all_rows, paths, columns, options.encoding, options.errors) for name, paths in files.items()
         }
-        return gathered(makers, options.root, options.label_separator, options.errors, notes, labelled=labelled)
+        source = gathered(makers, options.root, options.label_separator, options.errors, notes, labelled=labelled)
+        return replace(source, column=columns.text)
     for key in ("pair_column", "label_column", "group"):
         if getattr(options, key) not in (None, "auto"):
             raise UserError(
@@ -79,9 +82,7 @@ def files_by_split(root: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str,
         return {"train": [place]}
     if not place.is_dir():
         raise UserError(f"dataset.root={root}: {absent(place, 'file or folder')}")
-    files = files_below(place, suffixes, others := list[str]())
-    if len({path.suffix.lower() for path in files}) > 1:  # beside tables, .json files mostly describe them
-        files = [path for path in files if path.suffix.lower() != ".json"]
+    files = without_json(files_below(place, suffixes, others := list[str]()))
     if not files:
         left_out = "".join(f"; {note}" for note in others)
         raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(suffixes)}){left_out}")
@@ -96,7 +97,7 @@ def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
         if inside[0].lower() in SPLITS:
             inside = inside[1:]
         if len(inside) > 1:
-            folder_of[path] = inside[0]
+            folder_of[path] = readable(nfc(inside[0]))
     whole = len(folder_of) == sum(map(len, files.values()))
     return folder_of if whole and len(set(folder_of.values())) > 1 else {}
 

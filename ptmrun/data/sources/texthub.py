@@ -56,7 +56,7 @@ def rows_of(rows: Any, columns: Columns, names: list[str], split: str) -> Iterat
     def called(label: Any) -> Any:
         if isinstance(label, list):
             return [called(c) for c in label]
-        return "" if label is None or label == -1 else names[label] if names else label
+        return "" if label is None or (names and label < 0) else names[label] if names else label
 
     for number, row in enumerate(rows):
         where = f"{split} row {number}"

@@ -20,7 +20,7 @@ from ptmrun.data.sources import TextPart
 from ptmrun.data.text.sentences import CUT, pieces
 from ptmrun.data.text.tokenizer import Tokenizer, room, shares
 from ptmrun.errors import UserError
-from ptmrun.storage.files import cache_folder
+from ptmrun.storage.files import cache_folder, new_entry
 
 STEP = 2.0**-24  # between float32 random numbers
 VERSION = 1  # of what stands in the files
@@ -234,10 +234,10 @@ def tokenised(part: TextPart, tokenizer: Tokenizer, progress: Callable[[str, int
     folder = cache_folder() / f"{key}.corpus"
     if corpus := opened(folder, tokenizer):
         return corpus
-    new = folder.with_name(f".{key}-{os.getpid()}.corpus")
+    new: Path | None = None
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+        new = new_entry(folder)
+        new.mkdir()
         write(new, part, tokenizer, progress)
         if folder.exists() and not opened(folder, tokenizer):
             shutil.rmtree(folder)  # what a full disk or a kill has left
@@ -252,7 +252,8 @@ def tokenised(part: TextPart, tokenizer: Tokenizer, progress: Callable[[str, int
             "point PTMRUN_CACHE at a folder with room"
         ) from None
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        if new:
+            shutil.rmtree(new, ignore_errors=True)
     made = opened(folder, tokenizer)
     assert made
     return made

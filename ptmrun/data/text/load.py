@@ -18,7 +18,7 @@ from ptmrun.config.choices import spec
 from ptmrun.data import modality
 from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import text
-from ptmrun.data.splits import divide, test_seen
+from ptmrun.data.splits import divide, no_classes, test_seen
 from ptmrun.data.text import corpus, sentences, tf_idf, tokenizer, tokenizer_training
 from ptmrun.data.text.batches import TextBatches
 from ptmrun.data.text.processor import TextProcessor
@@ -70,6 +70,7 @@ class Texts(Data):
         return TextProcessor(self.tokenizer, self.length, device)
 
     def save_processor(self, folder: Path) -> None:
+        self.tokenizer.limit(self.length)
         self.tokenizer.save(folder)
 
     def batches(
@@ -145,7 +146,7 @@ def load(
     refuse_unknown(own, islice(train.documents(), tokenizer_training.SAMPLE), "texts to pretrain on", cfg.model.tokenizer, notes)
     alone = [sentences.CUT, source.fingerprint, own.fingerprint, length, options.val_fraction, options.split_seed]
     sets, classes, other = labelled(cfg, source, problem, own, length, notes)
-    again_in_test = 0
+    again_in_test, ids = 0, no_classes(sets, "texts")
     marks, made = [*alone, *other], dict[str, Any]()
     if sets:
         some = sets["train"].evenly_spaced(tokenizer_training.SAMPLE).read()
@@ -203,6 +204,7 @@ def load(
         corpus_fingerprint=fingerprint_of([*alone, len(sequences)]),
         notes=notes,
         test_seen=again_in_test,
+        no_classes=ids,
         created_splits=listed,
     )
 

@@ -7,16 +7,19 @@ import torch
 from ptmrun import rng
 from ptmrun.batch import TextSpec, Tokens
 from ptmrun.data import modality
-from ptmrun.data.text.split import padded
+from ptmrun.data.modality import Unreadable
+from ptmrun.data.text.split import TextSplit, padded
+from ptmrun.errors import UserError
 
 
 class TextProcessor(modality.Processor):
-    """Tokens of at most `length` a text, by a tokenizer.Tokenizer."""
+    """Tokens of at most `length` a text, by a tokenizer.Tokenizer. pairs: it is pairs of texts that are classified."""
 
     samples = Tokens
 
-    def __init__(self, tokenizer: Any, length: int, device: torch.device):
-        self.tokenizer, self.length, self.device = tokenizer, length, device
+    def __init__(self, tokenizer: Any, length: int, device: torch.device, pairs: bool = False):
+        self.tokenizer, self.length, self.device, self.pairs = tokenizer, length, device, pairs
+        tokenizer.limit(length)
 
     def __call__(self, samples: Tokens) -> Tokens:
         return samples.to(self.device)
@@ -24,6 +27,29 @@ class TextProcessor(modality.Processor):
     def read(self, raw: list[str]) -> Tokens:
         pairs = [self.tokenizer.frame(ids, None, self.length) for ids in self.tokenizer.encode(raw)]
         return padded([ids for ids, _ in pairs], [types for _, types in pairs], self.tokenizer.vocabulary.pad)
+
+    def opened(self, raw: list[Any]) -> list[Any]:
+        """Texts, pairs of texts (tuples) or lists of words, as they are. Unreadable where one is no text, or empty."""
+        return [fault(x) or x for x in raw]
+
+    def split(self, raw: list[Any]) -> TextSplit:
+        """Of texts, or where the run has pairs of tuples of two."""
+        wanted = "a pair of texts, (first, second)" if self.pairs else "a text"
+        if strange := [x for x in raw if not (isinstance(x, tuple) and len(x) == 2 if self.pairs else isinstance(x, str))]:
+            raise UserError(f"{str(strange[0])[:60]}: expected {wanted}, as in the training of this run")
+        firsts, seconds = ([x[i] for x in raw] if self.pairs else raw for i in (0, 1))
+        ids = self.tokenizer.encode(firsts)
+        others = self.tokenizer.encode(seconds) if self.pairs else [None] * len(ids)
+        frames = [self.tokenizer.frame(a, b, self.length) for a, b in zip(ids, others, strict=True)]
+        return TextSplit(
+            [ids for ids, _ in frames],
+            [types for _, types in frames],
+            firsts,
+            self.tokenizer.vocabulary.pad,
+            torch.arange(len(raw)),
+            None,
+            seconds=seconds if self.pairs else None,
+        )
 
     def noise(self, count: int) -> Tokens:
         numbers = torch.randint(
@@ -38,3 +64,19 @@ class TextProcessor(modality.Processor):
     @property
     def preprocessing(self) -> tuple[Any]:
         return (self.tokenizer,)
+
+
+def fault(raw: Any) -> Unreadable | None:
+    """What is wrong with a text, or with one of several."""
+    parts = [raw] if isinstance(raw, str) else raw
+    if not isinstance(parts, tuple | list) or not all(isinstance(part, str) for part in parts):
+        return Unreadable(f"expected text, found {type(raw).__name__}")
+    if not parts or not all(part.strip() for part in parts):
+        return Unreadable("is empty")
+    if any("\0" in part for part in parts):
+        return Unreadable("holds NUL (\\u0000), so this is no text")
+    try:
+        "".join(parts).encode()
+    except UnicodeEncodeError:
+        return Unreadable("half a surrogate pair (\\ud800 ...)")
+    return None

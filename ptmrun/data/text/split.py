@@ -20,7 +20,8 @@ class TextSplit(modality.Split):
 
     ids, types: of every text of the source, int arrays [T]; texts: as they were read; seconds: of pairs, the second ones, else
     none; rows [N]: which of them this split has. labels: classes [N], or 0 and 1 [N, classes] where a text may have several, or
-    none; groups [N] or none. names: what the user calls every text of the source, or none.
+    none; groups [N] or none. names: what the user calls every text of the source, or none. column: of a table, that the texts
+    stood in.
     """
 
     ids: list[np.ndarray]
@@ -32,6 +33,11 @@ class TextSplit(modality.Split):
     groups: np.ndarray | None = None
     seconds: list[str] | None = None
     names: list[str] | None = None
+    column: str = ""
+
+    @property
+    def facts(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"text_column": self.column} if self.column else {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -133,5 +139,6 @@ def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
             part.groups,
             seconds,
             part.names,
+            source.column,
         )
     return by_split

@@ -22,6 +22,8 @@ from ptmrun.storage import safe_read
 
 KINDS = ("wordpiece", "bpe", "unigram")
 SHOWN = 16  # characters of a token in a picture
+MOST_TOKENS = 2**24
+ENDLESS = re.compile(r"\((?:[^()\\]|\\.)*(?<!\\)[+*}](?:[^()\\]|\\.)*\)(?:[+*]|\{\d+,\})")  # such as (a+)+
 TOGETHER = 4096  # texts that the library gets at a time: it takes 40 times their memory
 
 
@@ -84,7 +86,13 @@ class Tokenizer:
         """What `encode` gives, one after the other, and how many tokens each text has: int32 [n] and int64 [texts]."""
         parts, lengths = [np.zeros(0, np.int32)], list[int]()
         for some in slices(texts):
-            encoded = [e.ids for e in self.plain.encode_batch_fast(some, add_special_tokens=False)]
+            try:
+                encoded = [e.ids for e in self.plain.encode_batch_fast(some, add_special_tokens=False)]
+            except BaseException as error:  # what ends a search that takes too long is no Exception
+                if type(error).__name__ != "PanicException":
+                    raise
+                reason = (str(error).splitlines() or ["it panicked"])[0][:100]
+                raise UserError(f"model.tokenizer: the tokenizers library gave up on these texts: {reason}") from None
             lengths += map(len, encoded)
             parts.append(np.fromiter(chain.from_iterable(encoded), dtype=np.int32))
         return np.concatenate(parts), np.array(lengths, dtype=np.int64)
@@ -108,6 +116,10 @@ class Tokenizer:
             np.concatenate([part.astype(np.int64) for part, _ in parts]),
             np.concatenate([np.full(len(part), kind, dtype=np.int64) for part, kind in parts]),
         )
+
+    def limit(self, length: int) -> None:
+        """Saved from here on as one for a model of `length` tokens, to which transformers truncates where it is asked to."""
+        self.fast.model_max_length = length
 
     def save(self, folder: Path) -> None:
         """tokenizer.json and its settings, as transformers' AutoTokenizer reads them."""
@@ -168,11 +180,36 @@ def word_of(token: str, kind: str) -> tuple[bool, str]:
     return not starts and inside, text
 
 
+def refuse_hostile(content: Any) -> None:
+    """Raises ValueError for what would end the process in the tokenizers library, which is not asked before: numbers of tokens
+    that are none, or that it would make a table of gigabytes for, and patterns whose search never ends on some texts."""
+    numbers, parts = list[Any](), [content]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, dict):
+            vocabulary = part.get("vocab")
+            numbers += vocabulary.values() if isinstance(vocabulary, dict) else ()
+            numbers += [part["id"]] if "content" in part and "id" in part else ()
+            pattern = part.get("Regex")
+            if isinstance(pattern, str) and ENDLESS.search(pattern):
+                raise ValueError(f"the pattern {pattern[:60]!r} repeats what itself repeats, and may search for ever")
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += [p for p in part if isinstance(p, dict | list)]
+    if wrong := [n for n in numbers if type(n) is not int or not 0 <= n < MOST_TOKENS]:
+        raise ValueError(f"the number {str(wrong[0])[:30]} of a token; expected 0 to {MOST_TOKENS - 1:,}")
+
+
 def load(source: str, framing: Framing) -> Tokenizer:
     """A fast tokenizer from a transformers folder or the hub. Special tokens that it has stand in for those of the family."""
     from transformers import AutoTokenizer
+    from transformers.utils import cached_file
 
     try:
+        for name in ("tokenizer.json", "vocab.json", "added_tokens.json"):
+            if file := cached_file(source, name, _raise_exceptions_for_missing_entries=False):
+                content = safe_read.plain_json(Path(file).resolve())
+                refuse_hostile(content if name == "tokenizer.json" else {"vocab": content})
         fast = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises no narrower one
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -191,6 +228,7 @@ def of_run(folder: Path, framing: Framing) -> Tokenizer:
     settings, content = safe_read.plain_json(folder / "tokenizer_config.json"), safe_read.text(file)
     own = {role: settings.get(role) for role in framing.special} if isinstance(settings, dict) else {}
     try:
+        refuse_hostile(json.loads(content))
         backend = tokenizers.Tokenizer.from_str(content)
         if not all(isinstance(token, str) and backend.token_to_id(token) is not None for token in own.values()) or not own:
             raise ValueError("its special tokens are not among its tokens")

@@ -19,7 +19,7 @@ from ptmrun.data.text import tokenizer
 from ptmrun.data.text.sentences import CUT, pieces
 from ptmrun.data.text.tokenizer import KINDS, Tokenizer, load, slices
 from ptmrun.errors import UserError
-from ptmrun.storage.files import cache_folder
+from ptmrun.storage.files import cache_folder, new_entry
 
 ENOUGH = 2**28  # bytes to train on; of more text, evenly spaced documents
 LEAST, MOST = 2000, 32_000  # tokens, where vocabulary=auto
@@ -83,15 +83,14 @@ def train(
     settings = [CUT, part.fingerprint, kind, size, lower, framing.special, tokenizers.__version__]
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:32]
     file = cache_folder() / f"{key}.tokenizer.json"
-    if file.exists():
+    with contextlib.suppress(Exception):  # none yet, or cut short; the tokenizers library raises no narrower one
         return Tokenizer(tokenizers.Tokenizer.from_file(str(file)), framing)
     special = list(dict.fromkeys(framing.special.values()))
     backend = {"wordpiece": wordpiece, "bpe": bpe, "unigram": unigram}[kind](
         size, special, framing.special.get("unk_token"), part, lowercase, progress
     )
-    new = file.with_name(f".{key}-{os.getpid()}.json")
     with contextlib.suppress(OSError):  # where it cannot be kept, it is trained again the next time
-        file.parent.mkdir(parents=True, exist_ok=True)
+        new = new_entry(file)
         try:
             new.write_text(backend.to_str(), encoding="utf-8")
             os.replace(new, file)

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ptmrun.downstream.question_answering.split import Question, Questions
+
+LISTED = 20  # answers among which one is likely
 
 
 def guesses(predictions: dict[str, Tensor], split: Questions) -> list[str]:
@@ -16,16 +19,37 @@ def guesses(predictions: dict[str, Tensor], split: Questions) -> list[str]:
     if "spans" in predictions:  # of a floor
         pairs = zip(split.asked(), predictions["spans"].tolist(), strict=True)
         return [split.contexts[question.context][a:b] for question, (a, b) in pairs]
-    answers = []
+    return ["" if place is None else split.contexts[q.context][slice(*place)] for q, place in best_places(predictions, split)]
+
+
+def best_places(predictions: dict[str, Tensor], split: Questions) -> Iterator[tuple[Question, tuple[int, int] | None]]:
+    """Each question, and the first character of its answer in the context and the one after the last, or None."""
     for question, empty, windows in judged(predictions, split):
-        best, answer = -np.inf, (0, 0)
+        best, place = -np.inf, (0, 0)
         for logits, written in windows:
             value, first, last = best_span(logits, written, split.longest)
             if value > best:
-                best, answer = value, (int(written[first, 0]), int(written[last, 1]))
-        nothing = split.nothing and empty > best
-        answers.append("" if nothing else split.contexts[question.context][slice(*answer)])
-    return answers
+                best, place = value, (int(written[first, 0]), int(written[last, 1]))
+        yield question, None if split.nothing and empty > best else place
+
+
+def answer_rows(predictions: dict[str, Tensor], split: Questions, classes: list[str], top: int) -> list[dict[str, Any]]:
+    """The answer, where it stands in the context (its first character, and the one after its last; None where there is none), how
+    likely it is among the 20 likeliest, and the `top` likeliest."""
+    rows = []
+    likeliest = n_best(predictions, split, max(top, LISTED)).values()
+    for (question, place), answers in zip(best_places(predictions, split), likeliest, strict=True):
+        text = "" if place is None else split.contexts[question.context][slice(*place)]
+        chances = {answer["text"]: answer["probability"] for answer in answers}
+        start, end = place or (None, None)
+        row = {"question": question.text, "prediction": text, "start": start, "end": end, "confidence": chances.get(text, 0.0)}
+        rows.append({**row, "probabilities": dict(list(chances.items())[:top])})
+    return rows
+
+
+def averaged(predictions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of the logits of several models."""
+    return {"logits": torch.stack([p["logits"] for p in predictions]).mean(0)}
 
 
 def judged(

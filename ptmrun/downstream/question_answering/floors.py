@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptmrun.data.text import scripts
 from ptmrun.data.text.sentences import ends
 from ptmrun.downstream.question_answering.split import Questions
 
@@ -45,15 +46,19 @@ def capitalised(text: str, start: int = 0) -> list[tuple[int, int]]:
     return [(start + a, start + b) for a, b in runs or words[:1]]
 
 
+def words(text: str) -> set[str]:
+    """In lower case; of scripts without spaces the characters."""
+    return {word.lower() for word in WORD.findall(scripts.apart(text))}
+
+
 def lexical(question: str, context: str) -> tuple[int, int]:
     """The `raw` baseline's answer; see `floor`."""
-    asked = {word.lower() for word in WORD.findall(question)}
+    asked = words(question)
     cuts = [0, *ends(context), len(context)]
-    a, b = max(itertools.pairwise(cuts), key=lambda s: len(asked & {word.lower() for word in WORD.findall(context[s[0] : s[1]])}))
+    a, b = max(itertools.pairwise(cuts), key=lambda s: len(asked & words(context[s[0] : s[1]])))
     runs = capitalised(context[a:b], a)
 
     def rank(run: tuple[int, int]) -> tuple[bool, bool]:
-        words = {word.lower() for word in WORD.findall(context[run[0] : run[1]])}
-        return bool(words & asked), not context[a : run[0]].strip()
+        return bool(words(context[run[0] : run[1]]) & asked), not context[a : run[0]].strip()
 
     return min(runs, key=rank, default=(0, 0))

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptmrun.data.text import spans
+from ptmrun.data.text import scripts, spans
 from ptmrun.downstream.question_answering.split import Question, Questions, Window
 from ptmrun.errors import UserError, printable
 
 SUFFIXES = (".json",)
 LISTED = 10  # in a message
+MOST_FOREIGN = 0.005  # of the letters of contexts: up to that they count as English
 
 
 def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> tuple[dict[str, Questions], list[str], str]:
@@ -28,9 +29,15 @@ def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> 
             digest.update(f"{name} {len(text)}\n{text}".encode())
             questions += parsed(path, text, options.max_mismatched, contexts, notes)
         read[name] = contexts, questions
-    nothing = not all(q.answers for q in read["train"][1])
+    nothing, scoring = not all(q.answers for q in read["train"][1]), options.scoring
+    if scoring == "auto":
+        scoring = "mlqa" if scripts.beyond_ascii(read["train"][0]) > MOST_FOREIGN else "squad"
+    if scoring == "mlqa":
+        how = "punctuation of all scripts is left out, and characters of scripts without spaces are words"
+        notes.append(f"F1 and exact match as MLQA counts them (downstream.scoring=mlqa): {how}")
     splits = {
-        name: split_of(contexts, questions, nothing, options, tokenizer, length) for name, (contexts, questions) in read.items()
+        name: split_of(contexts, questions, nothing, scoring, options, tokenizer, length)
+        for name, (contexts, questions) in read.items()
     }
     if not nothing:
         for name, (_, questions) in read.items():
@@ -49,8 +56,9 @@ def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> 
     return splits, [], digest.hexdigest()
 
 
-def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[str]) -> list[Question]:
-    """The questions of a SQuAD file whose answers stand where it says; their contexts are added to `contexts`.
+def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[str], answered: bool = True) -> list[Question]:
+    """The questions of a SQuAD file whose answers stand where it says; their contexts are added to `contexts`. Unless `answered`,
+    all of them, without answers.
 
     Raises UserError for what is no such file, and where more than a share `most` of the questions have an answer that is not in
     the context at its answer_start; those are left out else.
@@ -88,7 +96,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
                 place = f"{where}.qas[{q}]"
                 name, asked = inside(entry, place, "id", str), inside(entry, place, "question", str)
                 total += 1
-                if "is_impossible" in entry and inside(entry, place, "is_impossible", bool):
+                if not answered or ("is_impossible" in entry and inside(entry, place, "is_impossible", bool)):
                     questions.append(Question(name, asked, len(contexts), [], [], str(path)))
                     continue
                 answers = [
@@ -118,7 +126,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
 
 
 def split_of(
-    contexts: list[str], questions: list[Question], nothing: bool, options: Any, tokenizer: Any, length: int
+    contexts: list[str], questions: list[Question], nothing: bool, scoring: str, options: Any, tokenizer: Any, length: int
 ) -> Questions:
     passages = spans.encoded(tokenizer, contexts)
     bounds, windows, targets = [0], list[Window](), []
@@ -138,7 +146,7 @@ def split_of(
         tokenizer.vocabulary.pad,
         torch.arange(len(questions)),
         None,
-        names=[f"{q.file}: {q.name}" for q in questions],
+        names=[f"{q.file}: {q.name}" for q in questions if q.file] or None,
         questions=questions,
         contexts=contexts,
         spans=[p.spans for p in passages],
@@ -147,6 +155,7 @@ def split_of(
         targets=np.array([target + [-1] * (most - len(target)) for target in targets]),
         nothing=nothing,
         longest=options.answer_length,
+        scoring=scoring,
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from ptmrun.batch import Tokens
 from ptmrun.data.text.split import TextSplit, padded
 from ptmrun.storage.content import number
 
+UNANSWERED = "unanswered"  # in the facts of a run: whether some training questions have no answer
+
 
 class Question(NamedTuple):
     name: str
@@ -19,7 +21,7 @@ class Question(NamedTuple):
     context: int  # number of its context
     answers: list[str]  # all that count as right; empty where there is none
     places: list[tuple[int, int]]  # of each: its first character in the context, and the one after its last
-    file: str
+    file: str  # empty where it stands in none
 
 
 class Window(NamedTuple):
@@ -40,7 +42,7 @@ class Questions(TextSplit):
     windows, those of question q from bounds[q] to bounds[q + 1]; targets [questions, 1 + 2 K]: the window that each is trained
     on, and where in it the first and the last token of its answers stand, -1 where there are fewer. nothing: whether some
     training questions have no answer; then the last token of a window is start and end of none (it has read both texts in causal
-    models too). longest: tokens of an answer.
+    models too). longest: tokens of an answer. scoring: squad or mlqa, see metrics.py.
     """
 
     questions: list[Question]
@@ -51,6 +53,7 @@ class Questions(TextSplit):
     targets: np.ndarray
     nothing: bool
     longest: int
+    scoring: str
     answered = True
 
     @property
@@ -61,6 +64,10 @@ class Questions(TextSplit):
     def sorted_by_length(self) -> tuple[Self, slice]:
         """Windows stay in order, those of a question together."""
         return self, slice(None)
+
+    @property
+    def facts(self) -> dict[str, Any]:  # type: ignore[override]
+        return {UNANSWERED: True} if self.nothing else {}
 
     def own(self) -> list[range]:
         """The numbers of each question's windows."""

@@ -2,7 +2,10 @@
 
 from ptmrun.downstream.base import Problem
 from ptmrun.downstream.token_classification.head import build
+from ptmrun.downstream.token_classification.inputs import inputs, unlabelled
 from ptmrun.downstream.token_classification.metrics import (
+    answer_rows,
+    averaged,
     baseline_predictions,
     columns_of_predictions,
     per_sample_scores,
@@ -24,6 +27,10 @@ PROBLEM = Problem(
     baseline_predictions=baseline_predictions,
     columns_of_predictions=columns_of_predictions,
     metrics=all_metrics,
+    answer_rows=answer_rows,
+    averaged=averaged,
+    inputs=inputs,
+    unlabelled=unlabelled,
     read_splits=read_splits,
     untrained_baselines=("chance", "raw"),
     baseline_phrases={"chance": "always the most frequent tag", "raw": "each word's most frequent tag in training"},

@@ -141,6 +141,27 @@ def columns_of_predictions(predictions: dict[str, Tensor], split: Sentences, cla
     }
 
 
+def answer_rows(predictions: dict[str, Tensor], split: Sentences, classes: list[str], top: int) -> list[dict[str, Any]]:
+    """The words of each sentence, their tags, or None, and how sure each is, None for words that the model does not see."""
+    tags, sure = guesses(predictions, split), of_words(predictions["confidence"].numpy(), split, np.nan)
+    return [
+        {
+            "words": split.words[r],
+            "prediction": [classes[t] if t >= 0 else None for t in own.tolist()],
+            "confidence": [None if np.isnan(c) else float(c) for c in values],
+        }
+        for r, own, values in zip(split.rows.tolist(), tags, sure, strict=True)
+    ]
+
+
+def averaged(predictions: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tag of each token for which several models have the largest sum of confidences, and that sum a model."""
+    tags, sure = (torch.stack([p[name] for p in predictions]) for name in ("tags", "confidence"))
+    votes = torch.stack([(sure * (tags == choice)).sum(0) for choice in tags])
+    best = votes.max(0)
+    return {"tags": tags.gather(0, best.indices[None])[0], "confidence": best.values / len(predictions)}
+
+
 def metrics(predictions: dict[str, Tensor], split: Sentences, classes: list[str], bins: int) -> dict[str, Any]:
     """F1; accuracy a word; the calibration error of the words that the model sees (see classification). Of BIO tags precision and
     recall, and these of each kind of names; of plain tags the same of each tag, and the confusion matrix of the words seen."""
@@ -163,8 +184,10 @@ def metrics(predictions: dict[str, Tensor], split: Sentences, classes: list[str]
     table = confusion_matrix(right[seen], guess[seen], labels=numbers)
     tallies = [((right == c).sum(), (guess == c).sum(), ((right == c) & (guess == c)).sum()) for c in numbers]
     of_tags = {name: scores(*tally) for name, tally in zip(classes, tallies, strict=True)}
-    macro = float(np.mean([s["f1"] for s in of_tags.values() if s["n"]]))
-    return {"f1": general["accuracy"], "f1_macro": macro, **general, "per_class": of_tags, "confusion": table.tolist()}
+    there = {name: s["f1"] for (name, s), tally in zip(of_tags.items(), tallies, strict=True) if tally[0] + tally[1]}
+    absent = [name for name in classes if name not in there]
+    macro = {"f1_macro": float(np.mean(list(there.values()))), "absent": absent}
+    return {"f1": general["accuracy"], **macro, **general, "per_class": of_tags, "confusion": table.tolist()}
 
 
 def scores(true: Any, guessed: Any, right: Any) -> dict[str, float]:
