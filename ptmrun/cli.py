@@ -13,9 +13,9 @@ from types import TracebackType
 import ptmrun
 from ptmrun.commands import table
 from ptmrun.compose import compose
-from ptmrun.config import choices, parsing
+from ptmrun.config import choices, parsing, secrets
 from ptmrun.config.grammar import hydra_main
-from ptmrun.errors import LESS_MEMORY, Interrupted, UserError, first_line, nearest, out_of_memory
+from ptmrun.errors import LESS_MEMORY, Interrupted, UserError, first_line, nearest, out_of_memory, printable
 from ptmrun.runs.console import shown
 from ptmrun.runs.folder import Run
 
@@ -43,18 +43,18 @@ def run(argv: list[str]) -> int:
         return code
     except UserError as error:
         for line in error.args:
-            print(f"ptmrun: {shown(str(line))}", file=sys.stderr)
+            print(f"ptmrun: {printable(secrets.masked(str(line)))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output has gone, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python writes the rest at its end
         return 128 + signal.SIGPIPE
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
         if out_of_memory(error):
-            print(f"ptmrun: out of memory ({shown(first_line(error))}): {LESS_MEMORY}", file=sys.stderr)
+            print(f"ptmrun: out of memory ({printable(secrets.masked(first_line(error)))}): {LESS_MEMORY}", file=sys.stderr)
             return 2
         if not isinstance(error, OSError) or error.filename is None:
             raise
-        print(f"ptmrun: {shown(str(error.filename))}: {error.strerror}", file=sys.stderr)
+        print(f"ptmrun: {printable(secrets.masked(str(error.filename)))}: {error.strerror}", file=sys.stderr)
         return 2
     except Interrupted as stop:
         return 128 + stop.signum
