@@ -5,7 +5,7 @@ from typing import Any
 
 from ptmrun.config import choices, parsing, schema
 from ptmrun.config.derived import published_rates, steps_or_epochs
-from ptmrun.config.grammar import compose_raw, composed_choices, sort_overrides, unknown
+from ptmrun.config.grammar import as_text, compose_raw, composed_choices, sort_overrides, unknown
 from ptmrun.config.init_source import origin
 from ptmrun.errors import UserError
 from ptmrun.runs import config_file
@@ -51,9 +51,8 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
     try:
         parsed = parsing.parse(raw)
     except UserError as error:
-        if not mistakes:
-            raise
-        raise UserError(*mistakes, *error.args) from None
+        lines = [*mistakes, *(as_text(line, values) for line in error.args)]
+        raise (UserError(*lines) if mistakes else type(error)(*lines)) from None
     if mistakes:
         raise UserError(*mistakes)
     return parsed

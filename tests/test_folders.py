@@ -149,6 +149,9 @@ def test_a_stray_picture_takes_no_labels_away(tmp_path):
     data = load(root)
     assert (data.classes, size(data)) == (["cat", "dog"], 40)
     assert "1 images of the train split that stand outside of its class folders are left out" in data.notes
+    few = pets(tmp_path / "few", each=3)
+    draw(few / "cover.png")
+    assert load(few).classes == ["cat", "dog"]
     for i in range(5):
         draw(root / f"cover{i}.png")
     data = load(root)

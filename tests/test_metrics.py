@@ -134,6 +134,7 @@ def test_a_run_scores_its_groups(tmp_path, ptmrun):
     assert code == 0, err
     metrics = json.loads((latest() / "results.json").read_text())["metrics"]
     rows = [r for r in pq.read_table(latest() / "predictions.parquet").to_pylist() if r["repeat"] == 0]
+    assert all(f"<s{int(r['sample'][2:4]) % 3}>" in r["group"] and r["sample"][0] == r["label"] for r in rows)
     assert {r["group"] for r in rows} == set(names.values()) == set(metrics["groups"])
     for name, entry in metrics["groups"].items():
         mine = [r["label"] == r["prediction"] for r in rows if r["group"] == name]

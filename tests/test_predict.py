@@ -297,7 +297,7 @@ def other_files(ptmrun, folder, problem):
         code, out, err = ptmrun("predict", folder, name, "--json")
         if expected == 2:
             assert (code, out) == (2, "")
-            assert f"{name}: expected a table (.csv .tsv .jsonl .parquet) with two columns of texts, as in training" in err
+            assert f"{name}: expected a table (.csv .tsv .jsonl .ndjson .json .parquet) with two columns of texts" in err
             continue
         assert [error for _, error in inputs_and_errors(out)] == expected, name
         assert code == int(any(expected)), err

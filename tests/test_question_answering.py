@@ -118,6 +118,15 @@ def test_questions_are_read(tmp_path, tokenizer):
     assert len(list(found)) == 2
 
 
+def test_warned_of_what_training_never_shows(tmp_path, tokenizer):
+    more = squad((LONG, [qa("x", "Why?", LONG), qa("y", "Who?", LONG)]), (ANN, [qa("z", "When?", ANN, "1907")]))
+    notes = read(write(tmp_path / "a", train=TRAIN, test=more), tokenizer)[2]
+    assert notes[0].startswith(
+        "Warning: 2 of 3 questions of the test split have no answer, but all of the training split have one"
+    )
+    assert not any("Warning" in line for line in read(write(tmp_path / "b", train=more, test=more), tokenizer)[2])
+
+
 def test_windows(tmp_path, tokenizer):
     """Together they show every token of the context, each begins `stride` after the one before, and none is too long."""
     split = read(write(tmp_path / "a", train=TRAIN), tokenizer)[0]["train"]
@@ -180,7 +189,7 @@ def test_a_perfect_model_is_right(tmp_path, tokenizer):
     found = perfect(split)
     assert metrics.valid(found, split, [])
     assert guesses(found, split) == ["Ünited  Paris", "1907", "Aville9", "Aville0"]
-    assert metrics.metrics(found, split, [], 15) == {"f1": 1.0, "exact_match": 1.0}
+    assert metrics.metrics(found, split, [], 15) == {"f1": 1.0, "exact_match": 1.0, "signatures": {"f1": "squad"}}
     last = LONG[LONG.rindex("Aville") :].split()[0]
     train = squad((LONG, [qa("z", "Which town?", LONG, last), qa("y", "Which?", LONG, "1900")]))
     split = read(write(tmp_path / "b", train=train), tokenizer)[0]["train"]
@@ -388,6 +397,7 @@ def test_a_run(ptmrun):
     assert code == 0, err
     best = json.loads((latest() / "n_best.json").read_text())
     rows = pq.read_table(latest() / "predictions.parquet").to_pylist()
+    assert {r["sample"] for r in rows} == {f"squad/test.json: {r['id']}" for r in rows}
     said = {r["id"]: r["prediction"] for r in rows if r["labels_per_class"] is None and r["repeat"] == 0}
     assert {name: answers[0]["text"] for name, answers in best.items()} == said
     assert [len(answers) for answers in best.values()] == [3, 3, 3, 3]

@@ -328,7 +328,9 @@ def test_bad_files_of_lines(own):
     assert refused().startswith(asked)
     assert refused(source_column="en").startswith(asked)
     assert refused(**named | {"target_column": "fr"}) == "par/train.fr: cannot be read: No such file or directory"
-    assert refused(source_column="de", target_column="fr") == "downstream.root=par: no texts there (files ending in .de .fr)"
+    assert refused(source_column="de", target_column="fr") == (
+        "downstream.root=par: no texts there (files ending in .de .fr); files of other kinds are left out: 1 .en, 1 .es"
+    )
     Path("par/train.es").write_text("una\n\ndos\n")
     assert refused(**named) == "par/train.es:2: is empty, but not in the other language; translate it, or empty both"
     Path("par/train.es").write_text("una\ndos\n")

@@ -33,7 +33,7 @@ def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
         raise UserError(f"{run.folder}: model={cfg.model.name} does not go on with texts; there is: model={', '.join(writers)}")
     ready = cfg.stage not in ("all", "pretrain") or run.path(ENCODER).exists()
     if cfg.model.length == "auto" or not ready:
-        raise UserError(f"{run.folder}: has not pretrained its model yet; go on with: ptmrun resume {run.folder}")
+        raise UserError(f"{run.folder}: has not pretrained its model yet; go on with: ptmrun resume {run.typed}")
     networks = networks_of(run)
     encoder, words = networks.encoder(), networks.processor.tokenizer
     if not load_weights(encoder, run, cfg):

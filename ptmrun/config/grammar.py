@@ -2,6 +2,8 @@
 
 import functools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +29,9 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException:
-            mistakes.append(f"{text}: expected key=value in Hydra's grammar (quote what is special in it)")
+            key, equals, value = text.partition("=")
+            how = f"; to mean this text, type {pasted(key, value)}" if key and equals else ""
+            mistakes.append(f"{text}: expected key=value in Hydra's grammar{how}")
             continue
         key = override.key_or_group
         if not key:
@@ -35,7 +39,8 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
         elif override.is_delete():
             mistakes.append(f"{text}: a key cannot be removed; set it to null where that is allowed")
         elif override.is_sweep_override() and not sweep:
-            mistakes.append(f"{text}: several values are a sweep, which needs -m")
+            how = f"; if it is one, type {pasted(key, text.split('=', 1)[1])}"
+            mistakes.append(f"{text}: several values are a sweep, which needs -m{how}")
         elif key.split(".")[0].split("/")[0] in ("hydra", "sweep"):
             if not sweep:
                 mistakes.append(f"{text}: settings of hydra and sweep need -m")
@@ -114,9 +119,38 @@ def searchpath() -> list[str]:
     return [f"hydra.searchpath=[{','.join(places)}]"] if places else []
 
 
-def quoted(path: Path) -> str:
-    """A path as a value in Hydra's grammar."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
+def quoted(text: Path | str) -> str:
+    """A path or other text as a value in Hydra's grammar."""
+    return "'" + str(text).replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def assigned(key: str, text: Path | str) -> str:
+    """A key with a text as its value, quoted in Hydra's grammar where that would take it for something else."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    plain = f"{key}={text}"
+    try:
+        override = OverridesParser.create().parse_override(plain)
+    except HydraException:
+        return f"{key}={quoted(text)}"
+    return plain if not override.is_sweep_override() and override.value() == str(text) else f"{key}={quoted(text)}"
+
+
+def pasted(key: str, text: Path | str) -> str:
+    """A key with a text as its value, as it is typed in a shell."""
+    word = f"{key}={quoted(text)}"
+    plain = not set(word) & set('"$`!') and shlex.split(f'"{word}"') == [word]
+    return f'"{word}"' if plain else shlex.quote(word)
+
+
+def as_text(line: str, values: dict[str, str]) -> str:
+    """A mistake that parsing found, and how the value is typed where it was to be a text; `values` as they were typed."""
+    key, _, rest = line.partition("=")
+    typed = values.get(key, "")
+    if not typed or not re.search(r"expected .*\b(string|letters)\b", rest) or typed[0] in "'\"" or "${" in typed:
+        return line
+    return f"{line}; to mean this text, type {pasted(key, typed)}"
 
 
 def hydra_main(job: Callable[[Any], None], argv: list[str]) -> None:

@@ -65,6 +65,11 @@ class Split(abc.ABC):
         """[N]: samples with equal ones stay together when a split is cut; None: each is alone."""
         return None
 
+    @property
+    def sample_names(self) -> list[str]:
+        """What the user calls each sample, N: its file, file and line, or row; none where that is not known."""
+        return []
+
     @abc.abstractmethod
     def subset(self, indices: Tensor) -> Self: ...
 

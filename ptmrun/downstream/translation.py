@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ptmrun.batch import Tokens
 from ptmrun.data.modality import Input, InputRequest
 from ptmrun.data.sources import rows, tables, text, textfile
+from ptmrun.data.sources.folders import place_of
 from ptmrun.data.text import inputs as text_inputs
 from ptmrun.data.text import scripts, tf_idf
 from ptmrun.data.text.split import TextSplit, framed, padded
@@ -196,9 +197,9 @@ def installed(tokenizer: str) -> bool:
 def parallel(options: Any) -> Any:
     """The texts and, as second ones, their translations: a sources.TextSource."""
     with text.as_downstream(COLUMNS):
-        place = Path(options.root).expanduser()
+        place = place_of(options.root)
         ends = {p.suffix.lower() for p in place.rglob("*") if p.is_file() and not p.name.startswith(".")} - {"", ".txt", ".md"}
-        if place.is_dir() and ends and not ends & set(tables.TABLES):
+        if place.is_dir() and ends and not ends & set(tables.TABLES) - {".json"}:
             return aligned(options, sorted(ends))
         path = text.files_by_split(options.root)["train"][0]
         tsv = path.suffix.lower() == ".tsv"
@@ -331,7 +332,8 @@ def answer_rows(predictions: dict[str, Tensor], split: Any, classes: list[str], 
 
 def unlabelled(raw: list[Any], setup: ProblemSetup) -> ParallelSplit:
     """Texts without references."""
-    return ParallelSplit(**vars(setup.processor.split(raw)), targets=[], references=[], search=search_of(setup))
+    split, counted = setup.processor.split(raw), setup.options.bleu_tokenizer
+    return ParallelSplit(**vars(split), targets=[], references=[], search=search_of(setup), bleu_tokenizer=counted)
 
 
 def inputs(request: InputRequest, setup: ProblemSetup) -> Iterator[Input]:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -36,6 +37,11 @@ class Run:
         self.folder = folder
         self.manifest = manifest
         self.tracker: Any = None  # loggers.tracker.Tracker, when the config asks for one
+
+    @property
+    def typed(self) -> str:
+        """The folder as it is typed in a shell."""
+        return shlex.quote(str(self.folder))
 
     @classmethod
     def create(cls, cfg: schema.Config, overrides: list[str], manifest: dict[str, Any]) -> "Run":

@@ -137,7 +137,7 @@ def planned(
                 recover=context.cfg.on_nan == "recover",
                 recovered=recovered,
                 bad=run.path("checkpoints", "nan", f"{purpose.replace('/', '_')}.safetensors"),
-                replay=f"ptmrun replay {run.folder}",
+                replay=f"ptmrun replay {run.typed}",
                 **extra,
             ),
         )

@@ -157,6 +157,7 @@ def save_predictions(context: Context, problem: Problem) -> None:
     first repeat with most labels."""
     cfg, data = context.cfg, context.data
     count, tables = len(data.test), []
+    names = pa.array([name.encode("utf-8", "backslashreplace").decode() for name in data.test.sample_names], pa.string())
     for labels in label_counts(cfg):
         for repeat, trial in enumerate(trials(cfg, "tuned", labels)):
             predictions = predict(context, trial)
@@ -164,6 +165,7 @@ def save_predictions(context: Context, problem: Problem) -> None:
                 "labels_per_class": pa.array([labels] * count, pa.int32()),
                 "repeat": pa.array([repeat] * count, pa.int32()),
                 "index": pa.array(np.arange(count, dtype=np.int32)),
+                **({"sample": names} if len(names) else {}),
                 **problem.columns_of_predictions(predictions, data.test, data.classes),
                 "score": pa.array(problem.per_sample_scores(predictions, data.test).astype(np.float32)),
             }

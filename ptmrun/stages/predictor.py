@@ -34,7 +34,7 @@ def networks_of(run: Run) -> Networks:
     cfg = config_file.load(run.sound("config.yaml"))
     facts = run.manifest.get("data", {})
     if not facts.get("fingerprint"):
-        raise UserError(f"{run.folder}: has not read its data yet; go on with: ptmrun resume {run.folder}")
+        raise UserError(f"{run.folder}: has not read its data yet; go on with: ptmrun resume {run.typed}")
     if not device.available(cfg.device.name):
         cfg = parsing.replace(cfg, device__name="auto", device__precision="fp32")
     cfg, where, _ = device.resolve(cfg)

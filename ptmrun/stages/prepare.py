@@ -12,6 +12,7 @@ from ptmrun.data.modality import Data, LoadRequest, Progress
 from ptmrun.downstream.class_counts import imbalance
 from ptmrun.errors import UserError, printable
 from ptmrun.finetuning import methods
+from ptmrun.reports import verdict
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import EXAMPLES, PROCESSOR, TRAINED_ON, source, trained_on
 from ptmrun.runs.progress import Bar
@@ -54,6 +55,7 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     cfg = context.cfg
     if cfg.stage != "pretrain" and data.train.labels is not None:
         decided += imbalance(data.train.labels, data.classes)
+    decided += doubts(context)
     sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
     run.say(f"Data: {cfg.dataset.name}, {sizes}, {data}")
     for line in [*data.notes, *notes, *chosen, *why, *decided]:
@@ -132,6 +134,20 @@ def by_rule(context: Context) -> tuple[Config, list[str]]:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"{setting}: model={cfg.model.name} cannot work at it ({reason})") from None
     return cfg, notes
+
+
+def doubts(context: Context) -> list[str]:
+    """Warnings of what runs, and tells or teaches nothing."""
+    cfg, data, lines = context.cfg, context.data, []
+    if cfg.stage in ("all", "pretrain"):
+        others = min(cfg.pretrain.batch_size, len(data.corpus)) > 1
+        if module_of(cfg, "task").Objective.compares and not others:
+            what = f"task={cfg.task.name} tells a sample from others of its batch, and there are none"
+            lines.append(f"Warning: {what}: nothing is learned; raise pretrain.batch_size={cfg.pretrain.batch_size}")
+    if labelled(context) and len(data.val) < verdict.LEAST:
+        what = f"the validation split has {len(data.val)} {data.noun}, too few to tell anything"
+        lines.append(f"Warning: {what}: probes, finetune.keep_probe and searches judge by it; raise dataset.val_fraction")
+    return lines
 
 
 def check_labels(context: Context) -> None:

@@ -60,9 +60,7 @@ def resume(run: Run, cfg: Config) -> None:
             execute(run, cfg)
         except UserError as error:
             lost = [key for key in ("dataset.root", "downstream.root") if error.args[0].startswith(f"{key}=")]
-            hints = [
-                f"if that has moved: ptmrun resume {run.folder} {key}=PLACE" for key in lost if ": no such " in error.args[0]
-            ]
+            hints = [f"if that has moved: ptmrun resume {run.typed} {key}=PLACE" for key in lost if ": no such " in error.args[0]]
             raise UserError(*error.args, *hints) from None
 
 
@@ -81,7 +79,7 @@ def watched(run: Run) -> Iterator[None]:
         yield
     except Interrupted as stop:
         end("interrupted", str(stop))
-        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {run.folder}", markup=False)
+        console.print(f"\nInterrupted; the state is saved. Go on with: ptmrun resume {run.typed}", markup=False)
         raise
     except UserError as error:
         end("failed", str(error))
@@ -91,13 +89,13 @@ def watched(run: Run) -> Iterator[None]:
         why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         end("failed", lacking if out_of_memory(error) else why)
         if out_of_memory(error):
-            hint = f"what was written before is intact; with more memory go on with: ptmrun resume {run.folder}"
+            hint = f"what was written before is intact; with more memory go on with: ptmrun resume {run.typed}"
             raise UserError(f"{lacking}: {LESS_MEMORY}; {hint}") from None
         if not isinstance(error, OSError):
             raise
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        hint = f"what was written before is intact; afterwards go on with: ptmrun resume {run.folder}"
+        hint = f"what was written before is intact; afterwards go on with: ptmrun resume {run.typed}"
         raise UserError(f"{error.filename or run.folder}: {error.strerror}; {hint}") from None
     except BaseException as error:
         end("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", f"{type(error).__name__}: {error}")

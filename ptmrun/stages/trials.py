@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ptmrun import rng
+from ptmrun.data.sources.folders import nfc
 from ptmrun.downstream.base import Model
 from ptmrun.errors import UserError
 from ptmrun.finetuning import linear, methods
@@ -224,6 +225,7 @@ def matched(tensors: dict[str, Tensor], names: Any, networks: Networks, path: Pa
     """The tensors of a classifier whose rows stand for the classes of these names, in the order of the data's own; says so where
     it drops or moves some. Raises UserError where the data has a class that is not among them."""
     wanted, rows = networks.classes, len(tensors["head.bias"])
+    names = [nfc(str(name)) for name in names] if isinstance(names, list) else []
     if names == wanted or (not names and rows == len(wanted)):  # older versions saved no names
         return tensors
     if len(names) != rows:

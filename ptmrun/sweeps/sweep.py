@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from ptmrun.compose import compose
 from ptmrun.config import choices, parsing, schema, secrets
-from ptmrun.config.grammar import compose_raw, parsed, quoted, sort_overrides, unknown
+from ptmrun.config.grammar import assigned, compose_raw, parsed, quoted, sort_overrides, unknown
 from ptmrun.errors import Misfit, UserError
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import locked, stamp
@@ -69,7 +69,9 @@ def run(overrides: list[str]) -> int:
     finish(ledger)
     left = [j for j in ledger.jobs() if j.status not in ("done", "pruned")]
     if left:
-        words = [o for o in overrides if not o.lstrip("+").startswith("sweep.resume=")] + [f"sweep.resume={ledger.folder}"]
+        words = [o for o in overrides if not o.lstrip("+").startswith("sweep.resume=")] + [
+            assigned("sweep.resume", ledger.folder)
+        ]
         how = f"Go on with what is missing: {shlex.join(['ptmrun', '-m', *words])}"
         console.print(f"{len(left)} of {len(ledger.jobs())} jobs are not done. {how}", markup=False)
     return stopped or (1 if left else 0)
@@ -196,8 +198,9 @@ def launcher(ledger: Ledger, prune: bool, overrides: list[str]) -> Iterator[Laun
             except Exception as error:  # a launcher may raise anything, when its workers die for instance
                 if ledger.stopping():
                     raise KeyboardInterrupt from None
+                again = assigned("sweep.resume", ledger.folder)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise UserError(f"the launcher failed ({reason}); go on with sweep.resume={ledger.folder}") from error
+                raise UserError(f"the launcher failed ({reason}); go on with {shlex.quote(again)}") from error
             for result in results:
                 _ = result.return_value  # raises what `job` raised
             if ledger.stopping():

@@ -140,10 +140,8 @@ def load(
         notes.append(f"images are scaled from {size}x{size} to {wanted}x{wanted}, the nearest that the model's patches divide")
         size = wanted
     sets: dict[str, Split] = {}
-    names: dict[str, Callable[[int], str]] = {}
     for name, part in source.parts.items():
         sets[name], bad = as_split(part, f"{source.fingerprint}/{name}", size, channels, scales, options, workers, progress)
-        names[name] = str if isinstance(part.images, np.ndarray) else part.images.label_of
         unreadable += bad
     total = sum(len(s) for s in sets.values()) + len(unreadable)
     if len(unreadable) > options.max_unreadable * total:
@@ -156,7 +154,7 @@ def load(
     ids = no_classes(sets, "images")
     train, val, test, made = divide(sets, options, "images", notes)
     seen = test_seen(train, val, test, "images", notes)
-    listed = {name: [names["train"](int(r)) for r in split.rows] for name, split in made.items()}
+    listed = {name: split.sample_names for name, split in made.items()}
     normalise: Any = "data" if options.normalise == "auto" else options.normalise
     mean, std = moments(train) if normalise == "data" else given(normalise, channels)
     key = [
@@ -247,10 +245,10 @@ def as_split(
     if len(pictures) * channels * size**2 <= options.cache_gb * 2**30:
         decoded, good = decode.decoded_once(decoder, fingerprint, workers, decoding)
         contents = torch.from_numpy(decode.identities(decoder, fingerprint, lambda: decode.numbers(decoded, good.tolist())))
-        whole = Split(decoded, None, rows, labels, groups=part.groups, contents=contents)
+        whole = Split(decoded, None, rows, labels, groups=part.groups, contents=contents, name_of=pictures.label_of)
     else:
         contents = torch.from_numpy(decode.identities(decoder, fingerprint, lambda: decode.streamed(decoder, workers, decoding)))
-        whole = Split(None, decoder, rows, labels, workers, part.groups, contents)
+        whole = Split(None, decoder, rows, labels, workers, part.groups, contents, pictures.label_of)
     bad = [pictures.label_of(int(i)) for i in torch.nonzero(contents == 0)[:, 0]]
     return whole.subset(torch.nonzero(contents)[:, 0]), bad
 

@@ -1,7 +1,7 @@
 """Images of one split."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,11 @@ class Split(modality.Split):
     workers: int = 0
     groups: np.ndarray | None = None
     contents: Tensor | None = None
+    name_of: Callable[[int], str] = str  # of a row
+
+    @property
+    def sample_names(self) -> list[str]:
+        return [self.name_of(row) for row in self.rows.tolist()]
 
     @property
     def group_ids(self) -> Tensor | None:
@@ -49,7 +54,7 @@ class Split(modality.Split):
         labels = None if self.labels is None else self.labels[indices]
         groups = None if self.groups is None else self.groups[indices.numpy()]
         contents = None if self.contents is None else self.contents[indices]
-        return Split(self.pixels, self.decoder, self.rows[indices], labels, self.workers, groups, contents)
+        return replace(self, rows=self.rows[indices], labels=labels, groups=groups, contents=contents)
 
     def some(self, count: int) -> Tensor:
         """At most `count` images, evenly spaced: uint8 [count, C, S, S]."""

@@ -49,6 +49,7 @@ class TextPart:
 
     A document is its sentences, one a line, where it comes that way, or prose. labels: int64 [N], of several classes a text
     bool [N, classes], or none; seconds: the second texts of pairs, N, or none; groups: [N] text or none.
+    names: what the user calls each text that has a label or a second one (its file and line, or row), N, or none.
     """
 
     documents: Callable[[], Iterator[str]]
@@ -58,6 +59,7 @@ class TextPart:
     labels: np.ndarray | None = None
     seconds: list[str] | None = None
     groups: np.ndarray | None = None
+    names: list[str] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """Which files a folder of the user's holds, and which splits its folders name."""
 
+import contextlib
 import glob
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from ptmrun.errors import UserError, printable
+from ptmrun.errors import UserError, nearest, printable
 
 SPLITS = {
     "train": "train",
@@ -22,6 +24,7 @@ FOREIGN = {"__macosx", "__pycache__"}  # and what is hidden: folders that progra
 BESIDE = {"metadata.csv", "metadata.jsonl", "thumbs.db", "desktop.ini"}  # files that are no samples
 RUN = ("manifest.json", "config.yaml")  # of a run folder
 MOST_ENDINGS = 6
+ARCHIVES = {".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 STDIN = Path("/dev/stdin")
 
 
@@ -55,14 +58,14 @@ def files_below(folder: Path, suffixes: Collection[str], notes: list[str] | None
     return sorted(found)
 
 
-def chosen(names: list[str], suffixes: Collection[str], note: Callable[[str], None]) -> Iterator[Path]:
+def chosen(names: list[str], suffixes: Collection[str], note: Callable[[str], None], json: bool = True) -> Iterator[Path]:
     """The files that are named (- is standard input): themselves, those below folders (see `files_below`), and those that
-    patterns match. What is not there is given as it is.
+    patterns match. What is not there is given as it is. Unless `json`, .json files count as in `without_json`.
 
     Raises UserError for a folder without such files.
     """
     for name in names:
-        place = STDIN if name == "-" else Path(name).expanduser()
+        place = STDIN if name == "-" else place_of(name)
         matching = [place] if place.exists() else [Path(p) for p in sorted(glob.glob(str(place), recursive=True))]
         for path in matching or [place]:
             if not path.is_dir():
@@ -70,11 +73,17 @@ def chosen(names: list[str], suffixes: Collection[str], note: Callable[[str], No
                 continue
             notes: list[str] = []
             files = files_below(path, suffixes, notes)
+            files = files if json else without_json(files)
             if not files:
                 raise UserError("; ".join([f"{printable(str(path))}: holds no file of a kind that can be read", *notes]))
             for line in notes:
                 note(f"{printable(str(path))}: {line}")
             yield from files
+
+
+def without_json(files: list[Path]) -> list[Path]:
+    """Without .json files where others are beside them, which they mostly describe."""
+    return [p for p in files if p.suffix.lower() != ".json"] if len({p.suffix.lower() for p in files}) > 1 else files
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], bool]]:
@@ -122,6 +131,43 @@ def split_folders(root: Path, notes: list[str]) -> dict[str, Path]:
         how = "to pretrain on such a folder: stage=pretrain with dataset.root there, then init=RUN"
         notes.append(f"beside the splits, {', '.join(map(printable, others[:5]))} is not used ({how})")
     return splits
+
+
+def place_of(root: str) -> Path:
+    """The path that a root means: ~ is the home folder, and a name that is not there may be so in another Unicode form."""
+    place = Path(root).expanduser()
+    if os.path.lexists(place):
+        return place
+    actual = Path(*place.parts[:1]) if place.is_absolute() else Path()
+    for name in place.parts[1:] if place.is_absolute() else place.parts:
+        if not os.path.lexists(actual / name):
+            with contextlib.suppress(OSError):
+                same = [other for other in os.listdir(actual) if nfc(other) == nfc(name)]
+                name = same[0] if len(same) == 1 else name
+        actual /= name
+    return actual if os.path.lexists(actual) else place
+
+
+def absent(place: Path, what: str) -> str:
+    """That a path is not there, from where it was looked for, and what is there that has nearly its name."""
+    where = "" if place.is_absolute() else f" in {Path.cwd()}"
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(place.parent) if not name.startswith(".")]
+    near = nearest(place.name, names)
+    return printable(f"no such {what}{where}{near if near.startswith(' (') else ''}")
+
+
+def nfc(name: str) -> str:
+    """A name in one Unicode form: macOS and other systems write the same letters differently."""
+    return unicodedata.normalize("NFC", name)
+
+
+def unpack(path: Path) -> str:
+    """What to do where a path is an archive; else nothing."""
+    if not path.is_file() or path.suffix.lower() not in ARCHIVES:
+        return ""
+    return f"; {printable(path.name)} is packed: unpack it, and name the folder or file that comes out of it"
 
 
 def inner_root(root: Path, suffixes: Collection[str]) -> Path:

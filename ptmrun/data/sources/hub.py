@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from ptmrun.data.sources import Part, Source
-from ptmrun.data.sources.folders import SPLITS
+from ptmrun.data.sources.folders import SPLITS, nfc
 from ptmrun.data.sources.picture_labels import likely, name_of, numbered
 from ptmrun.errors import UserError, nearest
 
@@ -62,7 +62,7 @@ def read(options: Any) -> Source:
     features = by_split["train"].features
     image = column(features, options.image_column, datasets.Image, "dataset.image_column")
     label, notes = label_column(features, options.label_column)
-    names = list(features[label].names) if label and isinstance(features[label], datasets.ClassLabel) else []
+    names = list(map(nfc, features[label].names)) if label and isinstance(features[label], datasets.ClassLabel) else []
     notes += without_withheld(by_split, label) if names else []
     fingerprint = "-".join(rows._fingerprint for rows in by_split.values())
     found = None
@@ -142,7 +142,7 @@ def groups(rows: Any, name: str, split: str) -> np.ndarray:
     for index, value in enumerate(values):
         if value is None:
             raise UserError(f"dataset.group={name}: {split} row {index} has no value")
-    return np.array([feature.int2str(v) if isinstance(feature, datasets.ClassLabel) else str(v) for v in values])
+    return np.array([nfc(feature.int2str(v) if isinstance(feature, datasets.ClassLabel) else str(v)) for v in values])
 
 
 def column(features: Any, name: str, kind: Any, key: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ptmrun.data.sources import Part, Source
-from ptmrun.data.sources.folders import files_below, inner_root, readable, split_folders
+from ptmrun.data.sources.folders import absent, files_below, inner_root, nfc, place_of, readable, split_folders, unpack
 from ptmrun.data.sources.picture_labels import Labels, likely, name_of, numbered
 from ptmrun.errors import UserError, printable
 from ptmrun.storage.content import hashes
@@ -22,7 +22,7 @@ from ptmrun.storage.content import hashes
 NOT_READ = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF", "PDF", "FITS"}
 Image.init()
 SUFFIXES = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN and kind not in NOT_READ}
-STRAY = 0.05  # of the images, that may stand outside of class folders and are left out
+STRAY = 0.05  # of the images, or one, that may stand outside of class folders and are left out
 ENDINGS = ".png .jpg .webp .tif .bmp .gif"  # the best known of them
 METADATA = ("metadata.csv", "metadata.jsonl")
 
@@ -46,9 +46,10 @@ class Files:
 def read(options: Any) -> Source:
     if not options.root:
         raise UserError("dataset.root: the folder of images is needed, as in dataset.root=photos")
-    root = Path(options.root).expanduser()
+    root = place_of(options.root)
     if not root.is_dir():
-        raise UserError(f"dataset.root={options.root}: no such folder")
+        what = "is no folder" if root.exists() else absent(root, "folder")
+        raise UserError(f"dataset.root={options.root}: {what}{unpack(root)}")
     notes: list[str] = []
     if (inner := inner_root(root, SUFFIXES)) != root:
         notes.append(f"{printable(str(root))} holds one folder alone, so those in {printable(str(inner))} are taken")
@@ -64,7 +65,7 @@ def read(options: Any) -> Source:
         names = {name: [str(p.relative_to(root)) for p in paths] for name, paths in paths_of.items() if paths}
         key = f"dataset.label_column={label}"
         value_of = values_of(root, folders, label, key)
-        values = {name: [value_of.get(file) for file in files] for name, files in names.items()}
+        values = {name: [value_of.get(nfc(file)) for file in files] for name, files in names.items()}
         found = numbered(values, key, lambda name, row: readable(names[name][row]))
     elif options.label_column:
         found = of_class_folders(splits, paths_of, notes)
@@ -82,10 +83,10 @@ def read(options: Any) -> Source:
             digest.update(place + content.encode() + b"\n")
             older.update(place + f"{p.stat().st_size}\n".encode())
         files = [str(p.relative_to(root)) for p in paths]
-        if options.group and (lacking := [f for f in files if f not in group_of]):
+        if options.group and (lacking := [f for f in files if nfc(f) not in group_of]):
             raise UserError(f"dataset.group={options.group}: {root / lacking[0]} has no row, or no value, in {METADATA[0]}")
         if paths:
-            groups = np.array([group_of[f] for f in files]) if options.group else None
+            groups = np.array([group_of[nfc(f)] for f in files]) if options.group else None
             result[name] = Part(Files(root, files), found.numbers[name] if found else None, groups)
     classes = [readable(c) for c in found.classes] if found else []
     return Source(result, classes, digest.hexdigest(), notes, "" if label else older.hexdigest())
@@ -93,13 +94,15 @@ def read(options: Any) -> Source:
 
 def of_class_folders(splits: dict[str, Path], paths_of: dict[str, list[Path]], notes: list[str]) -> Labels | None:
     """The folder of each image as its class, where all but a few stand in one. Raises UserError for one that training lacks."""
-    parts_of = {name: [p.relative_to(splits[name]).parts for p in paths] for name, paths in paths_of.items()}
+    parts_of = {name: [parts_below(splits[name], p) for p in paths] for name, paths in paths_of.items()}
     stray, images = sum(len(parts) == 1 for parts in parts_of["train"]), len(parts_of["train"])
-    if stray > STRAY * images:
-        if stray < images:
-            notes.append(f"{stray} images stand outside of class folders, so the folders are not taken as classes")
-        return None
     classes = sorted({parts[0] for parts in parts_of["train"] if len(parts) > 1})
+    if stray and (stray > max(1, STRAY * images) or len(classes) < 2):
+        if stray < images:
+            notes.append(
+                f"{stray} images stand outside of class folders, so the folders are no classes (take them away and they are)"
+            )
+        return None
     rows, numbers, said = {}, {}, []
     for name, parts in parts_of.items():
         rows[name] = np.array([row for row, part in enumerate(parts) if len(part) > 1], dtype=np.int64)
@@ -111,6 +114,12 @@ def of_class_folders(splits: dict[str, Path], paths_of: dict[str, list[Path]], n
             raise UserError(f"{splits[name]}/{strange[0]}: a class that the training split does not have; it has {there}")
         numbers[name] = np.array([classes.index(folder) for folder in inside], dtype=np.int64)
     return Labels(rows, numbers, classes, said)
+
+
+def parts_below(folder: Path, path: Path) -> tuple[str, ...]:
+    """The names on the way from a folder to a file; that of its class in the form NFC, which may differ from split to split."""
+    first, *rest = path.relative_to(folder).parts
+    return nfc(first), *rest
 
 
 def label_column(
@@ -126,7 +135,7 @@ def label_column(
         columns = rows_of(tables[0])[0] if tables else []
     if (likeliest := likely(columns)) is None:
         return None
-    if len({p.relative_to(train).parts[0] for p in images if p.parent != train}) > 1:
+    if len({parts_below(train, p)[0] for p in images if p.parent != train}) > 1:
         notes.append(f"labels are the class folders, not the column {likeliest} of {tables[0].name} (dataset.label_column)")
         return None
     notes.append(f"labels are the column {likeliest} of {tables[0].name} (dataset.label_column)")
@@ -139,8 +148,8 @@ def metadata(root: Path, folders: list[Path]) -> list[Path]:
 
 
 def values_of(root: Path, folders: list[Path], name: str, key: str) -> dict[str, str]:
-    """Image (relative to the root) -> its value in the column `name` of METADATA, in the root or the splits' folders; none where
-    it is empty.
+    """Image (relative to the root, its name in the form NFC) -> its value in the column `name` of METADATA, in the root or the
+    splits' folders; none where it is empty.
 
     As in Hugging Face's ImageFolder, `file_name` is a path relative to the folder of the table.
     """
@@ -159,7 +168,7 @@ def values_of(root: Path, folders: list[Path], name: str, key: str) -> dict[str,
         for place, row in enumerate(rows, start=1):
             value = name_of(row.get(name), f"{key}: {table} row {place}")
             if value is not None:
-                value_of[os.path.normpath(folder / str(row.get("file_name")))] = value
+                value_of[nfc(os.path.normpath(folder / str(row.get("file_name"))))] = value
     return value_of
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from ptmrun.data.sources.folders import nfc
 from ptmrun.errors import UserError, printable
 
 BITS = {"0": False, "1": True, "0.": False, "1.": True, "0.0": False, "1.0": True, "false": False, "true": True}
@@ -106,7 +107,7 @@ def class_name(label: Any, where: str) -> str:
     """A label as text; NaN, which tables have where there is none, is empty."""
     if isinstance(label, dict | list):
         raise UserError(f"{where}: expected a label, found {printable(repr(label))[:80]}")
-    return "" if isinstance(label, float) and math.isnan(label) else mended(str(label).strip())
+    return "" if isinstance(label, float) and math.isnan(label) else nfc(mended(str(label).strip()))
 
 
 def mended(text: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ptmrun.data.sources.folders import nfc
 from ptmrun.data.sources.labels import mended
 from ptmrun.data.sources.rows import class_order
 from ptmrun.errors import UserError, nearest, printable
@@ -74,4 +75,4 @@ def name_of(value: Any, where: str) -> str | None:
         value = int(value)
     if not isinstance(value, str | int):
         raise UserError(f"{where}: expected a label, found {printable(repr(value))[:80]}")
-    return mended(str(value).strip()) or None
+    return nfc(mended(str(value).strip())) or None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ptmrun.data.sources import TextPart, TextSource, labels
+from ptmrun.data.sources.folders import nfc
 from ptmrun.errors import UserError, nearest, printable
 
 
@@ -70,7 +71,7 @@ def gathered(
         for scan in columns.values():
             scan.respell(spelt)
         said.append(f"labels that are equal numbers are one class: {', '.join(spelt)}")
-    names = list(classes) or sorted(columns["train"].first, key=class_order)
+    names = list(map(nfc, classes)) or sorted(columns["train"].first, key=class_order)
     if labelled and not names:
         raise UserError(
             f"dataset.root={root}: no text of the training split has a label; expected a column of them (dataset.label_column), "
@@ -90,7 +91,14 @@ def gathered(
         truth = scan.array(index, several) if names else None
         groups = np.array(scan.groups) if scan.groups else None
         parts[name] = TextPart(
-            partial(kept, makers[name], errors), scan.count, scan.size, scan.fingerprint, truth, scan.seconds or None, groups
+            partial(kept, makers[name], errors),
+            scan.count,
+            scan.size,
+            scan.fingerprint,
+            truth,
+            scan.seconds or None,
+            groups,
+            scan.names or None,
         )
         digest.update(json.dumps([name, scan.fingerprint, scan.labels, scan.seconds, scan.groups]).encode())
     digest.update(json.dumps(names).encode())
@@ -105,6 +113,7 @@ class Scan:
         self.labels: list[list[str]] = []
         self.seconds: list[str] = []
         self.groups: list[str] = []
+        self.names: list[str] = []  # of labelled texts and pairs: a corpus may be too large for that
         self.first: dict[str, str] = {}  # class -> where it was seen first
         self.empty = ""  # where the first empty text is
         self.several = writing.separator is not None
@@ -126,12 +135,14 @@ class Scan:
             self.count += 1
             self.size += len(data)
             if row.group is not None:
-                self.groups.append(labels.mended(str(row.group)))
+                self.groups.append(nfc(labels.mended(str(row.group))))
+            if row.label is not None or row.second is not None:
+                self.names.append(row.where)
             if row.label is not None:
-                self.labels.append(self.names(row, writing))
+                self.labels.append(self.classes(row, writing))
         self.fingerprint = digest.hexdigest()
 
-    def names(self, row: Row, writing: labels.Writing) -> list[str]:
+    def classes(self, row: Row, writing: labels.Writing) -> list[str]:
         """The classes of a row."""
         classes, several = writing.classes(row.label, row.where)
         self.several |= several

@@ -1,4 +1,4 @@
-"""Your own texts: .txt files, or tables (.csv, .tsv, .jsonl, .parquet) with a text a row, labelled or not."""
+"""Your own texts: .txt files, or tables (.csv, .tsv, .jsonl, .json, .parquet) with a text a row, labelled or not."""
 
 import contextlib
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.data.sources import TextSource
-from ptmrun.data.sources.folders import SPLITS, files_below, readable
+from ptmrun.data.sources.folders import SPLITS, absent, files_below, nfc, place_of, readable, unpack, without_json
 from ptmrun.data.sources.rows import Row, gathered
 from ptmrun.data.sources.tables import TABLES, Columns, all_rows
 from ptmrun.data.sources.textfile import lines, units
@@ -50,7 +50,7 @@ def read(options: Any, labelled: bool = False) -> TextSource:
         kind = units(files["train"], options.encoding, options.errors)
         said = {"file": "each file", "blank_lines": "what stands between empty lines", "lines": "each line"}[kind]
         notes.append(f"{said} is a document (dataset.documents={kind})")
-    classes = {} if options.label_column is None else folders(Path(options.root).expanduser(), files)
+    classes = {} if options.label_column is None else folders(place_of(options.root), files)
     if classes:
         notes.append("the folder of each file is its label (dataset.label_column=null: no labels)")
     makers = {name: partial(all_texts, paths, kind, options.encoding, options.errors, classes) for name, paths in files.items()}
@@ -73,16 +73,19 @@ def as_downstream(names: dict[str, str] | None = None) -> Iterator[None]:
 
 def files_by_split(root: str, suffixes: tuple[str, ...] = SUFFIXES) -> dict[str, list[Path]]:
     """The files of each split: folders or files named train, val and test; where none is named so, everything is train."""
-    place = Path(root).expanduser()
+    place = place_of(root)
     if place.is_file():
         if place.suffix.lower() not in suffixes:
-            raise UserError(f"dataset.root={root}: expected a file ending in {' '.join(suffixes)}, or a folder of such files")
+            raise UserError(
+                f"dataset.root={root}: expected a file ending in {' '.join(suffixes)}, or a folder of such files{unpack(place)}"
+            )
         return {"train": [place]}
     if not place.is_dir():
-        raise UserError(f"dataset.root={root}: no such file or folder")
-    files = files_below(place, suffixes)
+        raise UserError(f"dataset.root={root}: {absent(place, 'file or folder')}")
+    files = without_json(files_below(place, suffixes, others := list[str]()))
     if not files:
-        raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(suffixes)})")
+        left_out = "".join(f"; {note}" for note in others)
+        raise UserError(f"dataset.root={root}: no texts there (files ending in {' '.join(suffixes)}){left_out}")
     return by_split(place, files) or {"train": files}
 
 
@@ -94,7 +97,7 @@ def folders(place: Path, files: dict[str, list[Path]]) -> dict[Path, str]:
         if inside[0].lower() in SPLITS:
             inside = inside[1:]
         if len(inside) > 1:
-            folder_of[path] = readable(inside[0])
+            folder_of[path] = readable(nfc(inside[0]))
     whole = len(folder_of) == sum(map(len, files.values()))
     return folder_of if whole and len(set(folder_of.values())) > 1 else {}
 

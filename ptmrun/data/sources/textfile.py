@@ -8,6 +8,14 @@ from pathlib import Path
 from ptmrun.errors import UserError
 
 CHUNK = 2**20  # bytes read at a time
+PACKED = {  # what files begin with that hold texts in another form
+    b"PK\x03\x04": "a zip archive or spreadsheet; unpack it, or save the sheet as .csv",
+    b"\x1f\x8b": "packed by gzip; unpack it",
+    b"BZh91AY": "packed by bzip2; unpack it",
+    b"\xfd7zXZ": "packed by xz; unpack it",
+    b"\x28\xb5\x2f\xfd": "packed by zstd; unpack it",
+    b"\xd0\xcf\x11\xe0": "an old Office file; save the sheet as .csv",
+}
 MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)  # UTF-32's other one begins as UTF-16's
 
 
@@ -42,6 +50,8 @@ def decoded(path: Path, encoding: str, errors: str) -> Iterator[str]:
         with open(path, "rb") as file:
             while True:
                 data = file.read(CHUNK)
+                if what := next((what for mark, what in PACKED.items() if not place and data.startswith(mark)), None):
+                    raise UserError(f"{path}: is no text but {what}")
                 held = len(decoder.getstate()[0])
                 try:
                     text = decoder.decode(data, final=not data)
@@ -53,9 +63,12 @@ def decoded(path: Path, encoding: str, errors: str) -> Iterator[str]:
                     ) from None
                 if "\0" in text:
                     if errors == "strict":
-                        byte = place - held + len(text[: text.index("\0")].encode(encoding))
-                        if place or not data.startswith(MARKS):
-                            byte -= len("".encode(encoding))  # a mark that `encode` wrote and the file has not there
+                        try:
+                            byte = place - held + len(text[: text.index("\0")].encode(encoding))
+                            if place or not data.startswith(MARKS):
+                                byte -= len("".encode(encoding))  # a mark that `encode` wrote and the file has not there
+                        except UnicodeError:  # an encoding that cannot write all that it reads
+                            byte = place + max(data.find(b"\0"), 0)
                         raise UserError(
                             f"{path}: byte {byte} is NUL, so this is no text; remove it, or set dataset.errors=replace"
                         )

@@ -78,7 +78,7 @@ def documents(request: InputRequest, trained: str) -> str:
 def texts(request: InputRequest, reading: Reading, suffixes: Collection[str] = SUFFIXES) -> Iterator[Input]:
     """Texts, or pairs of them; suffixes: of the files that are read of a folder. Raises UserError where it is not clear what is
     to be read."""
-    for path in chosen(request.names, suffixes, request.note):
+    for path in chosen(request.names, suffixes, request.note, json=False):
         if path == STDIN:
             rows = objects(reading) if reading.seconds else lines(path, reading._replace(documents="lines"))
         elif not path.is_file():
@@ -117,9 +117,9 @@ def objects(reading: Reading) -> Iterator[Input]:
 def columns(path: Path, reading: Reading, suffix: str) -> Iterator[Input]:
     """The texts of a table, or what is wrong with one of its rows."""
     header = not any(w and w.name and w.name.isdigit() for w in (reading.texts, reading.seconds))
-    head = tables.Columns("", None, None, None, header or suffix not in (".csv", ".tsv"))
+    head = tables.Columns("", None, None, None, header or suffix not in tables.SEPARATED)
     try:
-        most = None if suffix == ".jsonl" else 100  # later rows may have other columns
+        most = None if suffix in tables.JSON else 100  # later rows may have other columns
         survey = tables.surveyed(path, head, reading.encoding, reading.errors, most, strict=False)
     except UserError as error:
         return iter([Input(str(path), Unreadable(error.args[0]))])

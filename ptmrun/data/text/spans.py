@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ptmrun.data.sources.folders import absent, place_of
 from ptmrun.data.sources.text import as_downstream, by_split
 from ptmrun.data.sources.textfile import decoded
 from ptmrun.data.text.tokenizer import slices
@@ -17,11 +18,11 @@ def files(root: str, suffixes: tuple[str, ...]) -> dict[str, list[Path]]:
 
     Raises UserError where there is nothing to train on.
     """
-    place = Path(root).expanduser()
+    place = place_of(root)
     if place.is_file():
         return {"train": [place]}
     if not place.is_dir():
-        raise UserError(f"downstream.root={root}: no such file or folder")
+        raise UserError(f"downstream.root={root}: {absent(place, 'file or folder')}")
     there = sorted(p for p in place.rglob("*") if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith("."))
     splits = by_split(place, there) or ({"train": there} if len(there) == 1 else {})
     if not splits:

@@ -20,7 +20,8 @@ class TextSplit(modality.Split):
 
     ids, types: of every text of the source, int arrays [T]; texts: as they were read; seconds: of pairs, the second ones, else
     none; rows [N]: which of them this split has. labels: classes [N], or 0 and 1 [N, classes] where a text may have several, or
-    none; groups [N] or none. column: of a table, that the texts stood in.
+    none; groups [N] or none. names: what the user calls every text of the source, or none. column: of a table, that the texts
+    stood in.
     """
 
     ids: list[np.ndarray]
@@ -31,6 +32,7 @@ class TextSplit(modality.Split):
     labels: Tensor | None
     groups: np.ndarray | None = None
     seconds: list[str] | None = None
+    names: list[str] | None = None
     column: str = ""
 
     @property
@@ -39,6 +41,10 @@ class TextSplit(modality.Split):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def sample_names(self) -> list[str]:
+        return [self.names[r] for r in self.rows.tolist()] if self.names else []
 
     @property
     def lengths(self) -> Tensor:
@@ -132,6 +138,7 @@ def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
             labels,
             part.groups,
             seconds,
+            part.names,
             source.column,
         )
     return by_split

@@ -49,6 +49,6 @@ def unlabelled(raw: list[Any], setup: ProblemSetup) -> Questions:
         raise UserError(f"{str(strange[0])[:60]}: expected a pair, (question, context)")
     contexts = list(dict.fromkeys(context for _, context in raw))
     number = {context: i for i, context in enumerate(contexts)}
-    questions = [Question(str(i), question, number[context], [], []) for i, (question, context) in enumerate(raw)]
+    questions = [Question(str(i), question, number[context], [], [], "") for i, (question, context) in enumerate(raw)]
     processor, nothing = setup.processor, bool(setup.facts.get(UNANSWERED, False))
     return split_of(contexts, questions, nothing, "squad", setup.options, processor.tokenizer, processor.length)

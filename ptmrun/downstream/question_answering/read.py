@@ -39,6 +39,13 @@ def read_splits(options: Any, tokenizer: Any, length: int, notes: list[str]) -> 
         name: split_of(contexts, questions, nothing, scoring, options, tokenizer, length)
         for name, (contexts, questions) in read.items()
     }
+    if not nothing:
+        for name, (_, questions) in read.items():
+            if lacking := sum(not q.answers for q in questions):
+                notes.append(
+                    f"Warning: {lacking:,} of {len(questions):,} questions of the {name} split have no answer, but all of the "
+                    "training split have one: that there is none is not learned, and always counts as wrong"
+                )
     for name, split in splits.items():
         several = int((np.diff(split.bounds) > 1).sum())
         if several:
@@ -90,7 +97,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
                 name, asked = inside(entry, place, "id", str), inside(entry, place, "question", str)
                 total += 1
                 if not answered or ("is_impossible" in entry and inside(entry, place, "is_impossible", bool)):
-                    questions.append(Question(name, asked, len(contexts), [], []))
+                    questions.append(Question(name, asked, len(contexts), [], [], str(path)))
                     continue
                 answers = [
                     (inside(x, f"{place}.answers[{i}]", "text", str), inside(x, f"{place}.answers[{i}]", "answer_start", int))
@@ -101,7 +108,7 @@ def parsed(path: Path, text: str, most: float, contexts: list[str], notes: list[
                 if all(answer.strip() and start >= 0 and context.startswith(answer, start) for answer, start in answers):
                     right = list(dict.fromkeys(answer for answer, _ in answers))
                     places = list(dict.fromkeys((start, start + len(answer)) for answer, start in answers))
-                    questions.append(Question(name, asked, len(contexts), right, places))
+                    questions.append(Question(name, asked, len(contexts), right, places, str(path)))
                 else:
                     wrong.append(printable(name))
             contexts.append(context)
@@ -139,6 +146,7 @@ def split_of(
         tokenizer.vocabulary.pad,
         torch.arange(len(questions)),
         None,
+        names=[f"{q.file}: {q.name}" for q in questions if q.file] or None,
         questions=questions,
         contexts=contexts,
         spans=[p.spans for p in passages],

@@ -21,6 +21,7 @@ class Question(NamedTuple):
     context: int  # number of its context
     answers: list[str]  # all that count as right; empty where there is none
     places: list[tuple[int, int]]  # of each: its first character in the context, and the one after its last
+    file: str  # empty where it stands in none
 
 
 class Window(NamedTuple):

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptmrun.data.sources.folders import nfc
 from ptmrun.errors import UserError
 
 SUFFIXES = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", ".bmes", ".conllu")
@@ -73,7 +74,7 @@ def sentences(path: Path, text: str, options: Any, notes: Counter[str]) -> list[
         begun = True
         sentences[-1].lines.append(place)
         sentences[-1].words.append(cells[token])
-        sentences[-1].tags.append(cells[tag])
+        sentences[-1].tags.append(nfc(cells[tag]))
     sentences = [s for s in sentences if s.words]
     if not sentences:
         raise UserError(f"{path}: holds no sentences; expected a word and its tag a line, and empty lines between sentences")

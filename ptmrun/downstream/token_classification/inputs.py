@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.data.modality import Input, InputRequest, Unreadable
-from ptmrun.data.sources.folders import STDIN, chosen
+from ptmrun.data.sources.folders import STDIN, chosen, nfc
 from ptmrun.data.sources.tables import TABLES
 from ptmrun.data.text import spans
 from ptmrun.data.text.inputs import Reading, Wanted, texts
@@ -33,7 +33,7 @@ def inputs(request: InputRequest, setup: ProblemSetup) -> Iterator[Input]:
         encoding=options.encoding,
         errors=options.errors,
     )
-    for path in chosen(request.names, {*SUFFIXES, *TABLES}, request.note):
+    for path in chosen(request.names, {*SUFFIXES, *TABLES}, request.note, json=False):
         try:
             columns = path.is_file() and request.documents == "auto" and has_columns(path, setup)
         except UserError as error:
@@ -60,7 +60,7 @@ def has_columns(path: Path, setup: ProblemSetup) -> bool:
     if {len(cells) for cells in rows} == {1}:
         return True
     same = all(len(cells) == len(rows[0]) > tag for cells in rows)
-    return same and all(cells[tag] in setup.classes or MARKED.fullmatch(cells[tag]) for cells in rows[1:] or rows)
+    return same and all(nfc(cells[tag]) in setup.classes or MARKED.fullmatch(cells[tag]) for cells in rows[1:] or rows)
 
 
 def sentences(path: Path, options: Any) -> Iterator[Input]:

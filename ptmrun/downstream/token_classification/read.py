@@ -91,6 +91,7 @@ def split_of(part: list[Sentence], classes: list[str], bio: bool, tokenizer: Any
         tokenizer.vocabulary.pad,
         torch.arange(len(texts)),
         None,
+        names=[f"{s.path}:{s.lines[0]}" for s in part if s.lines] or None,
         words=[s.words for s in part],
         tags=[np.array([number[tag] for tag in s.tags]) for s in part],
         places=places,
