@@ -105,16 +105,6 @@ def test_repeats_follow_from_the_compute(total, expected):
     assert scratch.repeats(cfg, allowed) == 3
 
 
-@pytest.mark.parametrize(("given", "copies"), [([], 8), (["finetune.augment=0"], 1)])
-def test_a_few_labels_fill_a_batch_where_training_varies_them(context, monkeypatch, given, copies):
-    """Of 7 labels eight copies, each with a change of its own, are a batch of 50."""
-    cfg = compose([*RUN, "downstream.labels_per_class=null", *given])
-    monkeypatch.setattr(context, "cfg", cfg)
-    monkeypatch.setattr(scratch, "chosen_labels", lambda *_: context.data.train.subset(torch.arange(7)))
-    split = scratch.samples_of(context, Trial(None, "scratch", 0))
-    assert split.labels.tolist() == copies * context.data.train.labels[:7].tolist()
-
-
 def test_the_rate_warms_up_stays_and_decays():
     rate = decaying(1.0, warm=4, begin=8, end=12)
     assert [rate(step) for step in range(8)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]

@@ -6,14 +6,11 @@ off it (warm-up, stable, decay: Hägele et al. 2024, arXiv:2405.18392). What it 
 split.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ptmrun.downstream.base import Model, Predictions
 from ptmrun.errors import UserError
@@ -81,18 +78,10 @@ def stable(steps: int) -> int:
     return round((1 - DECAY) * steps)
 
 
-def samples_of(context: Context, trial: Trial) -> Any:
-    """What the trial trains on: its labelled samples, and where training varies them at random so many copies of each that they
-    fill a batch: as many operations in large steps take half the time of small ones."""
-    split, loop = chosen_labels(context, trial), context.cfg.finetune
-    copies = math.ceil(loop.batch_size / len(split)) if context.data.without_augmentation(loop) != loop else 1
-    return split.subset(torch.arange(len(split)).repeat(copies)) if copies > 1 else split
-
-
 def step_of(context: Context, labels: int | None) -> tuple[float, int]:
     """Floating-point operations and samples of a step from scratch."""
     trial = trials(context.cfg, "scratch", labels)[0]
-    split = samples_of(context, trial)
+    split = chosen_labels(context, trial)
     loop, steps = finetune_settings(context.cfg, trial, len(split)), trial_steps(context.cfg, trial, len(split))
     return compute.step_flops(context, new_model(context, trial)[0], split, loop, steps, trial.seed)
 
@@ -186,7 +175,7 @@ class Point:
 
 def curve(context: Context, trial: Trial, allowed: Allowance) -> list[Point]:
     """Trains the trial from scratch: its points at those of `allowed`. What an earlier attempt has saved is not trained again."""
-    split = samples_of(context, trial)
+    split = chosen_labels(context, trial)
     loop = finetune_settings(context.cfg, trial, len(split))
     warm = min(round(loop.warmup * allowed.short), stable(allowed.points[0]))
     points = []
