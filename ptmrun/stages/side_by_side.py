@@ -6,7 +6,6 @@ it. The stages then go on as after an interruption: they see in files what is tr
 """
 
 import contextlib
-import ctypes
 import math
 import os
 import signal
@@ -24,10 +23,10 @@ from ptmrun.errors import Interrupted, UserError
 from ptmrun.runs.folder import Run
 from ptmrun.runs.progress import Bar
 from ptmrun.stages.context import Context
+from ptmrun.storage.files import end_with_parent
 
 SMALL = 5_000_000  # parameters, up to which more threads gain a training less than they would give as trainings of their own
 POLL = 0.2  # seconds between looks at whether a signal is pending
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 def possible(context: Context, parameters: int) -> bool:
@@ -112,7 +111,7 @@ class Child:
             its.close()
             return cls(pid, mine)
         try:
-            ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
+            end_with_parent()
             if os.getppid() == parent:
                 for pipe in [mine, *(child.pipe for child in others)]:
                     pipe.close()

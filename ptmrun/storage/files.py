@@ -1,11 +1,14 @@
 """Files that are replaced as a whole, locks, new folders, and the cache folder."""
 
 import contextlib
+import ctypes
 import fcntl
 import math
 import os
 import re
 import shutil
+import signal
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from pathlib import Path
 from ptmrun.errors import UserError
 
 NEW = re.compile(r"\.[0-9a-f]{32}(\.new|\.npy|-\d+\.corpus|-\d+\.json)")  # being written; the last three by earlier versions
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
 LEFT_OVER = 86_400  # seconds without a change, after which nobody writes it any more
 
 
@@ -51,6 +55,12 @@ def lock(path: Path, refusal: str) -> Iterator[None]:
         except OSError:
             raise UserError(refusal) from None
         yield
+
+
+def end_with_parent(worker: int = 0) -> None:
+    """A process that was forked ends when its parent does, even by kill -9: it would hold its locks on (under Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def new_folder(root: Path, stem: str) -> Path:

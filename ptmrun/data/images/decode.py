@@ -21,7 +21,7 @@ from ptmrun.data.images import levels
 from ptmrun.data.sources import Pictures
 from ptmrun.errors import UserError
 from ptmrun.storage.content import number
-from ptmrun.storage.files import cache_folder, new_entry
+from ptmrun.storage.files import cache_folder, end_with_parent, new_entry
 
 Image.MAX_IMAGE_PIXELS = 200_000_000
 ORIENTATION = 0x0112  # in EXIF
@@ -143,7 +143,7 @@ class Decoder(Dataset):
 
     def batches(self, index_lists: Iterable[list[int]], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Decoded batches in the order of the index lists, however many workers there are."""
-        yield from DataLoader(self, batch_sampler=index_lists, num_workers=workers)
+        yield from DataLoader(self, batch_sampler=index_lists, num_workers=workers, worker_init_fn=end_with_parent)
 
 
 def decoded_once(decoder: Decoder, fingerprint: str, workers: int, progress: Callable[[int], None]) -> tuple[Tensor, np.ndarray]:
