@@ -1,5 +1,6 @@
 """Small real runs for the tests: 8x8 digits of scikit-learn, a few steps, one thread."""
 
+import json
 import os
 import zlib
 
@@ -101,6 +102,13 @@ def done_run(tmp_path_factory):
     finally:
         os.chdir(before)
     return (folder / "outputs" / "latest").resolve()
+
+
+def drop_digests(run: Path) -> None:
+    """As someone would who changes more than a byte: the manifest knows none, like those of older versions."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    kept = {k: v for k, v in manifest.items() if k not in ("sha256", "weights_sha256", "finetuned_sha256")}
+    (run / "manifest.json").write_text(json.dumps(kept))
 
 
 def latest() -> Path:

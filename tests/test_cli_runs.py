@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import CNN, TINY, draw, latest
+from conftest import CNN, TINY, draw, drop_digests, latest
 
 from ptmrun.commands import reproduce
 from ptmrun.compose import compose
@@ -77,7 +77,7 @@ def test_a_run_leaves_everything(done_run):
     assert set(manifest["wall_s"]) == {"pretrain", "finetune", "evaluate"}
     cfg = config_file.load(done_run / "config.yaml")
     left = [key for key, value in schema.flat(parsing.plain(cfg)).items() if value == "auto"]
-    assert left == ["finetune.layer_decay"], "all is settled but what each number of labels decides"
+    assert left == ["finetune.layer_decay", "device.side_by_side"], "all is settled but what labels and networks decide"
 
 
 def test_results_add_up(done_run):
@@ -126,6 +126,7 @@ def test_reproduce_says_what_differs(undisturbed, tmp_path, ptmrun):
     manifest = json.loads((tmp_path / "old" / "manifest.json").read_text())
     manifest["packages"]["torch"] = "2.0"
     (tmp_path / "old" / "manifest.json").write_text(json.dumps(manifest))
+    drop_digests(tmp_path / "old")
     code, out, _ = ptmrun("reproduce", tmp_path / "old")
     assert code == 1
     assert "package torch: 2.0 then" in out
@@ -340,6 +341,7 @@ def test_hostile_folders_are_refused(done_run, tmp_path, name, text, expected, p
     shutil.rmtree(tmp_path / "bad" / "checkpoints" / "encoder")
     manifest = json.loads((tmp_path / "bad" / "manifest.json").read_text())
     (tmp_path / "bad" / "manifest.json").write_text(json.dumps(manifest | {"status": "interrupted"}))
+    drop_digests(tmp_path / "bad")
     path = tmp_path / "bad" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(path.read_text() + text if path.exists() else text)
@@ -351,6 +353,7 @@ def test_hostile_folders_are_refused(done_run, tmp_path, name, text, expected, p
 def test_a_chain_of_runs_without_end_is_refused(done_run, tmp_path, ptmrun):
     shutil.copytree(done_run, tmp_path / "loop")
     shutil.rmtree(tmp_path / "loop" / "checkpoints")
+    drop_digests(tmp_path / "loop")
     path = tmp_path / "loop" / "config.yaml"
     path.write_text(path.read_text().replace("init: random", f"init: {tmp_path / 'loop'}"))
     code, _, err = ptmrun("stage=finetune", f"init={tmp_path / 'loop'}")

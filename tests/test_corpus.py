@@ -140,7 +140,7 @@ def test_a_corpus_need_not_fit_into_memory():
 def test_killed_in_between(tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, "-c", CODE, str(Path(__file__).parent)], capture_output=True)
     assert done.returncode == -signal.SIGKILL
-    [left] = (tmp_path / "cache").glob(".*.corpus")
+    [left] = (tmp_path / "cache").glob(".*.new")
     assert not list((tmp_path / "cache").glob("[!.]*.corpus"))
     assert (left / "ids").exists()
     texts = part(story(20, 10))

@@ -44,6 +44,7 @@ LATER = [  # (file, which of its writes fails), in the order in which a run come
     ("manifest.json", 3),
     ("checkpoints/state/finetune_5-tuned-0.safetensors", 2),
     ("checkpoints/finetuned/5-tuned-0.safetensors", 1),
+    ("checkpoints/reference.safetensors", 1),
     ("checkpoints/logits/5-tuned-0.safetensors", 1),
     ("checkpoints/logits/5-tuned-0-val.safetensors", 1),
     ("predictions.parquet", 1),
@@ -163,7 +164,7 @@ def test_a_folder_that_cannot_be_made_is_not_there(name, disk, ptmrun):
 
 def test_a_run_that_meets_a_full_disk_at_every_write(undisturbed, disk, ptmrun):
     """One run, started and resumed again and again, each time until the next kind of file does not fit."""
-    disk.fill("manifest.json", 2)
+    disk.fill("manifest.json", 4)
     folder = None
     for name, turn in LATER:
         if folder:

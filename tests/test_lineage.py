@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY, latest
+from conftest import TINY, drop_digests, latest
 from test_cli_runs import same, weights
 
 from ptmrun.commands import compare, listing
@@ -191,9 +191,14 @@ def test_a_number_instead_of_the_rule_is_refused():
 
 
 def test_evaluating_other_fine_tuned_weights_is_not_skipped(done_run, tmp_path, ptmrun):
-    for name, digit in (("a", "0"), ("b", "1")):
+    for name, shift in (("a", 0.0), ("b", 1.0)):
         shutil.copytree(done_run, tmp_path / name)
-        set_manifest(tmp_path / name, finetuned_sha256={"5-tuned-0": digit * 64})
+        file = tmp_path / name / "checkpoints" / "finetuned" / "5-tuned-0.safetensors"
+        tensors, state = tensor_files.load(file)
+        tensors["head.bias"] += shift
+        tensor_files.save(file, tensors, state)
+        known = manifest(tmp_path / name)["finetuned_sha256"]
+        set_manifest(tmp_path / name, finetuned_sha256=known | {"5-tuned-0": tensor_files.sha256(tensors)})
     words = ["stage=evaluate", "skip_done=true", "evaluate.baselines=[chance]", *TINY[-4:]]
     reused = []
     for name in "aba":
@@ -283,6 +288,7 @@ def test_runs_that_differ_by_the_seed_share_a_row(done_run, tmp_path):
     shutil.copytree(done_run, tmp_path / "b")
     path = tmp_path / "b" / "config.yaml"
     path.write_text(path.read_text().replace("\nseed: 0", "\nseed: 5"))
+    drop_digests(tmp_path / "b")
     [row] = compare.grouped([Run.open(done_run), Run.open(tmp_path / "b")])
     assert (row.setting, len(row.runs)) == ({"run": "A"}, 2)
     assert [compare.letters(n) for n in (0, 25, 26, 52)] == ["A", "Z", "AA", "BA"]

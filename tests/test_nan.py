@@ -393,7 +393,14 @@ def test_replay_says_when_the_step_is_finite(spoilt, ptmrun):
 
 
 def test_fine_tuning_stops_and_is_replayed(done_run, ptmrun):
-    argv = ["stage=finetune", f"init={done_run}", "finetune.lr=1e6", "finetune.max_skipped=2", "finetune.steps=10"]
+    argv = [
+        "stage=finetune",
+        f"init={done_run}",
+        "finetune.lr=1e6",
+        "finetune.max_skipped=2",
+        "finetune.steps=10",
+        "device.threads=1",
+    ]
     code, _, err = ptmrun(*argv, "finetune.warmup=0", "device.precision=fp32", "--on-nan=stop")
     assert code == 2
     assert "finetune/5-tuned-0: " in err

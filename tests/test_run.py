@@ -111,13 +111,13 @@ def test_nothing_is_written_through_a_link(tmp_path):
 
 def test_metrics_survive_a_cut_line():
     run = make()
-    run.metric({"stage": "pretrain", "step": 1, "loss": 1.0, "samples_per_s": 9.0})
-    run.metric({"stage": "pretrain", "step": 2, "loss": 0.5, "samples_per_s": 9.0})
-    run.metric({"stage": "finetune", "trial": "a", "step": 9, "loss": 0.1, "samples_per_s": 9.0})
+    run.metric({"stage": "finetune", "trial": "a", "step": 1, "loss": 1.0, "samples_per_s": 9.0})
+    run.metric({"stage": "finetune", "trial": "a", "step": 2, "loss": 0.5, "samples_per_s": 9.0})
+    run.metric({"stage": "finetune", "trial": "b", "step": 9, "loss": 0.1, "samples_per_s": 9.0})
     with open(run.folder / "metrics.jsonl", "a") as file:
         file.write('{"stage": "pre')
     assert [x["step"] for x in run.metrics()] == [1, 2, 9]
-    run.cut_metrics({"stage": "pretrain"}, 1)
+    run.cut_metrics({"stage": "finetune", "trial": "a"}, 1)
     assert [x["step"] for x in run.metrics()] == [1, 9]
     assert (run.folder / "metrics.jsonl").read_text().count("\n") == 2
 

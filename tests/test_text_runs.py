@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import latest
+from conftest import drop_digests, latest
 from texts import sentence, story
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
@@ -549,6 +549,8 @@ def test_what_was_trained_elsewhere_or_not_at_all(ptmrun, corpus, writers):
 )
 def test_a_run_that_was_tampered_with(ptmrun, writers, tmp_path, name, content, expected):
     shutil.copytree(writers["gpt"], tmp_path / "bad")
+    drop_digests(tmp_path / "bad")
+    (tmp_path / "bad" / "checkpoints" / "tokenizer" / "SHA256SUMS").unlink()
     file = tmp_path / "bad" / name
     if content is None:
         shutil.rmtree(file) if file.is_dir() else file.unlink()
