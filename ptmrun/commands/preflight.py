@@ -28,7 +28,7 @@ from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER
 from ptmrun.stages.context import Context, batches_of, chosen_stages, depth_of, labelled, planned
 from ptmrun.stages.prepare import prepare
-from ptmrun.stages.trials import chosen_labels, finetune_settings, label_counts, new_model, trials
+from ptmrun.stages.trials import best_trial, chosen_labels, finetune_settings, new_model
 from ptmrun.storage import tensor_files
 from ptmrun.storage.files import cache_folder
 from ptmrun.training import loop as training
@@ -87,7 +87,7 @@ def parts(context: Context) -> Iterator[Part]:
     if "pretrain" in stages:
         yield Part("pretrain", context.objective, context.data.corpus, cfg.pretrain)
     if "finetune" in stages:
-        trial = trials(cfg, "tuned", label_counts(cfg)[-1])[0]
+        trial = best_trial(cfg)
         split = chosen_labels(context, trial)
         yield Part("finetune", lambda: new_model(context, trial)[0], split, finetune_settings(cfg, trial, len(split)))
 

@@ -19,7 +19,7 @@ from ptmrun.stages.baselines import FeatureCache, baseline_predictions
 from ptmrun.stages.context import Context
 from ptmrun.stages.pictures import draw_attribution, draw_features
 from ptmrun.stages.summary import show
-from ptmrun.stages.trials import label_counts, new_model, predict, trials, weights_file
+from ptmrun.stages.trials import best_trial, label_counts, new_model, predict, trials, weights_file
 from ptmrun.storage import tensor_files
 from ptmrun.training.signals import check_stop
 
@@ -175,6 +175,6 @@ def save_predictions(context: Context, problem: Problem) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables(tables), buffer)
     context.run.write("predictions.parquet", buffer.getvalue().to_pybytes())
-    first = predict(context, trials(cfg, "tuned", label_counts(cfg)[-1])[0])
+    first = predict(context, best_trial(cfg))
     for name, content in problem.files(first, data.test, cfg.downstream).items():
         context.run.write_json(name, content)

@@ -13,7 +13,7 @@ from ptmrun.runs.lineage import weights_hash
 from ptmrun.stages import probe
 from ptmrun.stages.baselines import FeatureCache
 from ptmrun.stages.context import Context, batches_of
-from ptmrun.stages.trials import label_counts, load_finetuned, trials
+from ptmrun.stages.trials import best_trial, load_finetuned
 
 SHOWN, MAPPED = 8, 2000  # test samples, evenly spaced, whose attribution is shown, and in the map of the features
 MOST_TOKENS = 80  # of a text in a picture
@@ -60,7 +60,7 @@ def draw_attribution(context: Context) -> None:
     data = context.data
     if not single(data.test):
         return
-    model = load_finetuned(context, trials(context.cfg, "tuned", label_counts(context.cfg)[-1])[0])
+    model = load_finetuned(context, best_trial(context.cfg))
     encoder, split = model.encoder, data.test.evenly_spaced(SHOWN)
     if not encoder.cam_layers and encoder.embeddings is None:
         return

@@ -6,6 +6,7 @@ import hashlib
 import sqlite3
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from ptmrun.storage.files import cache_folder
 
 RECENT = 2_000_000_000  # nanoseconds in which a file can change again without another time of change
 UNREADABLE = "unreadable"
-CHUNK = 2**20
 
 
 def hashes(paths: Iterable[Path]) -> list[str]:
@@ -66,8 +66,5 @@ def number(data: Any) -> int:
 
 
 def hashed(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()

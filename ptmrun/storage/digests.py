@@ -9,7 +9,6 @@ from ptmrun.storage.files import write_atomic
 from ptmrun.storage.safe_read import SPOILT, text
 
 SUMS = "SHA256SUMS"  # as sha256sum writes and checks it
-CHUNK = 2**20
 
 
 def of_bytes(data: bytes) -> str:
@@ -17,11 +16,8 @@ def of_bytes(data: bytes) -> str:
 
 
 def of_file(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def seal(folder: Path) -> None:
