@@ -405,3 +405,17 @@ def test_training_images_of_one_class_are_refused_at_once(tmp_path, ptmrun):
 def test_output_that_nobody_reads_is_no_error():
     done = subprocess.run(["bash", "-c", '"$@" | true; exit ${PIPESTATUS[0]}', "bash", *command("--help")], capture_output=True)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(done_run, ptmrun):
+    shutil.copytree(done_run, "outputs/2020-01-01_00-00-00_before", symlinks=True)
+    before = sorted(p.name for p in Path("outputs").iterdir())
+    code, _, err = ptmrun(*TINY, "downstream.labels_per_class=9000")
+    assert code == 2
+    assert err.startswith("ptmrun: downstream.labels_per_class=9000: ")
+    assert len(err.splitlines()) == 1
+    assert sorted(p.name for p in Path("outputs").iterdir()) in (before, [*before, "latest"])
+    assert Path("outputs/latest").resolve().name == "2020-01-01_00-00-00_before"
+    shutil.rmtree("outputs/2020-01-01_00-00-00_before")
+    assert ptmrun(*TINY, "downstream.labels_per_class=9000")[0] == 2
+    assert not list(Path("outputs").glob("*/")) and not Path("outputs/latest").is_symlink()

@@ -90,12 +90,18 @@ def masked(value: Any) -> Any:
 
 def known() -> dict[str, str]:
     """{value: name} of the environment's secrets."""
-    return of_environment(tuple((k, v) for k, v in os.environ.items() if NAME.search(k)))
+    return of_environment(tuple((name, os.environ[name]) for name in os.environ if of_a_secret(name)))
+
+
+@functools.lru_cache(maxsize=1024)
+def of_a_secret(name: str) -> bool:
+    """Whether a variable of this name may hold one."""
+    return bool(NAME.search(name) and not ABOUT_FILES.search(name))
 
 
 @functools.lru_cache(maxsize=4)
 def of_environment(variables: tuple[tuple[str, str], ...]) -> dict[str, str]:
-    return {v: k for k, v in variables if not ABOUT_FILES.search(k) and opaque(v)}
+    return {value: name for name, value in variables if opaque(value)}
 
 
 def pattern(text: str, names: dict[str, str]) -> re.Pattern | None:

@@ -61,12 +61,17 @@ class Run:
                 raise
         except OSError as error:
             raise UserError(f"outputs={cfg.outputs}: no run folder can be made there: {error.strerror}") from None
-        link = root / f".latest-{folder.name}"
-        with contextlib.suppress(OSError):  # a file system without links has no `latest`
-            remove(link)
-            link.symlink_to(folder.name)
-            os.replace(link, root / "latest")
+        link_latest(root, folder.name)
         return run
+
+    def discard(self) -> None:
+        """Takes the folder away, of a run that has not begun; `latest` is the one before it again."""
+        root = self.folder.parent
+        shutil.rmtree(self.folder)
+        if others := sorted(path.parent.name for path in root.glob("*/manifest.json") if not path.parent.is_symlink()):
+            link_latest(root, others[-1])
+        else:
+            remove(root / "latest")
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -274,3 +279,12 @@ def locked(run: Run) -> bool:
     except OSError:
         return False
     return False
+
+
+def link_latest(root: Path, name: str) -> None:
+    """`latest` of a folder of runs leads to this one; a file system without links has none."""
+    link = root / f".latest-{name}"
+    with contextlib.suppress(OSError):
+        remove(link)
+        link.symlink_to(name)
+        os.replace(link, root / "latest")

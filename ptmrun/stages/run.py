@@ -66,7 +66,7 @@ def resume(run: Run, cfg: Config) -> None:
 
 @contextlib.contextmanager
 def watched(run: Run) -> Iterator[None]:
-    """Marks the run failed or interrupted when it ends early."""
+    """Marks the run failed or interrupted when it ends early; of one that could not begin nothing is left."""
 
     def end(status: str, why: str) -> None:
         with contextlib.suppress(
@@ -83,7 +83,10 @@ def watched(run: Run) -> Iterator[None]:
         raise
     except UserError as error:
         end("failed", str(error))
-        raise UserError(*error.args, f"the run so far is in {run.folder}") from None
+        if "compute" in run.manifest or "resumed" in run.manifest:
+            raise UserError(*error.args, f"the run so far is in {run.folder}") from None
+        run.discard()  # with such data or weights it cannot begin
+        raise
     except (MemoryError, OSError, RuntimeError, ImportError) as error:
         lacking = f"out of memory ({first_line(error)})"
         why = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
