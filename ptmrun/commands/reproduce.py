@@ -3,10 +3,11 @@
 from typing import Any
 
 from ptmrun.commands.table import Call
-from ptmrun.config import parsing
+from ptmrun.compose import compose
+from ptmrun.config import parsing, schema
 from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.errors import UserError
-from ptmrun.runs import config_file, provenance
+from ptmrun.runs import changes, config_file, provenance
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import parent_of
 from ptmrun.stages import run as stages
@@ -15,13 +16,21 @@ TIMED = {"time", "samples_per_s", "data_wait"}  # entries of a metrics line that
 TOLERANCE = 0.01  # of a score
 
 
-def reproduce(old: Run, outputs: str) -> bool:
-    """A new run of the saved config; True when its weights, metrics and results are the same bit for bit or within tolerance."""
+def reproduce(old: Run, settings: list[str]) -> bool:
+    """A new run of the saved config; True when its weights, metrics and results are the same bit for bit or within tolerance.
+    settings: `outputs=`, and where data lie that have moved."""
     if old.manifest["status"] != "done":
         raise UserError(f"{old.folder}: is {old.manifest['status']}, not done; there is no result to compare with")
     for name in ("metrics.jsonl", "results.json"):  # what is compared, before hours of training
         old.sound(name)
-    cfg = parsing.replace(config_file.load(old.sound("config.yaml")), outputs=outputs, logger={"name": "none"}, skip_done=False)
+    saved = parsing.replace(
+        config_file.load(old.sound("config.yaml")), outputs="outputs", logger={"name": "none"}, skip_done=False
+    )
+    cfg = compose(settings, saved)
+    for key, (before, after) in changes.differences(saved, cfg).items():
+        if key != "outputs" and schema.Role.PLACE not in schema.role_of(saved, key):
+            line = f"{key}: {parsing.shown(before)} -> {parsing.shown(after)}"
+            raise UserError(f"{line}: only places may change; resume --fork starts a new run with other settings")
     known, where = {"data": old.manifest.get("data")}, origin(cfg.init)
     parents = old.manifest.get("parents", [])
     if where == "run" and parent_of(cfg)["weights_sha256"] not in [p.get("weights_sha256") for p in parents]:
@@ -30,8 +39,8 @@ def reproduce(old: Run, outputs: str) -> bool:
         known["parents"] = parents  # which are compared when the weights have been loaded
     new = stages.run(cfg, [], verb=f"reproduce {old.folder.resolve().name}", known=known)
     new.update(reproduces=old.folder.resolve().name)
-    changed = differences(old, new)
-    for line in changed:
+    other = differences(old, new)
+    for line in other:
         new.say(f"  {line}")
     if exact(old, new):
         new.say(f"bit-exact: {new.folder} has the weights, metrics and results of {old.folder}")
@@ -41,7 +50,7 @@ def reproduce(old: Run, outputs: str) -> bool:
         new.say(f"within tolerance: scores differ by at most {gap:.4f} (limit {TOLERANCE})")
         return True
     new.say(f"different: {'scores differ by ' + format(gap, '.4f') if gap is not None else 'weights or metrics differ'}")
-    if not changed:
+    if not other:
         new.say("  config, code, packages, hardware and data are the same: something is not deterministic on this machine")
     return False
 
@@ -58,11 +67,12 @@ def differences(old: Run, new: Run) -> list[str]:
     if a.get("hardware") != b["hardware"]:
         lines.append(f"hardware: {a.get('hardware')} then, {b['hardware']} now")
     lines += [f"config changed when it was resumed: {line}" for line in a.get("changed", [])]
-    for key in ("config.yaml",):
-        then, now = (parsing.plain(config_file.load(r.sound(key))) for r in (old, new))
-        lines += [
-            f"config {k}: {then[k]} then, {now[k]} now" for k in then if k not in ("outputs", "logger") and then[k] != now.get(k)
-        ]
+    then, now = (config_file.load(run.sound("config.yaml")) for run in (old, new))
+    lines += [
+        f"config {key}: {before} then, {after} now"
+        for key, (before, after) in changes.differences(then, now).items()
+        if key != "outputs" and not key.startswith("logger.") and schema.Role.PLACE not in schema.role_of(then, key)
+    ]
     return lines
 
 
@@ -101,4 +111,4 @@ def score_gap(old: Run, new: Run) -> float | None:
 
 
 def command(call: Call) -> int:
-    return 0 if reproduce(call.runs[0], call.options.outputs) else 1
+    return 0 if reproduce(call.runs[0], call.settings) else 1

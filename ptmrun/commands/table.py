@@ -44,8 +44,9 @@ VERBS = {
         "reproduce",
         "RUN",
         "reproduce outputs/latest",
-        "run a saved config again in a new folder and say whether the result is the same (exit code 0 or 1)",
-        settings=schema.Outputs,
+        "run a saved config again in a new folder and say whether the result is the same (exit code 0 or 1); outputs=FOLDER, "
+        "dataset.root=PLACE where the same data lie now",
+        settings=None,
     ),
     "compare": Verb(
         "compare",
