@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ptmrun.data.sources import Part, Source
+from ptmrun.data.sources.dialect import alike
 from ptmrun.data.sources.folders import absent, files_below, inner_root, nfc, place_of, readable, split_folders, unpack
 from ptmrun.data.sources.picture_labels import Labels, likely, name_of, numbered
 from ptmrun.errors import UserError, printable
@@ -162,13 +163,15 @@ def values_of(root: Path, folders: list[Path], name: str, key: str) -> dict[str,
             columns, rows = rows_of(table)
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(f"{key}: {table} cannot be read: {error}") from None
-        if lacking := [c for c in (name, "file_name") if c not in columns]:
-            raise UserError(f"{key}: {table} has no column {lacking[0]}; it has: {', '.join(columns) or 'none'}")
+        own, files = (alike(c, columns) for c in (name, "file_name"))
+        if own is None or files is None:
+            lacking = "file_name" if own else name
+            raise UserError(f"{key}: {table} has no column {lacking}; it has: {', '.join(columns) or 'none'}")
         folder = table.parent.relative_to(root)
         for place, row in enumerate(rows, start=1):
-            value = name_of(row.get(name), f"{key}: {table} row {place}")
+            value = name_of(row.get(own), f"{key}: {table} row {place}")
             if value is not None:
-                value_of[nfc(os.path.normpath(folder / str(row.get("file_name"))))] = value
+                value_of[nfc(os.path.normpath(folder / str(row.get(files))))] = value
     return value_of
 
 
