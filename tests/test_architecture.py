@@ -16,6 +16,7 @@ FLOORS = [  # a package imports from those below it, and on its own floor from i
     {"cli", "api"},
     {"sweeps"},
     {"commands"},
+    {"exports"},
     {"stages"},
     {"objectives", "finetuning", "reports"},
     {"downstream", "training", "loggers", "compose"},

@@ -10,8 +10,8 @@ from conftest import TINY
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTModel
 
 from ptmrun.batch import ImageSpec
-from ptmrun.commands import export
 from ptmrun.downstream.classification import Classifier
+from ptmrun.exports import library
 from ptmrun.models import alexnet, bit, convnext, inception, mobilenet, resnet, swin, vit
 from ptmrun.storage import tensor_files
 
@@ -42,9 +42,10 @@ def test_loads_in_the_library_with_the_same_logits(name):
     with torch.no_grad():
         model.head.weight.mul_(100)
         model.encoder.features(images)  # random weights need statistics, for features that are not all alike
-    processor = SimpleNamespace(preprocessing=([0.5] * 3, [0.25] * 3))
+    processor = SimpleNamespace(preprocessing=([0.5] * 3, [0.25] * 3), tokenizer=None)
     networks = SimpleNamespace(processor=processor, classes=CLASSES, device=torch.device("cpu"))
-    _, ours, theirs = export.write(networks, model, Path("out"), images)
+    _, ours, theirs, call = library.write(networks, model, Path("out"), images)
+    assert torch.equal(call(images), theirs)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     assert float(ours.std(0).mean()) > 1e-2
     about = json.loads(Path("out/config.json").read_text())

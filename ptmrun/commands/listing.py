@@ -1,9 +1,7 @@
 """`ptmrun list`: the runs of a folder and of its sweeps, as a table or as a tree from pretraining to the evaluated number."""
 
-import contextlib
 import datetime
 import functools
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from ptmrun.errors import UserError, nearest
 from ptmrun.runs import config_file
 from ptmrun.runs.console import console, print_json
 from ptmrun.runs.folder import Run, locked
+from ptmrun.storage.files import size_of
 
 SORT = ("name", "status", "score", "age", "size")
 
@@ -75,19 +74,6 @@ def entry(root: Path, folder: Path) -> Entry:
     except (TypeError, ValueError, ArithmeticError):
         age = 0.0
     return Entry(name, status, score, metric, age, size, run.manifest, run)
-
-
-def size_of(folder: Path | str) -> int:
-    """Bytes of all files in a folder; links are not followed, and what vanishes meanwhile or may not be read does not count."""
-    total = 0
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for item in entries:
-            with contextlib.suppress(OSError):
-                if item.is_dir(follow_symlinks=False):
-                    total += size_of(item.path)
-                elif item.is_file(follow_symlinks=False):
-                    total += item.stat(follow_symlinks=False).st_size
-    return total
 
 
 def listed(root: Path, filters: dict[str, str], sort: str) -> list[Entry]:

@@ -81,11 +81,13 @@ VERBS = {
         "export",
         "RUN FOLDER",
         "export outputs/latest my_model",
-        "write the fine-tuned model as transformers' or torchvision's own classifier, load it there and compare the logits "
-        "(merge=true: with what LoRA and its like trained in the weights)",
+        "write the fine-tuned model as transformers' or torchvision's own, or with format=onnx or pt2 as a graph, with a model "
+        "card; load it there and compare the answers (merge=true: with what LoRA and its like trained in the weights; --bench: "
+        "size, test score and milliseconds)",
         least=2,
         most=2,
         settings=schema.Export,
+        flags=("--bench",),
     ),
     "predict": Verb(
         "predict",

@@ -241,6 +241,7 @@ class Outputs(VerbSettings):
 
 
 class Export(VerbSettings):
+    format: Literal["library", "onnx", "pt2"] = "library"
     merge: bool = False
 
 

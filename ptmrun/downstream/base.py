@@ -37,10 +37,15 @@ class Model(Learner):
     """An encoder with a head. Its `forward` takes batches with labels."""
 
     linear_probe = False  # whether it has `classified`, `set_head` and `init_head_from_probe`
+    library_task = ""  # what libraries' models of its kind do: classes (one a sample), several, tags (one a token), answers
 
     @abstractmethod
     def predict(self, batches: Iterable[Any]) -> Predictions:
         """What it says of all samples, on the CPU, from the inputs of an encoder."""
+
+    def outputs(self, inputs: Any) -> Tensor:
+        """The numbers that its answers are made of, where there is a `library_task`: [B, classes], or of each token [B, T, n]."""
+        raise TypeError(f"{type(self).__name__} does not answer with one tensor")
 
     def classified(self, features: Tensor) -> Predictions:
         """What `predict` says of samples with these features of its encoder, [N, D]."""

@@ -28,6 +28,7 @@ class Classifier(Model):
 
     weights: Tensor | None  # of the classes, [classes]
     linear_probe = True
+    library_task = "classes"
 
     def __init__(self, encoder: Any, classes: int, label_smoothing: float, alphas: tuple[float, float] = (0.0, 0.0)):
         super().__init__()
@@ -103,6 +104,9 @@ class Classifier(Model):
     def logits(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> float32 [B, classes]"""
         return exactly(self.head, self.encoder.features(images))
+
+    def outputs(self, inputs: Any) -> Tensor:
+        return self.logits(inputs)
 
     def init_head_from_probe(self, features: Tensor, labels: Tensor) -> None:
         """Sets the head to a linear probe of frozen features [times * N, D] of samples labelled [N], so that training does not

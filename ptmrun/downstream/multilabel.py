@@ -25,6 +25,8 @@ CERTAIN = 30.0  # largest logit of a classical baseline
 class MultiLabel(Classifier):
     """encoder.features -> one logit a class; above 0 the text has the class. Labels are 0 and 1, [B, classes]."""
 
+    library_task = "several"
+
     def losses(self, logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         """The weighted loss of each sample, summed over the classes, and its weight, [B] each."""
         truth = labels.to(logits.dtype)

@@ -32,6 +32,10 @@ class Tokenwise(Model):
         """Of the chosen tokens: [B, T], bool [B, T] -> float32 [n, outputs]"""
         return exactly(self.head, self.encoder.hidden(tokens)[chosen])
 
+    def outputs(self, tokens: Tokens) -> Tensor:
+        """Of all tokens: [B, T] -> float32 [B, T, outputs]"""
+        return exactly(self.head, self.encoder.hidden(tokens))
+
 
 def subset(split: Any, classes: list[str], count: int | None, seed: int) -> Tensor:
     """Indices of `count` samples in all, seeded; a smaller number gives a subset of a larger one's. None: all.

@@ -69,9 +69,11 @@ class Encoder(nn.Module, abc.ABC):
         """Weights of an encoder of other data (sizes, lengths) as this one takes them, and notes on what was changed."""
         return tensors, []
 
-    def classifier(self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str]) -> tuple[nn.Module, dict] | None:
-        """(the library's own classifier of these weights, a description for config.json where it writes none); None where there
-        is none."""
+    def classifier(
+        self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str], task: str
+    ) -> tuple[nn.Module, dict] | None:
+        """(the library's own model of these weights for a task of downstream.base.Model, a description for config.json where it
+        writes none); None where there is none."""
         return None
 
     def trim(self) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import BertConfig, BertForPreTraining
+from transformers import (
+    BertConfig,
+    BertForPreTraining,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+)
 
 from ptmrun.batch import Framing, TextSpec, Tokens, Vocabulary
 from ptmrun.models import attention_mask, base, library_format, local_attention_init, text_base
@@ -26,6 +32,12 @@ FRAMING = Framing(
 )
 TOKENIZER = "wordpiece"
 SHAPE = ("hidden_size", "num_hidden_layers", "num_attention_heads")  # in a folder's config.json
+WHOLE: dict[str, Any] = {  # the library's own models for tasks
+    "classes": BertForSequenceClassification,
+    "several": BertForSequenceClassification,
+    "tags": BertForTokenClassification,
+    "answers": BertForQuestionAnswering,
+}
 
 
 def resolve(options: Any, spec: TextSpec) -> tuple[dict[str, Any], list[str]]:
@@ -61,6 +73,7 @@ class Encoder(base.Encoder):
     attends = True
     trims = True
     unit = "token"
+    why_no_classifier = "its own pools the first token, model.pool=cls"
     places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "values": r".*\.attention\.self\.(key|value)",
         "attention": r".*\.attention\.output\.dense",
@@ -104,6 +117,14 @@ class Encoder(base.Encoder):
         """[B, T] -> [B, T, T]: how much each token looks at each."""
         seen = attention_mask.library_mask(tokens)
         return attention_mask.attention_weights(self.net, self.net.bert, tokens.ids, seen, token_type_ids=tokens.types)
+
+    def classifier(
+        self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str], task: str
+    ) -> tuple[nn.Module, dict] | None:
+        """(transformers' own model of these weights, {}); None where the tokens' mean is what is classified."""
+        if task in ("classes", "several") and self.pool == "mean":
+            return None
+        return library_format.with_text_head(self.net.bert, WHOLE[task], head, classes, task), {}
 
     @property
     def pair_head(self) -> list[nn.Module]:

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    DynamicCache,
+    GPT2Config,
+    GPT2ForQuestionAnswering,
+    GPT2ForSequenceClassification,
+    GPT2ForTokenClassification,
+    GPT2LMHeadModel,
+)
 
 from ptmrun.batch import Framing, TextSpec, Tokens, Vocabulary, from_mark
 from ptmrun.models import attention_mask, base, library_format, sampling, text_base
@@ -28,6 +35,12 @@ FRAMING = Framing(
 )
 TOKENIZER = "bpe"
 SHAPE = ("n_embd", "n_layer", "n_head")  # in a folder's config.json
+WHOLE: dict[str, Any] = {  # the library's own models for tasks
+    "classes": GPT2ForSequenceClassification,
+    "several": GPT2ForSequenceClassification,
+    "tags": GPT2ForTokenClassification,
+    "answers": GPT2ForQuestionAnswering,
+}
 FRAMED = False  # a text goes on in the next block
 
 
@@ -66,6 +79,7 @@ class Encoder(base.Encoder):
     can_generate = True
 
     unit = "token"
+    why_no_classifier = "its own takes the last token, model.pool=last"
     places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "values": r".*\.attn\.c_attn",
         "attention": r".*\.attn\.c_proj",
@@ -133,6 +147,20 @@ class Encoder(base.Encoder):
         """[B, T] -> [B, T, T]: how much each token looks at each."""
         mask = self.mask(tokens)  # where there is none, the library wants to know of padding
         return attention_mask.attention_weights(self.net, self.net.transformer, tokens.ids, tokens.mask if mask is None else mask)
+
+    def classifier(
+        self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str], task: str
+    ) -> tuple[nn.Module, dict] | None:
+        """(transformers' own model of these weights, {}); None where the tokens' mean is what is classified. The library's
+        classifier of whole texts has no bias: the last normalisation, which it alone reads, takes that of the head."""
+        whole_texts = task in ("classes", "several")
+        if whole_texts and (self.pool == "mean" or len(classes) > self.width):
+            return None
+        net = library_format.with_text_head(self.net.transformer, WHOLE[task], head, classes, task)
+        if whole_texts:
+            shift = torch.linalg.pinv(head.weight.detach().double()) @ head.bias.detach().double()
+            net.transformer.ln_f.bias.data += shift.to(net.transformer.ln_f.bias)
+        return net, {}
 
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the head, whose weights are the token embeddings."""

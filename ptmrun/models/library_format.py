@@ -97,6 +97,22 @@ def with_head(net: Any, kind: Any, head: nn.Linear, classes: list[str], side: in
     return whole
 
 
+def with_text_head(body: Any, kind: Any, head: nn.Linear, classes: list[str], task: str) -> Any:
+    """transformers' model `kind` of this body and a linear layer on its hidden states, for a task of downstream.base.Model."""
+    config = copy.deepcopy(body.config)
+    if classes:
+        config.id2label, config.label2id = dict(enumerate(classes)), {name: i for i, name in enumerate(classes)}
+    config.problem_type = {"classes": "single_label_classification", "several": "multi_label_classification"}.get(task)
+    whole = kind(config)
+    inner = getattr(whole, whole.base_model_prefix)
+    tensor_files.into(inner, {k: v for k, v in body.state_dict().items() if k in inner.state_dict()}, Path(kind.__name__))
+    [last] = [m for name, m in whole.named_children() if name != whole.base_model_prefix and isinstance(m, nn.Linear)]
+    last.weight.data.copy_(head.weight)
+    if last.bias is not None:
+        last.bias.data.copy_(head.bias)
+    return whole
+
+
 def tensors_of(folder: Path) -> dict[str, Any]:
     """What stands in a folder that `save` wrote."""
     return tensor_files.load(folder / "model.safetensors")[0]

@@ -91,9 +91,13 @@ class Encoder(base.Encoder):
         mean, std = ([x[0]] * 3 if self.channels == 1 else x for x in (mean, std))
         return library_format.processor(self.resize, mean, std)
 
-    def classifier(self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str]) -> tuple[nn.Module, dict] | None:
+    def classifier(
+        self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str], task: str
+    ) -> tuple[nn.Module, dict] | None:
         """(the library's own classifier of these weights, a description for config.json where it is torchvision's); None where
         there is none."""
+        if task != "classes":
+            return None
         if self.whole is not None:
             return library_format.with_head(self.net, self.whole, head, classes, self.resize), {}
         if self.last is None:

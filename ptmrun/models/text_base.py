@@ -43,7 +43,7 @@ def mean(hidden: Tensor, mask: Tensor) -> Tensor:
 
 def last(hidden: Tensor, mask: Tensor) -> Tensor:
     """At the last token that is no padding: [B, T, D], [B, T] -> [B, D]."""
-    return hidden[torch.arange(len(hidden), device=hidden.device), mask.sum(1) - 1]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), mask.sum(1) - 1]
 
 
 def fits(length: int, wanted: int) -> None:

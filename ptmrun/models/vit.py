@@ -148,7 +148,7 @@ class Encoder(base.Encoder):
     def encode(self, tokens: Tensor, last: int = 0) -> Tensor:
         """Any number of patch tokens, [B, n, D] -> [B, 1 + n, D], the class token first; or only the `last` ones."""
         embeddings = self.vit.embeddings
-        first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(len(tokens), -1, -1)
+        first = (embeddings.cls_token + embeddings.position_embeddings[:, :1]).expand(tokens.shape[0], -1, -1)
         hidden = embeddings.dropout(torch.cat([first, tokens], 1))
         for layer in self.vit.layers[:-1]:
             hidden = layer(hidden)
@@ -199,9 +199,11 @@ class Encoder(base.Encoder):
 
     why_no_classifier = "transformers' ViT classifies by its class token, model.pool=cls"
 
-    def classifier(self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str]) -> tuple[nn.Module, dict] | None:
+    def classifier(
+        self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str], task: str
+    ) -> tuple[nn.Module, dict] | None:
         """(transformers' own classifier of these weights, {}); None where the patches' mean is what is classified."""
-        if self.pool == "mean":
+        if self.pool == "mean" or task != "classes":
             return None
         return library_format.with_head(self.vit, ViTForImageClassification, head, classes, self.vit.config.image_size), {}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import XLNetConfig, XLNetLMHeadModel
+from transformers import XLNetConfig, XLNetForQuestionAnsweringSimple, XLNetForTokenClassification, XLNetLMHeadModel
 
 from ptmrun.batch import Framing, TextSpec, Tokens, Vocabulary
 from ptmrun.models import attention_mask, base, library_format, local_attention_init, text_base
@@ -18,6 +18,10 @@ from ptmrun.models.base import Family
 
 SIZES = {"tiny": (128, 2), "mini": (256, 4), "small": (512, 4), "base": (768, 12)}  # width, layers
 TOKENIZER = "unigram"
+WHOLE: dict[str, Any] = {
+    "tags": XLNetForTokenClassification,
+    "answers": XLNetForQuestionAnsweringSimple,
+}  # the library's own models
 SHAPE = ("d_model", "n_layer", "n_head")  # in a folder's config.json
 FRAMING = Framing(  # <cls> is a segment of its own, as in transformers' XLNetTokenizer
     special={
@@ -64,6 +68,7 @@ class Encoder(base.Encoder):
 
     attends = True
     trims = True
+    why_no_classifier = "its own takes the last place in a batch, padding or not"
 
     places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "feed_forward": r".*\.ff\.layer_2",
@@ -79,6 +84,14 @@ class Encoder(base.Encoder):
     def net(self) -> XLNetLMHeadModel:
         """The library's network."""
         return self.xlnet
+
+    def classifier(
+        self, head: nn.Linear, auxiliary: nn.Linear | None, classes: list[str], task: str
+    ) -> tuple[nn.Module, dict] | None:
+        """(transformers' own model of these weights, {}); None for whole texts."""
+        if task not in WHOLE:
+            return None
+        return library_format.with_text_head(self.xlnet.transformer, WHOLE[task], head, classes, task), {}
 
     @property
     def embeddings(self) -> nn.Module:

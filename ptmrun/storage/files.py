@@ -91,3 +91,16 @@ def new_entry(path: Path) -> Path:
             if time.time() - changed > LEFT_OVER:
                 remove(left)
     return path.with_name(f".{uuid.uuid4().hex}.new")
+
+
+def size_of(folder: Path | str) -> int:
+    """Bytes of all files in a folder; links are not followed, and what vanishes meanwhile or may not be read does not count."""
+    total = 0
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for item in entries:
+            with contextlib.suppress(OSError):
+                if item.is_dir(follow_symlinks=False):
+                    total += size_of(item.path)
+                elif item.is_file(follow_symlinks=False):
+                    total += item.stat(follow_symlinks=False).st_size
+    return total

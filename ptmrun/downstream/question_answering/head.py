@@ -13,6 +13,8 @@ from ptmrun.models.modes import eval_mode
 
 
 class Reader(Tokenwise):
+    library_task = "answers"
+
     def __init__(self, encoder: Any):
         super().__init__(encoder, 2)
 

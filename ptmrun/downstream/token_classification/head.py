@@ -16,6 +16,8 @@ from ptmrun.models.modes import eval_mode
 
 
 class Tagger(Tokenwise):
+    library_task = "tags"
+
     def __init__(self, encoder: Any, classes: int, label_smoothing: float):
         super().__init__(encoder, classes)
         self.label_smoothing = label_smoothing

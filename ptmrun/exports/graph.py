@@ -1,0 +1,71 @@
+"""A model as one function of tensors, for formats that hold a graph of operations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from ptmrun.batch import packed
+from ptmrun.errors import UserError
+from ptmrun.exports.written import Written, real
+from ptmrun.stages.networks import Networks
+
+NAMES = {
+    "": "inputs",
+    "ids": "input_ids",
+    "mask": "attention_mask",
+    "types": "token_type_ids",
+}  # of tensors, as libraries have them
+
+
+class Graph(nn.Module):
+    """A fine-tuned model, or an encoder: the tensors of its inputs -> logits [B, classes] or [B, T, n], or features [B, D]. Masks
+    are numbers, 0 where there is padding. names: of the tensors; examples: some."""
+
+    def __init__(self, networks: Networks, model: Any, inputs: Any):
+        super().__init__()
+        self.model = (model or networks.starting_encoder()).cpu().float().eval()
+        self.function = model.outputs if model else self.model.features
+        self.kind = None if isinstance(inputs, Tensor) else type(inputs)
+        named = packed(inputs)
+        self.fields, self.names = list(named), [NAMES.get(name, name) for name in named]
+        self.result = "logits" if model else "features"
+        self.masks = [value.dtype == torch.bool for value in named.values()]
+        self.length = getattr(networks.processor, "length", None)
+        self.examples = self.taken(inputs)
+
+    def taken(self, inputs: Any) -> tuple[Tensor, ...]:
+        """An encoder's inputs as the arguments of `forward`."""
+        return tuple(x.cpu().long() if mask else x.cpu() for x, mask in zip(packed(inputs).values(), self.masks, strict=True))
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        values = [x != 0 if mask else x for x, mask in zip(tensors, self.masks, strict=True)]
+        return self.function(values[0] if self.kind is None else self.kind(**dict(zip(self.fields, values, strict=True)))).float()
+
+    @property
+    def dynamic(self) -> tuple[tuple[dict[int, Any], ...]]:
+        """Which sizes of the arguments may differ: that of the batch, and of sequences their length."""
+        batch = Dim("batch", min=1)
+        sequence = {} if self.kind is None else {1: Dim("length", min=2, max=self.length)}
+        return (tuple({0: batch, **sequence} for _ in self.names),)
+
+
+def traced(networks: Networks, model: Any, inputs: Any, name: str) -> Graph:
+    """Raises UserError where a model does not answer with one tensor."""
+    if model is not None and not model.library_task:
+        raise UserError(f"format={name}: downstream={networks.cfg.downstream.name} answers in many steps; leave format= out")
+    return Graph(networks, model, inputs)
+
+
+@torch.no_grad()
+def compared(graph: Graph, what: str, call: Callable[[Any], Tensor], inputs: Any) -> Written:
+    """What both give for all inputs at once, and for the first alone: the graph must take any number."""
+    both = (inputs, first(inputs))
+    ours, theirs = (torch.cat([real(f(x).cpu(), x) for x in both]) for f in (lambda x: graph(*graph.taken(x)), call))
+    return Written(what, ours, theirs, call)
+
+
+def first(inputs: Any) -> Any:
+    return inputs[:1] if isinstance(inputs, Tensor) else inputs.map(lambda x: x[:1])
