@@ -1,6 +1,10 @@
 """A model as one function of tensors, for formats that hold a graph of operations."""
 
-from collections.abc import Callable
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,9 +12,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from ptmrun.batch import packed
-from ptmrun.errors import UserError
+from ptmrun.errors import UserError, first_line
 from ptmrun.exports.written import Written, real
 from ptmrun.stages.networks import Networks
+from ptmrun.storage.files import remove
 
 NAMES = {
     "": "inputs",
@@ -65,6 +70,20 @@ def compared(graph: Graph, what: str, call: Callable[[Any], Tensor], inputs: Any
     both = (inputs, first(inputs))
     ours, theirs = (torch.cat([real(f(x).cpu(), x) for x in both]) for f in (lambda x: graph(*graph.taken(x)), call))
     return Written(what, ours, theirs, call)
+
+
+@contextlib.contextmanager
+def exporting(networks: Networks, name: str, folder: Path) -> Iterator[None]:
+    """A new folder, which is gone again where torch has no graph of the model: UserError."""
+    folder.mkdir(parents=True)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")  # of the exporters about themselves; what they write is compared
+            yield
+    except Exception as error:  # of many kinds
+        remove(folder)
+        why = f"torch cannot write model={networks.cfg.model.name} as one graph ({type(error).__name__}: {first_line(error)})"
+        raise UserError(f"format={name}: {why}; choose another format") from None
 
 
 def first(inputs: Any) -> Any:

@@ -1,10 +1,7 @@
 """ONNX, for onnxruntime and others: model.onnx, with a script beside it that needs no torch."""
 
-import contextlib
-import io
 import logging
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ from torch import Tensor
 
 from ptmrun.errors import UserError
 from ptmrun.exports import recipe
-from ptmrun.exports.graph import compared, traced
+from ptmrun.exports.graph import compared, exporting, traced
 from ptmrun.exports.written import Written
 from ptmrun.stages.networks import Networks
 
@@ -29,9 +26,7 @@ def write(networks: Networks, model: Any, folder: Path, inputs: Any) -> Written:
     except ImportError:
         raise UserError("format=onnx: needs onnx, onnxscript and onnxruntime: pip install 'ptmrun[onnx]'") from None
     graph = traced(networks, model, inputs, "onnx")
-    folder.mkdir(parents=True)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")  # of the exporter about itself; what it wrote is compared
+    with exporting(networks, "onnx", folder):
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         torch.onnx.export(
             graph,
