@@ -238,13 +238,18 @@ def test_a_run_whose_folder_is_gone_is_made_anew(tmp_path):
     assert entry.score is not None
 
 
+def children(pid, *words):
+    return [int(x) for x in subprocess.run(["pgrep", "-P", str(pid), *words], capture_output=True, text=True).stdout.split()]
+
+
 def test_a_job_that_is_killed_does_not_touch_the_others(tmp_path):
     process = subprocess.Popen(command("-m", *SMALL, "stage=pretrain", "seed=1,2"), stdout=subprocess.PIPE, text=True)
     pid = None
     while pid is None:
         assert process.poll() is None
-        found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        pid = int(found[0]) if found and list(Path("outputs").glob("*/000/2*")) else None
+        servers = children(process.pid, "-f", "forkserver")
+        jobs = children(servers[0]) if servers and list(Path("outputs").glob("*/000/2*")) else []
+        pid = jobs[0] if jobs else None
         time.sleep(0.02)
     os.kill(pid, signal.SIGKILL)
     out, _ = process.communicate(timeout=180)

@@ -9,11 +9,10 @@ import itertools
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from ptmrun.errors import Misfit, UserError
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import locked, stamp
 from ptmrun.storage.files import lock, new_folder, remove, write_atomic
+from ptmrun.sweeps import processes
 from ptmrun.sweeps.ledger import ENDED, Job, Ledger, this_process, title, varying
 from ptmrun.training.signals import Stop
 
@@ -237,14 +237,11 @@ def attempt(ledger: Ledger, entry: Job, prune: bool, lock: int) -> None:
     else:
         words = ["resume", str(before.folder)] if before is not None else [*entry.overrides, f"outputs={quoted(folder)}"]
         remove(folder / "stderr.txt")  # of an earlier attempt, or a link
-        with open(folder / "stderr.txt", "xb") as errors:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "ptmrun", *words], stdout=subprocess.DEVNULL, stderr=errors, pass_fds=[lock]
-            )
-            with forwarded(child) as received:
-                pruned = follow(child, ledger, entry, prune)
-                asked = bool(received)
-        code = child.returncode
+        child = processes.start(words, folder / "stderr.txt", lock)
+        with forwarded(child) as received:
+            pruned = follow(child, ledger, entry, prune)
+            asked = bool(received)
+        code = child.exitcode or 0
     after = ledger.run(entry)
     status, reason = outcome(code, asked or ledger.stopping(), pruned, folder / "stderr.txt")
     changes: dict[str, Any] = {"status": status, "reason": reason, "seconds": entry.seconds + time.monotonic() - begun}
@@ -257,13 +254,14 @@ def attempt(ledger: Ledger, entry: Job, prune: bool, lock: int) -> None:
 
 
 @contextlib.contextmanager
-def forwarded(child: subprocess.Popen) -> Iterator[list[int]]:
+def forwarded(child: BaseProcess) -> Iterator[list[int]]:
     """Sends SIGINT and SIGTERM on to the child; yields the list of those received."""
     received: list[int] = []
 
     def send(signum: int, _: Any) -> None:
         received.append(signum)
-        child.send_signal(signum)
+        if child.pid and child.is_alive():
+            os.kill(child.pid, signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield received
@@ -276,15 +274,15 @@ def forwarded(child: subprocess.Popen) -> Iterator[list[int]]:
             signal.signal(signum, handler)
 
 
-def follow(child: subprocess.Popen, ledger: Ledger, entry: Job, prune: bool) -> bool:
+def follow(child: BaseProcess, ledger: Ledger, entry: Job, prune: bool) -> bool:
     """Waits for the child, which is asked to stop when the sweep is; True when a search pruned it."""
     pruner, asked, looked = None, False, time.monotonic()
     if entry.trial is not None and prune:
         from ptmrun.sweeps.search import Pruner
 
         pruner = Pruner(ledger.folder, entry.trial)
-    while child.poll() is None:
-        time.sleep(0.1)
+    while child.is_alive():
+        child.join(0.1)
         if ledger.stopping() and not asked:
             child.terminate()
             asked = True
@@ -292,7 +290,7 @@ def follow(child: subprocess.Popen, ledger: Ledger, entry: Job, prune: bool) -> 
             looked, run = time.monotonic(), ledger.run(entry)
             if run and pruner.hopeless(run.metric_lines("probe_linear")):
                 child.terminate()
-                child.wait()
+                child.join()
                 return True
     return False
 
