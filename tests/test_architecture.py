@@ -23,7 +23,7 @@ FLOORS = [  # a package imports from those below it, and on its own floor from i
     {"models", "data", "runs"},
     {"config"},
     {"storage"},
-    {"errors", "rng", "loss", "batch"},
+    {"errors", "rng", "loss", "batch", "log_mel"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HYDRA = {"config/grammar.py", "compose.py", "sweeps/sweep.py", "sweeps/search.py"}

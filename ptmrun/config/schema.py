@@ -174,6 +174,10 @@ class ImageDataset(Dataset):
     augment: Annotated[Augment, Role.SAME_DATA]
 
 
+class AudioDataset(Dataset):
+    max_unreadable: Annotated[Fraction, Role.SAME_DATA]
+
+
 class Downstream(Strict):
     section = "downstream"
     name: str
@@ -288,6 +292,7 @@ SECTIONS: dict[str, type[Strict]] = {
 KINDS: dict[str, dict[str, type[Strict]]] = {  # sections that have more keys for a kind of data, by its folder in data/
     "images": {"dataset": ImageDataset, "pretrain": ImagePretrain, "finetune": ImageFinetune},
     "text": {"pretrain": TextPretrain},
+    "audio": {"dataset": AudioDataset},
 }
 BASES: dict[str, type[Strict]] = {**SECTIONS, "pretrain": Pretrain, "evaluate": Evaluate}
 

@@ -184,6 +184,7 @@ class Data(abc.ABC):
 
     noun: ClassVar[str] = "samples"
     raw_baselines: ClassVar[tuple[str, ...]] = ("raw",)  # of config.compared.RAW, those that these data give inputs for
+    baseline_phrases: ClassVar[dict[str, str]] = {}  # instead of the usual phrases in tables, unless the problem has its own
     train: Any
     val: Any
     test: Any

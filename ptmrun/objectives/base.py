@@ -17,7 +17,8 @@ class Objective(Learner):
     fills = False  # it has `fill`
 
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """{title: images} that show what it makes of a few images; none where there is nothing to see."""
+        """{title: images} that show what it makes of a few images; of sounds, hidden: which frames are, [B, t] bool; none where
+        there is nothing to see."""
         return {}
 
     def fill(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
