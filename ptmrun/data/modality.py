@@ -255,6 +255,10 @@ class Data(abc.ABC):
         """Notes on what an encoder changes in these data."""
         return []
 
+    def doubts(self, encoder: Any) -> list[str]:
+        """Warnings of what an encoder cannot learn of these data."""
+        return []
+
     def pictures_of_samples(self, cfg: Any, processor: Processor) -> list[Picture]:
         return []
 

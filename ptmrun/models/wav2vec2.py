@@ -37,7 +37,7 @@ def build(options: Any, spec: AudioSpec, attention: str) -> "Encoder":
         stride, reach = math.prod(STRIDES), receptive()
         stack = max(1, round(100 * stride / spec.rate))  # spectra about 10 ms apart, as many for each of its frames
         mel = LogMel(spec.rate, USUAL, stack, hop=stride // stack, window=reach - (stack - 1) * (stride // stack))
-    channels = mel.stack * mel.bands if options.frontend == "mel" else min(512, 32 * round(width / 64))
+    channels = mel.stack * mel.bands if options.frontend == "mel" else min(512, 32 * max(1, round(width / 64)))
     small = width < 768
     config = Wav2Vec2Config(
         hidden_size=width,
@@ -51,7 +51,7 @@ def build(options: Any, spec: AudioSpec, attention: str) -> "Encoder":
         feat_extract_norm="layer",
         do_stable_layer_norm=True,
         num_conv_pos_embeddings=32 if small else 128,
-        num_conv_pos_embedding_groups=max(1, width // 48) if small else 16,
+        num_conv_pos_embedding_groups=heads if small else 16,
         hidden_dropout=options.dropout,
         attention_dropout=options.dropout,
         activation_dropout=0.0,
@@ -144,6 +144,10 @@ class Encoder(base.Encoder):
         if hide is not None:
             hidden = torch.where(hide[..., None], self.net.masked_spec_embed.to(hidden.dtype), hidden)
         return self.net.encoder(hidden, attention_mask=there).last_hidden_state
+
+    def normalised(self, extracted: Tensor) -> Tensor:
+        """What the front end gives, through the norm that follows it: [B, t, F]."""
+        return self.net.feature_projection.layer_norm(extracted)
 
     def local_features(self, waves: Waves) -> Tensor:
         """Of each frame: [B, T] -> [B, t, D]."""

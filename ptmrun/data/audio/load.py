@@ -64,6 +64,9 @@ class Audio(Data):
     ) -> AudioBatches:
         return AudioBatches(split, inputs, size, min(loop.accumulate, size), seed, purpose)
 
+    def doubts(self, encoder: Any) -> list[str]:
+        return self.train.doubts(encoder)
+
     def raw(self, kind: str, train: AudioSplit) -> tuple[np.ndarray, np.ndarray, float]:
         """Mean and standard deviation of each band over a sound, standardised by the training sounds."""
         seen = self.summaries(train)

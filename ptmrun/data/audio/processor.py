@@ -10,7 +10,7 @@ from torch import Tensor
 from ptmrun import rng
 from ptmrun.batch import AudioSpec, Waves
 from ptmrun.data import modality
-from ptmrun.data.audio.split import padded
+from ptmrun.data.audio.split import AudioSplit, of_waves, padded
 from ptmrun.data.modality import Unreadable
 from ptmrun.data.sources import sounds
 from ptmrun.errors import UserError
@@ -36,6 +36,9 @@ class AudioProcessor(modality.Processor):
     def read(self, raw: list[Any]) -> Waves:
         """Values [T] of one channel at this rate."""
         return padded([np.asarray(wave, dtype=np.float32)[: self.length] for wave in raw])
+
+    def split(self, raw: list[Any]) -> AudioSplit:
+        return of_waves([np.asarray(wave, dtype=np.float32)[: self.length] for wave in raw])
 
     def opened(self, raw: list[Any]) -> list[np.ndarray | Unreadable]:
         """Paths, or arrays [T] of one channel at this rate, -> values [T]."""

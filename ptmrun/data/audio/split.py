@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -57,6 +57,10 @@ class AudioSplit(modality.Split):
             places = zip(self.firsts[rows].tolist(), self.all_lengths[rows].tolist(), strict=True)
             yield padded([self.values[first : first + length] for first, length in places])
 
+    def doubts(self, encoder: Any) -> list[str]:
+        """Warnings of what an encoder cannot learn of these."""
+        return []
+
     def subset(self, indices: Tensor) -> Self:
         labels = None if self.labels is None else self.labels[indices]
         groups = None if self.groups is None else self.groups[indices.numpy()]
@@ -67,6 +71,14 @@ class AudioSplit(modality.Split):
     def sorted_by_length(self) -> tuple[Self, Tensor | slice]:
         order = self.lengths.argsort(stable=True)
         return self.subset(order), order.argsort()
+
+
+def of_waves(waves: list[np.ndarray]) -> AudioSplit:
+    """Sounds, float32 [T] each, without labels."""
+    lengths = torch.tensor([len(wave) for wave in waves])
+    contents = torch.tensor([number(wave.tobytes()) for wave in waves])
+    rows = torch.arange(len(waves))
+    return AudioSplit(np.concatenate(waves), lengths.cumsum(0) - lengths, lengths, rows, None, contents)
 
 
 def padded(waves: list[np.ndarray]) -> Waves:
