@@ -88,7 +88,7 @@ class Encoder(base.Encoder):
         self.mel, self.frontend = mel, frontend
         self.most = int(mel.count(torch.tensor(length)))  # frames of a sound
         self.net = Wav2Vec2Model(config)
-        self.from_library = frontend == "conv"  # type: ignore[misc]
+        self.from_library = frontend == "conv"
         if not self.from_library:
             self.net.feature_extractor = nn.Identity()
         self.mean: Tensor

@@ -37,7 +37,6 @@ PROBLEM = Problem(
     answer_rows=metrics.answer_rows,
     unlabelled=unlabelled,
     own_answers=own_answers,
-    files=metrics.files,
     untrained_baselines=("chance", "raw"),
     baseline_phrases={
         "chance": "always the most frequent transcript",

@@ -38,6 +38,6 @@ def prefix_beam(log_probabilities: Tensor, beams: int) -> list[int]:
             for c in tried:
                 longer = after[(*prefix, c)]
                 longer[1] = np.logaddexp(longer[1], (blank if prefix and c == prefix[-1] else whole) + row[c])
-        ranked = sorted(after.items(), key=lambda item: -np.logaddexp(*item[1]))
+        ranked = sorted(after.items(), key=lambda item: -np.logaddexp(item[1][0], item[1][1]))
         best = {prefix: (float(ends[0]), float(ends[1])) for prefix, ends in ranked[:beams]}
     return list(next(iter(best)))

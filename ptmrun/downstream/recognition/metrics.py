@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ptmrun.data.text import scripts
 from ptmrun.downstream.recognition.split import TranscribedSplit
+from ptmrun.errors import printable
 
-WORST = 20  # sounds in worst.json
+WORST = 20  # sounds that are listed
+TOLD = ("sound", "reference", "prediction")
 
 
 def valid(predictions: dict[str, Tensor], split: TranscribedSplit, classes: list[str]) -> bool:
@@ -44,10 +46,17 @@ def per_sample_scores(predictions: dict[str, Tensor], split: TranscribedSplit) -
 
 
 def metrics(predictions: dict[str, Tensor], split: TranscribedSplit, classes: list[str], bins: int) -> dict[str, Any]:
-    """Error rates, 0 being best, and how many sounds are wholly right."""
+    """Error rates, 0 being best; how many sounds are wholly right; and those that are furthest from their transcript, the worst
+    first."""
     words, characters = errors(predictions, split)
-    exact = np.mean([a == b for a, b in zip(split.right(), split.written(predictions["ids"]), strict=True)])
-    return {"wer": words, "cer": characters, "exact": float(exact)}
+    scores, right, written = per_sample_scores(predictions, split), split.right(), split.written(predictions["ids"])
+    order, names = np.argsort(scores, kind="stable")[:WORST].tolist(), split.sample_names
+    worst = [
+        {**dict(zip(TOLD, map(printable, (names[i], right[i], written[i])), strict=True)), "score": round(float(scores[i]), 3)}
+        for i in order
+    ]
+    exact = np.mean([a == b for a, b in zip(right, written, strict=True)])
+    return {"wer": words, "cer": characters, "exact": float(exact), "worst": worst}
 
 
 def columns_of_predictions(predictions: dict[str, Tensor], split: TranscribedSplit, classes: list[str]) -> dict[str, pa.Array]:
@@ -59,14 +68,3 @@ def columns_of_predictions(predictions: dict[str, Tensor], split: TranscribedSpl
 def answer_rows(predictions: dict[str, Tensor], split: Any, classes: list[str], top: int) -> list[dict[str, Any]]:
     """What the model heard."""
     return [{"prediction": text} for text in split.written(predictions["ids"])]
-
-
-def files(predictions: dict[str, Tensor], split: TranscribedSplit, options: Any) -> dict[str, Any]:
-    """worst.json: the sounds that are furthest from their transcript, the worst first."""
-    scores, right, written = per_sample_scores(predictions, split), split.right(), split.written(predictions["ids"])
-    order = np.argsort(scores, kind="stable")[:WORST].tolist()
-    rows = [
-        {"sound": split.sample_names[i], "reference": right[i], "prediction": written[i], "score": round(float(scores[i]), 3)}
-        for i in order
-    ]
-    return {"worst.json": {"worst": rows}}
