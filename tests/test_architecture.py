@@ -22,8 +22,8 @@ FLOORS = [  # a package imports from those below it, and on its own floor from i
     {"downstream", "training", "loggers", "compose"},
     {"models", "data", "runs"},
     {"config"},
-    {"storage"},
-    {"errors", "rng", "loss", "batch", "log_mel"},
+    {"storage", "log_mel"},
+    {"errors", "rng", "loss", "batch"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 HYDRA = {"config/grammar.py", "compose.py", "sweeps/sweep.py", "sweeps/search.py"}

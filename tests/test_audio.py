@@ -17,7 +17,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining,
 from transformers.audio_utils import load_audio
 
 from ptmrun.batch import AudioSpec, Waves
-from ptmrun.data.audio import decode
+from ptmrun.data.audio import decode, load
 from ptmrun.data.audio.batches import AudioBatches
 from ptmrun.data.audio.processor import AudioProcessor
 from ptmrun.data.audio.split import of_waves
@@ -99,7 +99,14 @@ def rows_of_table():
 
 
 def source(root="clips", **options):
-    known = {"label_column": "auto", "text_column": "auto", "split_by": None, "group": None}
+    known = {
+        "label_column": "auto",
+        "text_column": "auto",
+        "split_by": None,
+        "group": None,
+        "encoding": "utf-8",
+        "errors": "strict",
+    }
     return audiofolder.read(SimpleNamespace(root=str(root), **(known | options)))
 
 
@@ -288,6 +295,21 @@ def test_without_a_cache_folder_they_are_in_memory(monkeypatch):
     held = decode.decoded_once(clips, "print", RATE, 3000, lambda done: None)
     assert not isinstance(held.values, np.memmap)
     assert np.array_equal(held.values, stored.values)
+
+
+def test_the_rate_is_that_of_the_weights_or_the_data(tmp_path):
+    for i, rate in enumerate((8000, 44100, 48000)):
+        write(f"clips/{i}.wav", tone(300, 0.2, rate), rate)
+    part = source().parts["train"]
+    assert load.rate_of("auto", part, None, []) == 16000
+    (tmp_path / "sounds.json").write_text('{"rate": 8000}')
+    notes: list[str] = []
+    assert load.rate_of("auto", part, tmp_path, notes) == 8000
+    assert load.rate_of(16000, part, tmp_path, notes) == 16000
+    assert notes == ["Warning: dataset.rate=16000: the weights were trained on sounds of 8000 Hz"]
+    (tmp_path / "sounds.json").write_text('{"rate": 1}')
+    with pytest.raises(UserError, match="holds no rate of sounds; refused"):
+        load.rate_of("auto", part, tmp_path, notes)
 
 
 def test_inputs_have_mean_0_and_variance_1_without_their_padding():
@@ -651,6 +673,9 @@ def test_a_run_that_recognises(ptmrun):
     assert results["metrics"].keys() == {"wer", "cer", "exact", "worst"}
     assert f"Word error rate {100 * results['metrics']['wer']:.1f} %" in out
     assert "Worst sounds" in (latest() / "report.html").read_text()
+    code, out, err = ptmrun("export", latest(), "exported")
+    assert code == 0, err
+    assert "largest difference" in out
     code, out, err = ptmrun("predict", latest(), "clips/low/0.wav")
     assert code == 0, err
-    assert "prediction" in out
+    assert out.startswith("clips/low/0.wav\t")

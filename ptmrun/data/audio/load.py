@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,8 +23,11 @@ from ptmrun.data.sources import AudioPart, AudioSource
 from ptmrun.data.splits import divide, no_classes, test_seen
 from ptmrun.errors import UserError
 from ptmrun.log_mel import LogMel
+from ptmrun.storage import safe_read
 
 RATES = (8000, 16000)  # of which dataset.rate=auto takes one: what most sounds have, or more
+RATE = "sounds.json"  # where a run's rate stands
+HIGHEST = 192_000
 SURVEYED = 64  # sounds whose rate is looked at
 SHOWN = 3  # held-out sounds in pictures
 
@@ -58,6 +62,11 @@ class Audio(Data):
 
     def processor(self, device: torch.device) -> AudioProcessor:
         return AudioProcessor(self.rate, self.length, device)
+
+    def save_processor(self, folder: Path) -> None:
+        """The rate, for runs that start from this one's weights."""
+        folder.mkdir(parents=True)
+        (folder / RATE).write_text(json.dumps({"rate": self.rate}))
 
     def batches(
         self, model: Any, split: Any, cfg: Any, loop: Any, size: int, seed: int, purpose: str, inputs: Any
@@ -113,7 +122,7 @@ def of_run(request: modality.LoadRequest) -> Audio:
     options = request.cfg.dataset
     source: AudioSource = request.read(options)
     notes, unreadable = list(source.notes), list[str]()
-    rate = usual_rate(source.parts["train"]) if options.rate == "auto" else options.rate
+    rate = rate_of(options.rate, source.parts["train"], request.folder, notes)
     length = round(options.seconds * rate)
     sets: dict[str, AudioSplit] = {}
     for name, part in source.parts.items():
@@ -154,6 +163,19 @@ def of_run(request: modality.LoadRequest) -> Audio:
         rate=rate,
         length=length,
     )
+
+
+def rate_of(wanted: int | str, part: AudioPart, folder: Path | None, notes: list[str]) -> int:
+    """Values a second: as wanted; of auto those that the run's weights were trained with, else the data's own."""
+    known = safe_read.plain_json(folder / RATE) if folder else {}
+    before = known.get("rate") if isinstance(known, dict) else None
+    if folder and not (isinstance(before, int) and RATES[0] <= before <= HIGHEST):
+        raise UserError(f"{folder / RATE}: holds no rate of sounds; refused")
+    if wanted == "auto":
+        return before or usual_rate(part)
+    if before not in (None, wanted):
+        notes.append(f"Warning: dataset.rate={wanted}: the weights were trained on sounds of {before} Hz")
+    return int(wanted)
 
 
 def usual_rate(part: AudioPart) -> int:

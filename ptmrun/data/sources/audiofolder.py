@@ -63,7 +63,7 @@ def read(options: Any) -> AudioSource:
     if not any(paths_of.values()):
         left_out = "".join(f"; {note}" for note in others)
         raise UserError(f"dataset.root={options.root}: no sounds in {root} (files ending in {sounds.ENDINGS} ...){left_out}")
-    rows = rows_of(root, list(folders.values()), notes)
+    rows = rows_of(root, list(folders.values()), options, notes)
     if len(folders) == 1:
         paths_of = by_column(rows, root, paths_of["train"], notes)
         folders = dict.fromkeys(paths_of, root)
@@ -93,7 +93,7 @@ def read(options: Any) -> AudioSource:
     return AudioSource(parts, [readable(c) for c in found.classes] if found else [], digest.hexdigest(), notes)
 
 
-def rows_of(root: Path, folders: list[Path], notes: list[str]) -> Rows:
+def rows_of(root: Path, folders: list[Path], options: Any, notes: list[str]) -> Rows:
     """Of the tables in the root and the splits' folders that have a column of files. Raises UserError for what cannot
     be read."""
     rows, columns, names, missing = dict[str, dict[str, Any]](), dict[str, None](), list[str](), list[str]()
@@ -101,14 +101,14 @@ def rows_of(root: Path, folders: list[Path], notes: list[str]) -> Rows:
         if path.suffix.lower() not in TABLES or not path.is_file():
             continue
         head = Columns("", None, None, None, True)
-        known = {folded(name): name for name in surveyed(path, head, "utf-8", "strict")[0]}
+        known = {folded(name): name for name in surveyed(path, head, options.encoding, options.errors)[0]}
         if (own := next((known[name] for name in FILE if name in known), None)) is None:
             notes.append(f"{printable(path.name)} has no column of files ({', '.join(FILE[:3])} ...) and is not used")
             continue
         head = head._replace(text=own, flags=tuple(known.values()))
         names.append(str(path.relative_to(root)))
         stem = SPLITS.get(path.stem.lower())
-        for where, row in table(path, head, "utf-8", "strict"):
+        for where, row in table(path, head, options.encoding, options.errors):
             value = row.pop(own)
             if not isinstance(value, str) or not value.strip():
                 raise UserError(f"{where}: expected the name of a file in {own}, found {printable(repr(value))[:60]}")
@@ -220,7 +220,7 @@ def transcripts(
                 raise UserError(f"{file}: expected text in {wanted}, found {printable(repr(value))[:60]}")
             return value
         beside = (root / file).with_suffix(".txt")
-        return "".join(decoded(beside, "utf-8", "strict")) if beside.is_file() else None
+        return "".join(decoded(beside, options.encoding, options.errors)) if beside.is_file() else None
 
     texts = {name: [of(file) for file in some] for name, some in files.items()}
     count, total = (sum(text is not None for some in texts.values() for text in some), sum(map(len, files.values())))
