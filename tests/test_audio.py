@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC, Wav2Vec2ForPreTraining, Wav2Vec2Model
 from transformers.audio_utils import load_audio
 
+import ptmrun as ptmrun_package
 from ptmrun.batch import AudioSpec, Waves
 from ptmrun.data.audio import decode, load
 from ptmrun.data.audio.batches import AudioBatches
@@ -378,6 +379,8 @@ def test_an_encoder_is_saved_and_loaded(tmp_path, frontend):
     made.save(tmp_path / "encoder", RATE)
     assert torch.equal(other.saved_buffers(tmp_path / "encoder")["mean"], made.mean)
     other.load(tmp_path / "encoder")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in made.state_dict().items())
+    other.trim()
     assert torch.equal(made.features(waves()), other.features(waves()))
     with pytest.raises(UserError, match="does not fit"):
         encoder(frontend, shape=[64, 2, 2]).load(tmp_path / "encoder")
@@ -650,14 +653,22 @@ def test_a_run_on_sounds_goes_on_exactly_and_answers_for_new_files(ptmrun, monke
     assert json.loads((parts / "manifest.json").read_text())["status"] == "interrupted"
     code, _, err = ptmrun("resume", parts)
     assert code == 0, err
-    first, second = ((run / "checkpoints/encoder/model.safetensors").read_bytes() for run in (whole, parts))
+    first, second = (json.loads((run / "manifest.json").read_text())["weights_sha256"] for run in (whole, parts))
     assert first == second
     Path("new").mkdir()
     write("new/a.flac", tone(1210, 0.3, 44100), 44100)
     Path("new/b.wav").write_bytes(b"")
     code, out, err = ptmrun("predict", whole, "new")
-    assert "a.flac" in out + err
+    assert code == 1, "one of them cannot be read"
+    assert "a.flac" in out
     assert "cannot be decoded" in out + err
+    model = ptmrun_package.load(str(whole))
+    parts, other = model.embed([str(Path("clips/high/0.wav")), tone(300, 0.2)], parts=True)
+    assert parts.shape == (9, 32)  # frames of 40 ms, of 0.4 s, which end before it does
+    assert other.shape == (4, 32)
+    code, out, err = ptmrun("export", whole, "exported")
+    assert code == 0, err
+    assert "largest difference 0.0e+00" in out
 
 
 def test_a_run_that_recognises(ptmrun):

@@ -75,6 +75,7 @@ class Encoder(base.Encoder):
     spectra that belong to its frames with either front end; their mean and deviation, [bands], come from training sounds."""
 
     learns_buffers = True
+    trims = True
     why_no_classifier = "the library's has one layer more"
     places: Mapping[str, str] = {  # where fine-tuning methods put what they add
         "values": r".*\.attention\.(k_proj|v_proj)",
@@ -161,6 +162,10 @@ class Encoder(base.Encoder):
         extracted, there = self.extract(waves)
         return text_base.mean(self.encode(extracted, there), there)
 
+    def trim(self) -> None:
+        """Leaves out for good what `features` does not need: the vector of hidden frames."""
+        self.net.masked_spec_embed = None
+
     def depth_of(self, name: str) -> int:
         """How deep a parameter of this module sits."""
         layer = re.search(r"\.layers\.(\d+)\.", name)
@@ -184,8 +189,8 @@ class Encoder(base.Encoder):
 
     @property
     def saved(self) -> nn.Module:
-        """The library's network, or where that would not load there, its parts."""
-        return self.net if self.from_library else nn.ModuleDict(dict(self.net.named_children()))
+        """The library's network, or where that would not load there, one with it inside."""
+        return self.net if self.from_library else nn.ModuleDict({"net": self.net})
 
     def load(self, folder: Path) -> None:
         """Weights, mean and deviation that `save` wrote. Raises UserError when a tensor does not fit."""
