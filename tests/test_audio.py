@@ -268,6 +268,25 @@ def test_rows_without_a_file_and_files_without_a_row_are_counted():
     assert read.parts["train"].transcripts.count(None) == 4
 
 
+def test_folders_of_other_speakers_in_each_split_are_no_classes():
+    write("clips/train/ann/1.wav")
+    write("clips/train/bob/1.wav")
+    write("clips/test/eve/1.wav")
+    with pytest.raises(UserError, match=r"the training split does not have; .* no classes: dataset\.label_column=null"):
+        source()
+    assert source(label_column=None).classes == []
+
+
+def test_too_many_broken_sounds_are_an_error_with_the_first_reason(ptmrun):
+    folder(count=3)
+    Path("clips/high/1.wav").write_bytes(b"")
+    write("clips/low/1.wav", np.zeros(0))
+    code, _, err = ptmrun(*SMALL)
+    assert code == 2
+    assert "2 of 6 sounds cannot be decoded (the first: high/1.wav: cannot be decoded" in err
+    assert "more than dataset.max_unreadable=0.01" in err
+
+
 # --- cache and batches
 
 

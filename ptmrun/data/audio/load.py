@@ -19,7 +19,8 @@ from ptmrun.data.audio.batches import AudioBatches
 from ptmrun.data.audio.processor import AudioProcessor
 from ptmrun.data.audio.split import AudioSplit
 from ptmrun.data.modality import Data, Picture
-from ptmrun.data.sources import AudioPart, AudioSource
+from ptmrun.data.sources import AudioPart, AudioSource, Clips
+from ptmrun.data.sources.sounds import Broken
 from ptmrun.data.splits import divide, no_classes, test_seen
 from ptmrun.errors import UserError
 from ptmrun.log_mel import LogMel
@@ -58,7 +59,7 @@ class Audio(Data):
     def __str__(self) -> str:
         seconds = int(self.sounds.lengths.sum()) / self.rate
         whole = f"{seconds / 60:.0f} min" if seconds >= 600 else f"{seconds:.0f} s"
-        return f"{whole} to train on at {self.rate} Hz, {len(self.classes)} classes"
+        return f"{whole} to train on at {self.rate} Hz" + (f", {len(self.classes)} classes" if self.classes else "")
 
     def processor(self, device: torch.device) -> AudioProcessor:
         return AudioProcessor(self.rate, self.length, device)
@@ -121,20 +122,22 @@ def of_run(request: modality.LoadRequest) -> Audio:
     """The sounds of a run. Raises UserError for data that cannot be used."""
     options = request.cfg.dataset
     source: AudioSource = request.read(options)
-    notes, unreadable = list(source.notes), list[str]()
+    notes, unreadable, why = list(source.notes), list[str](), ""
     rate = rate_of(options.rate, source.parts["train"], request.folder, notes)
     length = round(options.seconds * rate)
     sets: dict[str, AudioSplit] = {}
     for name, part in source.parts.items():
         sets[name], bad, longer = as_split(part, f"{source.fingerprint}/{name}", rate, length, request.progress)
-        unreadable += bad
+        why = why or (reason(part.clips, bad[0], rate) if bad else "")
+        unreadable += [part.clips.label_of(i) for i in bad]
         if longer:
             whole = f"{longer:,} of {len(part.clips):,} sounds of the {name} split are longer than"
             notes.append(f"{whole} dataset.seconds={options.seconds:g} and are cut there")
     total = sum(len(part.clips) for part in source.parts.values())
     if len(unreadable) > options.max_unreadable * total:
         raise UserError(
-            f"dataset.root={options.root}: {len(unreadable)} of {total} sounds cannot be decoded (the first: {unreadable[0]}), "
+            f"dataset.root={options.root}: {len(unreadable)} of {total} sounds cannot be decoded (the first: "
+            f"{unreadable[0]}: {why}), "
             f"more than dataset.max_unreadable={options.max_unreadable:g}"
         )
     if unreadable:
@@ -187,10 +190,19 @@ def usual_rate(part: AudioPart) -> int:
     return max([rate for rate in RATES if rate <= known[len(known) // 2]], default=RATES[0])
 
 
+def reason(clips: Clips, index: int, rate: int) -> str:
+    """Why a sound cannot be decoded."""
+    try:
+        clips.wave(index, rate, rate)
+    except Broken as error:
+        return str(error)
+    return "can be now"
+
+
 def as_split(
     part: AudioPart, fingerprint: str, rate: int, length: int, progress: Callable[[str, int, int], None]
-) -> tuple[AudioSplit, list[str], int]:
-    """The split without what cannot be decoded, the names of that, and how many sounds are cut."""
+) -> tuple[AudioSplit, list[int], int]:
+    """The split without what cannot be decoded, the rows of that, and how many sounds are cut."""
     clips = part.clips
 
     def decoding(done: int) -> None:
@@ -210,5 +222,5 @@ def as_split(
         transcripts=part.transcripts,
         name_of=clips.label_of,
     )
-    bad = [clips.label_of(int(i)) for i in torch.nonzero(stored == 0)[:, 0]]
+    bad = torch.nonzero(stored == 0)[:, 0].tolist()
     return whole.subset(torch.nonzero(stored)[:, 0]), bad, int((stored > length).sum())

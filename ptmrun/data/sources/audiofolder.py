@@ -166,7 +166,10 @@ def labels_of(
             parts_below(folders[name], p)[0] for name, paths in paths_of.items() for p in paths if p.parent != folders[name]
         }
         if len(inside) > 1 or (wanted := likely(rows.columns)) is None:
-            found = of_class_folders(folders, paths_of, notes, "sounds")
+            try:
+                found = of_class_folders(folders, paths_of, notes, "sounds")
+            except UserError as error:
+                raise UserError(f"{error}; where folders are no classes: dataset.label_column=null") from None
             return found if found and len(found.classes) > 1 else None
         notes.append(f"labels are the column {wanted} of {rows.tables[0]} (dataset.label_column)")
     key = f"dataset.label_column={wanted}"
