@@ -176,7 +176,7 @@ class ImageDataset(Dataset):
 
 class AudioDataset(Dataset):
     rate: Literal["auto"] | Annotated[int, Field(ge=8000, le=192000)]
-    seconds: Annotated[float, Field(gt=0, le=600)]
+    seconds: Annotated[float, Field(ge=0.05, le=600)]
     max_unreadable: Annotated[Fraction, Role.SAME_DATA]
 
 

@@ -114,8 +114,8 @@ def scores(results: dict[str, Any]) -> list[str]:
         parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(phrases.GROUP_TITLES, body))
     if worst := results.get("metrics", {}).get("worst"):
         body = [([x["sound"], x["reference"], x["prediction"], f"{x['score']:.3f}"], False) for x in worst]
-        rows = html_table(["sound", "said", "heard", "score"], body).replace("<table>", '<table class="texts">')
-        parts += ["<h2>Worst sounds (first repeat, most labels)</h2>", rows]
+        page = html_table(["sound", "said", "heard", "score"], body).replace("<table>", '<table class="texts">')
+        parts += ["<h2>Worst sounds (first repeat, most labels)</h2>", page]
     if ranks := results.get("ranks"):
         body = [([name, str(rank)], False) for name, rank in ranks.items()]
         heading = f"Ranks that AdaLoRA left ({sum(ranks.values())} in all; first repeat, most labels)"
