@@ -217,7 +217,9 @@ def test_splits_by_a_column_and_by_names_of_tables():
         table(f"clips/{name}.tsv", [{"path": row["file"], "sentence": row["text"]} for row in some])
     for path in Path("clips").glob("*.tsv"):
         path.write_text(path.read_text().replace(",", "\t"))
+    Path("clips/validated.tsv").write_text(Path("clips/train.tsv").read_text())
     read = source(label_column=None)
+    assert "beside the tables of splits, validated.tsv is not used" in read.notes
     assert {name: len(part.clips) for name, part in read.parts.items()} == {"train": 8, "test": 8}
     assert read.parts["test"].transcripts[0] == "low a!"
 

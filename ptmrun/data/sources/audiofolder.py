@@ -97,9 +97,13 @@ def rows_of(root: Path, folders: list[Path], options: Any, notes: list[str]) -> 
     """Of the tables in the root and the splits' folders that have a column of files. Raises UserError for what cannot
     be read."""
     rows, columns, names, missing = dict[str, dict[str, Any]](), dict[str, None](), list[str](), list[str]()
-    for path in chain.from_iterable(visible(folder) for folder in dict.fromkeys([root, *folders])):
-        if path.suffix.lower() not in TABLES or not path.is_file():
-            continue
+    inside = chain.from_iterable(visible(folder) for folder in dict.fromkeys([root, *folders]))
+    every = [path for path in inside if path.suffix.lower() in TABLES and path.is_file()]
+    of_splits = [path for path in every if path.stem.lower() in SPLITS]
+    if of_splits and len(of_splits) < len(every):  # Common Voice has others that list the same files again
+        names_of = ", ".join(printable(path.name) for path in every if path not in of_splits)
+        notes.append(f"beside the tables of splits, {names_of} is not used")
+    for path in of_splits or every:
         head = Columns("", None, None, None, True)
         known = {folded(name): name for name in surveyed(path, head, options.encoding, options.errors)[0]}
         if (own := next((known[name] for name in FILE if name in known), None)) is None:
