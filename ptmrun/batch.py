@@ -1,6 +1,6 @@
 """What a batch's inputs are, and what a model must know of the data that they are from.
 
-Images are a tensor [B, C, S, S], texts are Tokens.
+Images are a tensor [B, C, S, S], texts are Tokens, sounds are Waves.
 """
 
 from collections.abc import Callable
@@ -50,6 +50,20 @@ class Tokens(NamedTuple):
         return self.map(lambda x: x.to(device))
 
 
+class Waves(NamedTuple):
+    """Sounds of a batch, padded at the end with 0 to the longest."""
+
+    values: Tensor  # [B, T] float32
+    mask: Tensor  # [B, T] bool: False where there is padding
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Waves":
+        """With both of its tensors changed."""
+        return Waves(change(self.values), change(self.mask))
+
+    def to(self, device: torch.device) -> "Waves":
+        return self.map(lambda x: x.to(device))
+
+
 def from_mark(documents: Tensor) -> Tensor:
     """The same, [B, T], but for the marks, which are of the document that follows: causal models begin with them."""
     return torch.cat([documents[:, 1:], documents[:, -1:]], 1)
@@ -94,4 +108,11 @@ class TextSpec(NamedTuple):
     """Texts of at most `length` tokens."""
 
     vocabulary: Vocabulary
+    length: int
+
+
+class AudioSpec(NamedTuple):
+    """Sounds of `rate` values a second and at most `length` values."""
+
+    rate: int
     length: int

@@ -22,7 +22,7 @@ FLOORS = [  # a package imports from those below it, and on its own floor from i
     {"downstream", "training", "loggers", "compose"},
     {"models", "data", "runs"},
     {"config"},
-    {"storage"},
+    {"storage", "log_mel"},
     {"errors", "rng", "loss", "batch"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

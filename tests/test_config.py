@@ -134,8 +134,8 @@ def test_every_choice_composes(group):
                 for m in choices.names("model")
                 if needs <= choices.spec("model", m).provides | choices.spec("model", m).needs
             ]
-        elif group == "dataset" and "text" in choices.spec(group, name).provides:
-            fits = ["model=bert"]
+        elif group == "dataset":
+            fits = [f"model={m}" for kind, m in (("text", "bert"), ("audio", "wav2vec2")) if kind == choices.kind(name)]
         parsed = compose([*fits[-1:], f"{group}={name}"])
         assert getattr(parsed, group).name == name
         for key in choices.spec(group, name).types:

@@ -174,6 +174,12 @@ class ImageDataset(Dataset):
     augment: Annotated[Augment, Role.SAME_DATA]
 
 
+class AudioDataset(Dataset):
+    rate: Literal["auto"] | Annotated[int, Field(ge=8000, le=192000)]
+    seconds: Annotated[float, Field(ge=0.05, le=600)]
+    max_unreadable: Annotated[Fraction, Role.SAME_DATA]
+
+
 class Downstream(Strict):
     section = "downstream"
     name: str
@@ -288,6 +294,7 @@ SECTIONS: dict[str, type[Strict]] = {
 KINDS: dict[str, dict[str, type[Strict]]] = {  # sections that have more keys for a kind of data, by its folder in data/
     "images": {"dataset": ImageDataset, "pretrain": ImagePretrain, "finetune": ImageFinetune},
     "text": {"pretrain": TextPretrain},
+    "audio": {"dataset": AudioDataset},
 }
 BASES: dict[str, type[Strict]] = {**SECTIONS, "pretrain": Pretrain, "evaluate": Evaluate}
 

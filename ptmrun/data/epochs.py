@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ptmrun import rng
 
+BUCKET = 32  # batches whose samples are sorted by length together, so that little is padded
+
 
 class Epochs(ABC):
     """Epochs of a split, each in its own order, one after the other; a batch may span two of them.
@@ -32,6 +34,16 @@ class Epochs(ABC):
             self.orders = {k: v for k, v in self.orders.items() if k == epoch - 1}
             self.orders[epoch] = rng.permutation(self.seed, f"{self.purpose}/shuffle", len(self.split), epoch)
         return self.orders[epoch]
+
+    def by_length(self, epoch: int, drawn: Tensor, lengths: Tensor) -> Tensor:
+        """The same order but for samples [N] of about one length, which stand beside each other; lengths [N]."""
+        parts = []
+        for chunk in drawn.split(BUCKET * self.batch_size):
+            batches = chunk[lengths[chunk].argsort(stable=True)].split(self.batch_size)
+            full = [b for b in batches if len(b) == self.batch_size]
+            mixed = rng.permutation(self.seed, f"{self.purpose}/buckets", len(full), epoch).tolist()
+            parts += [*(full[i] for i in mixed), *batches[len(full) :]]
+        return torch.cat(parts)
 
     def indices(self, step: int) -> Tensor:
         """The samples of a step, [batch_size]."""

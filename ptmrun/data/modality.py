@@ -184,6 +184,7 @@ class Data(abc.ABC):
 
     noun: ClassVar[str] = "samples"
     raw_baselines: ClassVar[tuple[str, ...]] = ("raw",)  # of config.compared.RAW, those that these data give inputs for
+    baseline_phrases: ClassVar[dict[str, str]] = {}  # instead of the usual phrases in tables, unless the problem has its own
     train: Any
     val: Any
     test: Any
@@ -252,6 +253,10 @@ class Data(abc.ABC):
 
     def adapted(self, encoder: Any) -> list[str]:
         """Notes on what an encoder changes in these data."""
+        return []
+
+    def doubts(self, encoder: Any) -> list[str]:
+        """Warnings of what an encoder cannot learn of these data."""
         return []
 
     def pictures_of_samples(self, cfg: Any, processor: Processor) -> list[Picture]:

@@ -97,6 +97,9 @@ class Problem:
     unlabelled: Callable[[list[Any], ProblemSetup], Any] | None = None
     """(what `Processor.opened` gave) -> a split without answers; None: as the processor has it. Raises UserError"""
     read_splits: ReadSplits | None = None  # None: the labels of a data set
+    own_answers: Callable[[tuple[Any, Any, Any], Any, list[str]], tuple[Any, Any, Any]] | None = None
+    """(training, validation and test split of a data set, options, notes) -> the same with what is to be answered, where that is
+    no class; None: their labels. Raises UserError"""
     files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda predictions, split, options: {}  # {name: content as JSON}
     untrained_baselines: tuple[str, ...] = UNTRAINED  # those without a training loop that it has
     baseline_phrases: dict[str, str] = field(default_factory=dict)  # instead of the usual phrases in tables

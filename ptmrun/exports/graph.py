@@ -20,6 +20,7 @@ from ptmrun.storage.files import remove
 NAMES = {
     "": "inputs",
     "ids": "input_ids",
+    "values": "input_values",
     "mask": "attention_mask",
     "types": "token_type_ids",
 }  # of tensors, as libraries have them

@@ -10,6 +10,8 @@ An encoder knows nothing of the objective it serves. Beside what the class below
     those of texts:     vocabulary, unit, length, hidden(tokens) [B, T] -> [B, T, D] (no padding influences what is no
                         padding; with tokens.documents no document influences another one, here and in all that follows),
                         logits(hidden) of chosen positions [n, D] -> float32 [n, vocabulary]
+    those of sounds:    mel (log_mel.LogMel), most (frames), count(waves) [B], extract(waves) -> ([B, t, F], no padding [B, t]),
+                        encode(extracted, no padding, hidden) [B, t, D], log_mel(waves) -> (spectra of each frame, no padding)
     of pairs of texts:  next_sentence(hidden) -> [B, 2]
     those that read in one direction: next_tokens(inputs) -> (logits [n, vocabulary], the tokens themselves [n])
 """
@@ -107,6 +109,10 @@ class Encoder(nn.Module, abc.ABC):
     def local_features(self, inputs: Any) -> Tensor:
         """Of each patch, place of the feature map or token: [B, ...] -> [B, n, D]."""
         raise TypeError(f"{type(self).__name__} has no features of parts of its inputs")
+
+    def local_mask(self, inputs: Any) -> Tensor | None:
+        """Which of these are no padding, [B, n] bool; None: all."""
+        return getattr(inputs, "mask", None)
 
     def layer_features(self, inputs: Any) -> Tensor:
         """Of every layer: [B, depth, width]."""

@@ -16,8 +16,13 @@ class Objective(Learner):
     collapse_hints = "a lower pretrain.lr"  # what to try where features collapse
     fills = False  # it has `fill`
 
+    def alarm(self) -> str | None:
+        """What speaks for a training that collapses, beside what probes of the features say; None when nothing does."""
+        return None
+
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """{title: images} that show what it makes of a few images; none where there is nothing to see."""
+        """{title: images} that show what it makes of a few images; of sounds, hidden: which frames are, [B, t] bool; none where
+        there is nothing to see."""
         return {}
 
     def fill(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ CAPTIONS = {
     "text_attribution": Caption("Which tokens speak for (blue) and against (orange) the predicted class: integrated gradients."),
     "augmented": Caption("Training images as they are and as training sees them."),
     "attention": Caption("How much each patch flows into the features: attention rollout (held-out images).", "pretrain"),
+    "spectrograms": Caption("Spectra of held-out sounds, and what of them the objective hides (pale).", "pretrain"),
     "confusion": Caption("Which classes are taken for which (first repeat, most labels)."),
     "grad_cam": Caption(
         "Which places speak for the predicted class: Grad-CAM of the fine-tuned model (first repeat, most labels)."

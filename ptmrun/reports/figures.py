@@ -332,9 +332,29 @@ def compute(run: Run, sets: list[dict[str, Any]], metric: str, counted: str) -> 
     save(run, "compute", figure)
 
 
+def spectrograms(run: Run, name: str, spectra: list[Tensor], hidden: list[Tensor] | None, titles: list[str], step: float) -> None:
+    """A panel for each title: a spectrum [bands, t] with `step` seconds between its columns, and pale what of it is hidden, bool
+    [n] over the whole of it."""
+    figure = Figure(figsize=(8, 1.5 * len(spectra)))
+    axes = figure.subplots(len(spectra), 1, squeeze=False)[:, 0]
+    for i, (axis, spectrum, title) in enumerate(zip(axes, spectra, titles, strict=True)):
+        bands, seconds = spectrum.shape[0], spectrum.shape[1] * step
+        extent = (0.0, seconds, 0.0, bands)
+        axis.imshow(spectrum.numpy(), cmap="magma", origin="lower", aspect="auto", extent=extent)
+        if hidden is not None:
+            cover = np.ma.masked_equal(hidden[i].numpy()[None].astype(float), 0)
+            axis.imshow(cover, cmap="gray", vmin=0, vmax=1, alpha=0.6, aspect="auto", extent=extent, interpolation="nearest")
+        axis.set_title(title, fontsize=7)
+        axis.set_ylabel("mel band")
+    axes[-1].set_xlabel("seconds")
+    arrange(figure)
+    save(run, name, figure)
+
+
 DRAWERS: dict[str, Callable[..., None]] = {
     "rows": rows,
     "lengths": lengths,
     "overlays": overlays,
     "attention_maps": attention_maps,
+    "spectrograms": spectrograms,
 }  # by data/modality.Picture

@@ -65,6 +65,15 @@ def signatures(results: dict[str, Any]) -> list[str]:
     return [f"Counted as: {'; '.join(f'{name} {how}' for name, how in known.items())}"] if known else []
 
 
+def error_rates(results: dict[str, Any]) -> list[str]:
+    """How far what was heard is from what was said, of speech."""
+    known = results.get("metrics", {})
+    if known.get("wer") is None:
+        return []
+    rates = f"Word error rate {100 * known['wer']:.1f} %, character error rate {100 * known['cer']:.1f} %"
+    return [f"{rates}; {100 * known['exact']:.1f} % of the sounds have no error (first repeat, most labels)"]
+
+
 def best_floor(entry: dict[str, Any]) -> str | None:
     """The best of what owes nothing to pretraining, where there is any."""
     return max((k for k in FLOORS if k in entry["scores"]), key=lambda k: entry["scores"][k]["mean"], default=None)

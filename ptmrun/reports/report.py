@@ -106,11 +106,16 @@ def scores(results: dict[str, Any]) -> list[str]:
     heading = f"{phrases.title(results['metric'])} on {results['n_test']:,} test samples ({seeds})"
     parts.append(f"<h2>{esc(heading)}</h2>{html_table(titles, body)}")
     parts += [f"<p>{esc(line)}</p>" for line in phrases.signatures(results)]
+    parts += [f"<p>{esc(line)}</p>" for line in phrases.error_rates(results)]
     if rows := compute_table.lines(results):
         parts.append(html_table(compute_table.TITLES, [(row, False) for row in rows]))
     if groups := results.get("metrics", {}).get("groups"):
         body = [(line, False) for line in phrases.group_lines(groups)]
         parts.append("<h2>By group (first repeat, most labels)</h2>" + html_table(phrases.GROUP_TITLES, body))
+    if worst := results.get("metrics", {}).get("worst"):
+        body = [([x["sound"], x["reference"], x["prediction"], f"{x['score']:.3f}"], False) for x in worst]
+        page = html_table(["sound", "said", "heard", "score"], body).replace("<table>", '<table class="texts">')
+        parts += ["<h2>Worst sounds (first repeat, most labels)</h2>", page]
     if ranks := results.get("ranks"):
         body = [([name, str(rank)], False) for name, rank in ranks.items()]
         heading = f"Ranks that AdaLoRA left ({sum(ranks.values())} in all; first repeat, most labels)"

@@ -179,10 +179,21 @@ class Parameters(Record):
     all: Annotated[int, Field(ge=1)]
 
 
+class Utterance(Record):
+    sound: Printable
+    reference: Printable
+    prediction: Printable
+    score: float
+
+
 class Metrics(Record):
     groups: dict[str, Group] = {}  # absent where the data has none
     absent: list[str] = []
     signatures: dict[str, Printable] = {}
+    wer: float | None = None  # of speech, as the three that follow
+    cer: float = 0
+    exact: float = 0
+    worst: list[Utterance] = []
 
 
 class Results(Record):

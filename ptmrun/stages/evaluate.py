@@ -69,7 +69,7 @@ def evaluate(context: Context) -> None:
     result = {
         "metric": problem.metric,
         "counted": problem.counted,
-        "words": problem.baseline_phrases,
+        "words": {**data.baseline_phrases, **problem.baseline_phrases},
         "score": headline["scores"]["tuned"]["mean"],
         "score_sd": headline["scores"]["tuned"]["sd"],
         "labels_per_class": headline["labels_per_class"],

@@ -153,7 +153,7 @@ class Predictor:
         with self.networks.autocast():
             for samples in ordered.all():
                 inputs = processor(samples)
-                values, mask = encoder.local_features(inputs).float().cpu(), getattr(inputs, "mask", None)
+                values, mask = encoder.local_features(inputs).float().cpu(), encoder.local_mask(inputs)
                 rows = values if mask is None else [v[m] for v, m in zip(values, mask.cpu(), strict=True)]
                 each += [row.numpy() for row in rows]
         return [each[i] for i in torch.arange(len(each))[place].tolist()]

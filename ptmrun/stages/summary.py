@@ -41,7 +41,7 @@ def show(context: Context, result: dict[str, Any], sets: list[dict[str, Any]]) -
             cells.append(f"[bold]{text}[/bold]" if score["mean"] == top else text)
         table.add_row(methods[kind], *cells, style="cyan" if kind == "tuned" else None)
     show_table(run, table)
-    for line in phrases.signatures(result):
+    for line in [*phrases.signatures(result), *phrases.error_rates(result)]:
         run.say(line)
     if groups := sets[-1]["metrics"].get("groups"):
         show_groups(run, groups)

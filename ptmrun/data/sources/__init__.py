@@ -71,3 +71,45 @@ class TextSource:
     fingerprint: str  # sha256 of documents, labels, second texts and groups of all splits
     notes: list[str]
     column: str = ""  # of a table, that the texts stood in
+
+
+class Clips(Protocol):
+    """Sounds that must be decoded, or spoken, one by one."""
+
+    decoder: str  # what does it, and its version
+
+    def __len__(self) -> int: ...
+
+    def wave(self, index: int, rate: int, most: int) -> np.ndarray:
+        """Its first values, at most so many, at this rate: float32 [T], one channel. Raises sounds.Broken."""
+        ...
+
+    def rate_of(self, index: int) -> int:
+        """Values a second that it has, 0 where it cannot be read."""
+        ...
+
+    def label_of(self, index: int) -> str:
+        """What the user calls it."""
+        ...
+
+
+@dataclass(frozen=True)
+class AudioPart:
+    """A split of sounds: labels [N] int64 or none; transcripts N, None where a sound has none, or none at all; groups [N] text or
+    none; together [N] text or none: sounds with equal ones stay on one side of a split that is made."""
+
+    clips: Clips
+    labels: np.ndarray | None
+    transcripts: list[str | None] | None = None
+    groups: np.ndarray | None = None
+    together: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class AudioSource:
+    """Splits named train, val, test (train is always there) and the class names in the order of the labels."""
+
+    parts: dict[str, AudioPart]
+    classes: list[str]
+    fingerprint: str  # of names, labels, transcripts and contents
+    notes: list[str]

@@ -93,15 +93,18 @@ def read(options: Any) -> Source:
     return Source(result, classes, digest.hexdigest(), notes, "" if label else older.hexdigest())
 
 
-def of_class_folders(splits: dict[str, Path], paths_of: dict[str, list[Path]], notes: list[str]) -> Labels | None:
-    """The folder of each image as its class, where all but a few stand in one. Raises UserError for one that training lacks."""
+def of_class_folders(
+    splits: dict[str, Path], paths_of: dict[str, list[Path]], notes: list[str], noun: str = "images"
+) -> Labels | None:
+    """The folder of each of the files as its class, where all but a few stand in one. Raises UserError for one that training
+    lacks."""
     parts_of = {name: [parts_below(splits[name], p) for p in paths] for name, paths in paths_of.items()}
     stray, images = sum(len(parts) == 1 for parts in parts_of["train"]), len(parts_of["train"])
     classes = sorted({parts[0] for parts in parts_of["train"] if len(parts) > 1})
     if stray and (stray > max(1, STRAY * images) or len(classes) < 2):
         if stray < images:
             notes.append(
-                f"{stray} images stand outside of class folders, so the folders are no classes (take them away and they are)"
+                f"{stray} {noun} stand outside of class folders, so the folders are no classes (take them away and they are)"
             )
         return None
     rows, numbers, said = {}, {}, []
@@ -109,7 +112,7 @@ def of_class_folders(splits: dict[str, Path], paths_of: dict[str, list[Path]], n
         rows[name] = np.array([row for row, part in enumerate(parts) if len(part) > 1], dtype=np.int64)
         inside = [parts[row][0] for row in rows[name]]
         if out := len(parts) - len(inside):
-            said.append(f"{out} images of the {name} split that stand outside of its class folders are left out")
+            said.append(f"{out} {noun} of the {name} split that stand outside of its class folders are left out")
         if strange := sorted(set(inside) - set(classes)):
             there = ", ".join(map(readable, classes))
             raise UserError(f"{splits[name]}/{strange[0]}: a class that the training split does not have; it has {there}")

@@ -28,10 +28,15 @@ def likely(columns: Iterable[str]) -> str | None:
 
 
 def numbered(
-    values: dict[str, list[str | None]], key: str, where: Callable[[str, int], str], classes: Iterable[str] = ()
+    values: dict[str, list[str | None]],
+    key: str,
+    where: Callable[[str, int], str],
+    classes: Iterable[str] = (),
+    noun: str = "images",
 ) -> Labels:
     """Names of classes, or none, in each row of each split -> numbers. Rows without a label are left out, and so are splits other
-    than train without any; notes on both. The classes are sorted unless given. `where` is what the user calls a row.
+    than train without any; notes on both. The classes are sorted unless given. `where` is what the user calls a row, `noun` all
+    rows.
 
     Raises UserError where training has no label, where no two rows share one, and for a class that training lacks.
     """
@@ -43,15 +48,17 @@ def numbered(
             rows[split] = labelled
             if lacking := len(names) - len(labelled):
                 first = where(split, next(row for row, name in enumerate(names) if name is None))
-                notes.append(f"{lacking} of {len(names)} images of the {split} split have no label and are left out: {first} ...")
+                notes.append(f"{lacking} of {len(names)} {noun} of the {split} split have no label and are left out: {first} ...")
         elif split == "train":
-            raise UserError(f"{key}: no image of the training split has a label; to do without: dataset.label_column=null")
+            raise UserError(
+                f"{key}: no {noun.removesuffix('s')} of the training split has a label; to do without: dataset.label_column=null"
+            )
         else:
-            notes.append(f"no image of the {split} split has a label, so it is not used")
+            notes.append(f"no {noun.removesuffix('s')} of the {split} split has a label, so it is not used")
     train = {str(values["train"][row]) for row in rows["train"]}
     if not classes and len(train) == len(rows["train"]) > 2:
         raise UserError(
-            f"{key}: each of the {len(train)} training images has a label of its own, such as {printable(min(train))[:40]}; "
+            f"{key}: each of the {len(train)} training {noun} has a label of its own, such as {printable(min(train))[:40]}; "
             "expected the column of the classes, or null"
         )
     known = list(classes) or sorted(train, key=class_order)

@@ -2,15 +2,12 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ptmrun import rng
 from ptmrun.batch import Tokens
 from ptmrun.data.epochs import Epochs
 from ptmrun.data.text.split import TextSplit
-
-BUCKET = 32  # batches whose samples are sorted by length together, so that little is padded
 
 
 class TextBatches(Epochs):
@@ -26,13 +23,7 @@ class TextBatches(Epochs):
         drawn = super().order(epoch)
         if known or not isinstance(self.split, TextSplit):
             return drawn
-        lengths, parts = self.split.lengths, []
-        for chunk in drawn.split(BUCKET * self.batch_size):
-            batches = chunk[lengths[chunk].argsort(stable=True)].split(self.batch_size)
-            full = [b for b in batches if len(b) == self.batch_size]
-            mixed = rng.permutation(self.seed, f"{self.purpose}/buckets", len(full), epoch).tolist()
-            parts += [*(full[i] for i in mixed), *batches[len(full) :]]
-        self.orders[epoch] = torch.cat(parts)
+        self.orders[epoch] = self.by_length(epoch, drawn, self.split.lengths)
         return self.orders[epoch]
 
     def micro(self, samples: Tokens, ids: Tensor, rows: rng.BatchRandom) -> dict[str, Any]:
