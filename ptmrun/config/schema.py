@@ -288,6 +288,7 @@ SECTIONS: dict[str, type[Strict]] = {
 KINDS: dict[str, dict[str, type[Strict]]] = {  # sections that have more keys for a kind of data, by its folder in data/
     "images": {"dataset": ImageDataset, "pretrain": ImagePretrain, "finetune": ImageFinetune},
     "text": {"pretrain": TextPretrain},
+    "pairs": {"dataset": ImageDataset, "pretrain": ImagePretrain, "finetune": ImageFinetune},
 }
 BASES: dict[str, type[Strict]] = {**SECTIONS, "pretrain": Pretrain, "evaluate": Evaluate}
 
