@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from ptmrun.config import choices
 from ptmrun.data import modality
@@ -27,6 +28,8 @@ from ptmrun.data.text.split import TextSplit, frames
 
 LONGEST, STEP = 77, 8  # tokens of a caption at most (CLIP's), for model.length=auto, and what the length is rounded up to
 WHOLE = 0.99  # of the captions, that it is to hold whole
+SEARCHED, SHOWN, LISTED, NEAREST = 256, 10, 6, 8  # images, those in the matrix, captions in the list, images of each
+CUT = 48  # characters of a caption in a picture
 LARGE = 0.1  # of the images that stay on one side together: said
 
 
@@ -83,12 +86,35 @@ class Pairs(Data):
     def pictures_of_pretraining(
         self, cfg: Any, objective: Any, processor: Any, batch_of: Callable[[Any], dict[str, Any]], autocast: Callable[[], Any]
     ) -> list[Picture]:
-        """What the objective makes of a few held-out images."""
-        batch = batch_of(self.val.evenly_spaced(8))
+        """What the objective makes of a few held-out images, what the encoder attends to in them, and where it has embeddings of
+        both which images are near to which captions."""
+        batch, back, encoder = batch_of(self.val.evenly_spaced(8)), processor.image.back, objective.encoder
         with autocast():
             shown = objective.pictures(batch)
-        pictures = {title: processor.image.back(x.float()) for title, x in shown.items()}
-        return [Picture("rows", ("reconstructions", pictures))] if pictures else []
+        pictures = [Picture("rows", ("reconstructions", {title: back(x.float()) for title, x in shown.items()}))] if shown else []
+        if encoder.attends:
+            maps = encoder.attention(batch["inputs"])
+            pictures.append(Picture("overlays", ("attention", back(batch["inputs"].images), maps, "attention\nrollout")))
+        if encoder.aligns:
+            with autocast():
+                pictures += self.pictures_of_likeness(encoder, processor)
+        return pictures
+
+    @torch.no_grad()
+    def pictures_of_likeness(self, encoder: Any, processor: PairProcessor) -> list[Picture]:
+        """How near the captions of a few different held-out images are to these, and the nearest of more images to some of them."""
+        split = self.val.evenly_spaced(SEARCHED)
+        different = torch.from_numpy(np.sort(np.unique(split.same.numpy(), return_index=True)[1]))
+        captions = [own[0] for own in split.subset(different[:SHOWN]).captions()]
+        short = [text if len(text) <= CUT else f"{text[: CUT - 1]}…" for text in captions]
+        images = torch.cat([processor.image(some.images) for some in split.all()])
+        found = F.normalize(torch.cat([encoder.image_embeddings(some) for some in images.split(64)]).float(), dim=-1)
+        asked = F.normalize(encoder.text_embeddings(processor.texts(captions)).float(), dim=-1)
+        near, seen = asked @ found.T, processor.image.back(images)
+        rows = {text: seen[order[:NEAREST]] for text, order in zip(short, near.argsort(1, descending=True), strict=True)}
+        first = dict(list(rows.items())[:LISTED])
+        matrix = Picture("similarity", (seen[different[:SHOWN]], short, near[:, different[:SHOWN]]))
+        return [matrix, Picture("rows", ("retrieved", first))]
 
 
 def of_run(request: modality.LoadRequest) -> Pairs:

@@ -77,6 +77,12 @@ class PairSplit(modality.Split):
         place = first if drawn is None else torch.minimum(first + (drawn * (last - first)).long(), last - 1)
         return next(self.texts.batches([place]))
 
+    def all(self, size: int = 64) -> Iterator[Pair]:
+        """The whole split in order, in batches of images, each with all its captions: more texts than images."""
+        for indices in torch.arange(len(self)).split(size):
+            whole = self.subset(indices)
+            yield Pair(next(whole.images.all(size)), next(whole.texts.all(len(whole.texts))))
+
     def batches(self, index_lists: Iterable[Tensor]) -> Iterator[Pair]:
         """Images uint8 [B, C, S, S], each with its first caption."""
         lists, again = tee(index_lists)
