@@ -54,12 +54,12 @@ def test_shapes_hold_other_combinations_out_and_caption_what_they_show():
     sizes = [len(split) for split in (data.train, data.val, data.test)]
     assert sum(sizes) == 1440
     assert data.test_seen == 0
-    assert data.classes == list(shapes.SHAPES)
+    assert data.classes == list(shapes.COLOURS)
     ids = [split.same for split in (data.train, data.val, data.test)]
     assert not any(torch.isin(a, b).any() for a in ids for b in ids if a is not b)
     for label, own in list(zip(data.test.labels.tolist(), data.test.captions(), strict=True))[:50]:
         assert len(own) == 2
-        assert all(shapes.SHAPES[label][:5] in text for text in own)
+        assert all(data.classes[label] in text for text in own)
     assert loaded("dataset=shapes", "dataset.drawings=1").fingerprint == data.fingerprint
     red = shapes.draw(shapes.Drawing("square", "red", "left", "one", "large"), np.random.default_rng(0)).astype(int)
     marked = red[..., 0] - red[..., 2] > 100

@@ -34,10 +34,10 @@ def tower(options: Any, which: str) -> tuple[Family, Any]:
     if which == "text":
         values |= {shared: getattr(options, shared) for shared in SHARED}
     for setting in getattr(options, f"{which}_options") or []:
-        option, mark, value = setting.partition("=")
-        if not mark or option not in values or option in ("name", *(SHARED if which == "text" else ())):
+        option, value = (re.split("[:=]", setting, maxsplit=1) + [""])[:2]
+        if not value or option not in values or option in ("name", *(SHARED if which == "text" else ())):
             known = ", ".join(k for k in values if k not in ("name", *SHARED))
-            raise UserError(f"{key}: {setting}: expected settings of model={name} such as size=...; it has {known}")
+            raise UserError(f"{key}: {setting}: expected settings of model={name}, [size:...]; it has {known}")
         values[option] = yaml.safe_load(value)
     kind = choices.section("model", name, KINDS[which])
     try:
@@ -52,7 +52,7 @@ def tower(options: Any, which: str) -> tuple[Family, Any]:
 def settings(typed: Any) -> list[str]:
     """Options of a tower as they are typed."""
     values = typed.model_dump(exclude={"name", *SHARED})
-    return [f"{key}={yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in values.items()]
+    return [f"{key}:{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in values.items()]
 
 
 def of(options: Any) -> Family:

@@ -338,7 +338,7 @@ def similarity(run: Run, images: Tensor, captions: list[str], values: Tensor) ->
     figure = Figure(figsize=(0.55 * count + 2.6, 0.55 * count + 0.6))
     above, axis = figure.subplots(2, 1, height_ratios=[1, count], sharex=True)
     for i, image in enumerate(images):
-        above.imshow(as_array(image), cmap="gray", vmin=0, vmax=1, extent=(i - 0.45, i + 0.45, -0.45, 0.45))
+        above.imshow(as_array(image), cmap="gray", vmin=0, vmax=1, aspect="auto", extent=(i - 0.45, i + 0.45, -0.45, 0.45))
     above.set(xlim=(-0.5, count - 0.5), ylim=(-0.5, 0.5))
     above.set_axis_off()
     shown = axis.imshow(values.cpu(), cmap="viridis", aspect="auto")

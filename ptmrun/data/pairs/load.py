@@ -105,16 +105,16 @@ class Pairs(Data):
         """How near the captions of a few different held-out images are to these, and the nearest of more images to some of them."""
         split = self.val.evenly_spaced(SEARCHED)
         different = torch.from_numpy(np.sort(np.unique(split.same.numpy(), return_index=True)[1]))
-        captions = [own[0] for own in split.subset(different[:SHOWN]).captions()]
+        different = different[torch.linspace(0, len(different) - 1, min(SHOWN, len(different))).long()]
+        captions = [own[0] for own in split.subset(different).captions()]
         short = [text if len(text) <= CUT else f"{text[: CUT - 1]}…" for text in captions]
         images = torch.cat([processor.image(some.images) for some in split.all()])
         found = F.normalize(torch.cat([encoder.image_embeddings(some) for some in images.split(64)]).float(), dim=-1)
         asked = F.normalize(encoder.text_embeddings(processor.texts(captions)).float(), dim=-1)
         near, seen = asked @ found.T, processor.image.back(images)
         rows = {text: seen[order[:NEAREST]] for text, order in zip(short, near.argsort(1, descending=True), strict=True)}
-        first = dict(list(rows.items())[:LISTED])
-        matrix = Picture("similarity", (seen[different[:SHOWN]], short, near[:, different[:SHOWN]]))
-        return [matrix, Picture("rows", ("retrieved", first))]
+        matrix = Picture("similarity", (seen[different], short, near[:, different]))
+        return [matrix, Picture("rows", ("retrieved", dict(list(rows.items())[:LISTED])))]
 
 
 def of_run(request: modality.LoadRequest) -> Pairs:
