@@ -68,7 +68,8 @@ def test_the_loss_is_that_of_a_reference_in_float64(repeated):
             fits = [j for j in range(6) if same[j] == same[i]]
             expected += sum(np.log(np.exp(table[i]).sum()) - table[i, j] for j in fits) / len(fits) / 2
     assert float(loss.total.detach()) == pytest.approx(expected, rel=1e-5)
-    assert loss.n == 6 and float(shown["scale"].total) == pytest.approx(np.exp(2.0))
+    assert loss.n == 6
+    assert float(shown["scale"].total) == pytest.approx(np.exp(2.0))
 
 
 def test_the_loss_is_that_of_the_librarys_model_on_the_same_batch():
@@ -92,7 +93,8 @@ def test_the_loss_is_that_of_the_librarys_model_on_the_same_batch():
 
 def test_siglip_begins_where_it_was_published_and_counts_every_pair():
     made, x = objective("siglip"), embedded()
-    assert float(made.encoder.scale.detach()) == pytest.approx(np.log(10)) and float(made.encoder.bias.detach()) == -10
+    assert float(made.encoder.scale.detach()) == pytest.approx(np.log(10))
+    assert float(made.encoder.bias.detach()) == -10
     again = clip.Objective(made.encoder, SimpleNamespace(loss="siglip"))
     with torch.no_grad():
         again.encoder.bias.fill_(-3.0)
@@ -108,7 +110,8 @@ def test_siglip_begins_where_it_was_published_and_counts_every_pair():
 def test_the_scale_is_clamped_after_a_step_and_a_bias_that_is_not_used_is_not_trained():
     made = objective(scale=7.0)
     made.after_step(1, 10)
-    assert float(made.encoder.scale.detach()) == pytest.approx(np.log(100)) and not made.encoder.bias.requires_grad
+    assert float(made.encoder.scale.detach()) == pytest.approx(np.log(100))
+    assert not made.encoder.bias.requires_grad
 
 
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
@@ -124,8 +127,10 @@ def test_a_batch_of_64_is_the_same_in_four_parts_the_temperature_too(data, loss)
         return sums["loss"][0] / sums["loss"][1], {k: p.grad for k, p in made.named_parameters() if p.grad is not None}
 
     (whole, one), (accumulated, four) = gradient(1), gradient(4)
-    assert accumulated == pytest.approx(whole, rel=1e-6) and one.keys() == four.keys()
-    assert "encoder.scale" in one and ("encoder.bias" in one) == (loss == "siglip")
+    assert accumulated == pytest.approx(whole, rel=1e-6)
+    assert one.keys() == four.keys()
+    assert "encoder.scale" in one
+    assert ("encoder.bias" in one) == (loss == "siglip")
     for name, value in one.items():
         assert torch.allclose(value, four[name], rtol=1e-4, atol=1e-7), name
 
@@ -139,7 +144,8 @@ def augment():
 def test_any_two_families_are_towers_and_their_options_are_theirs(data):
     spec = data.processor(torch.device("cpu")).spec
     made = encoder(spec, image="cnn", image_options=["width:4", "hidden=8"], text="lstm", text_options=None)
-    assert made.width == 8 and made.image_projection.in_features == 8
+    assert made.width == 8
+    assert made.image_projection.in_features == 8
     for name in ("model.image_options: patch:4: expected settings of model=cnn", "model.image_options: width"):
         wrong = [name.split(": ")[1].replace("width", "width:no")]
         with pytest.raises(UserError, match=name):
@@ -159,7 +165,8 @@ def test_weights_are_read_back_and_a_trimmed_one_keeps_its_images(data, tmp_path
     second.load(tmp_path / "encoder")
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
     pair = processor(next(data.test.all(4)))
-    assert len(pair.images) == 4 and len(pair.tokens.ids) == 8
+    assert len(pair.images) == 4
+    assert len(pair.tokens.ids) == 8
     before = first.eval().features(pair)
     first.trim()
     assert torch.equal(first.features(pair), before)
@@ -180,7 +187,8 @@ def test_ranks_count_what_does_not_fit_and_half_of_what_is_as_near():
 
 def test_random_embeddings_score_chance_and_perfect_ones_all(data):
     test, found = data.test, retrieval.baseline_predictions("chance", data, data.train, lambda *_: None)
-    assert retrieval.valid(found, test, []) and not retrieval.valid({"images": found["images"]}, test, [])
+    assert retrieval.valid(found, test, [])
+    assert not retrieval.valid({"images": found["images"]}, test, [])
     counts = {int(n): int(c) for n, c in zip(*test.same.unique(return_counts=True), strict=True)}
     each = [1 - hypergeom.cdf(0, len(test), counts[int(n)], retrieval.DEPTH) for n in test.same]
     assert retrieval.score(found, test) == pytest.approx(np.mean(each), abs=0.02)
@@ -228,12 +236,16 @@ TINY = [
 def test_a_run_is_evaluated_as_it_is_beside_its_floors(ptmrun, tmp_path):
     code, out, err = ptmrun(*TINY)
     assert code == 0, err
-    assert "trains nothing" in out and "points against the best floor" in out.replace("\n", " ")
+    assert "trains nothing" in out
+    assert "points against the best floor" in out.replace("\n", " ")
     run = latest()
     results = json.loads((run / "results.json").read_text())
     [entry] = results["by_labels"]
-    assert set(entry["scores"]) == {"tuned", "chance", "raw"} and entry["floor"]["name"] in ("chance", "raw")
-    assert results["seeds"] == 1 and results["parameters"]["trained"] == 0 and not (run / "checkpoints" / "finetuned").exists()
+    assert set(entry["scores"]) == {"tuned", "chance", "raw"}
+    assert entry["floor"]["name"] in ("chance", "raw")
+    assert results["seeds"] == 1
+    assert results["parameters"]["trained"] == 0
+    assert not (run / "checkpoints" / "finetuned").exists()
     assert {"similarity.png", "retrieved.png", "attention.png"} <= {p.name for p in (run / "figures").iterdir()}
     code, out, err = ptmrun("stage=evaluate", f"init={run}", "downstream=zero_shot")
     assert code == 0, err
@@ -241,9 +253,11 @@ def test_a_run_is_evaluated_as_it_is_beside_its_floors(ptmrun, tmp_path):
     picture = draw(tmp_path / "a.png")
     code, out, err = ptmrun("predict", latest(), picture)
     assert code == 0, err
-    assert str(picture) in out and "green" in out
+    assert str(picture) in out
+    assert "green" in out
     code, _, err = ptmrun("stage=finetune", f"init={run}")
-    assert code == 2 and "stage=finetune: downstream=retrieval trains nothing" in err
+    assert code == 2
+    assert "stage=finetune: downstream=retrieval trains nothing" in err
 
 
 def test_the_image_tower_is_fine_tuned_where_there_are_labels(ptmrun):
@@ -251,14 +265,14 @@ def test_the_image_tower_is_fine_tuned_where_there_are_labels(ptmrun):
     code, _, err = ptmrun(*TINY, *few, "pretrain.probes=0", "finetune.batch_size=8")
     assert code == 0, err
     results = json.loads((latest() / "results.json").read_text())
-    assert results["metric"] == "accuracy" and results["parameters"]["trained"] == results["parameters"]["all"]
+    assert results["metric"] == "accuracy"
+    assert results["parameters"]["trained"] == results["parameters"]["all"]
 
 
 def test_what_does_not_go_together_is_said_at_once(ptmrun):
     code, _, err = ptmrun("model=clip", "dataset=mnist5k")
-    assert (
-        code == 2
-        and "model=clip dataset=mnist5k: the data has no pairs; with model=clip there is: dataset=captions, shapes" in err
-    )
+    assert code == 2
+    assert "model=clip dataset=mnist5k: the data has no pairs; with model=clip there is: dataset=captions, shapes" in err
     code, _, err = ptmrun("model=clip", "model.image=bert")
-    assert code == 2 and "model.image=bert: expected 'alexnet'" in err
+    assert code == 2
+    assert "model.image=bert: expected 'alexnet'" in err

@@ -34,7 +34,7 @@ def tower(options: Any, which: str) -> tuple[Family, Any]:
     if which == "text":
         values |= {shared: getattr(options, shared) for shared in SHARED}
     for setting in getattr(options, f"{which}_options") or []:
-        option, value = (re.split("[:=]", setting, maxsplit=1) + [""])[:2]
+        option, value = ([*re.split("[:=]", setting, maxsplit=1), ""])[:2]
         if not value or option not in values or option in ("name", *(SHARED if which == "text" else ())):
             known = ", ".join(k for k in values if k not in ("name", *SHARED))
             raise UserError(f"{key}: {setting}: expected settings of model={name}, [size:...]; it has {known}")

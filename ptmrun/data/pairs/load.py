@@ -102,7 +102,7 @@ class Pairs(Data):
 
     @torch.no_grad()
     def pictures_of_likeness(self, encoder: Any, processor: PairProcessor) -> list[Picture]:
-        """How near the captions of a few different held-out images are to these, and the nearest of more images to some of them."""
+        """How near the captions of a few different held-out images are to these, and the images nearest to some of them."""
         split = self.val.evenly_spaced(SEARCHED)
         different = torch.from_numpy(np.sort(np.unique(split.same.numpy(), return_index=True)[1]))
         different = different[torch.linspace(0, len(different) - 1, min(SHOWN, len(different))).long()]
