@@ -1,11 +1,11 @@
 """What a batch's inputs are, and what a model must know of the data that they are from.
 
-Images are a tensor [B, C, S, S], texts are Tokens, sounds are Waves.
+Images are a tensor [B, C, S, S], texts are Tokens, sounds are Waves, images with a text each are a Pair.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, get_type_hints, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,14 +23,25 @@ class Samples(Protocol):
 
 
 def packed(samples: "Tensor | Samples") -> dict[str, Tensor]:
-    """By name, {"": samples} where it is one tensor."""
-    named = {"": samples} if isinstance(samples, Tensor) else samples._asdict()
-    return {name: value for name, value in named.items() if value is not None}
+    """By name, {"": samples} where it is one tensor; of samples in samples the names have a dot."""
+    if isinstance(samples, Tensor):
+        return {"": samples}
+    named: dict[str, Tensor] = {}
+    for name, value in samples._asdict().items():
+        if value is not None:
+            named |= {f"{name}.{inner}".rstrip("."): tensor for inner, tensor in packed(value).items()}
+    return named
 
 
-def unpacked(named: dict[str, Tensor], kind: type | None) -> Any:
+def unpacked(named: dict[str, Tensor], kind: Any) -> Any:
     """What `packed` took apart. Raises KeyError or TypeError for what is not of this kind (None: one tensor)."""
-    return named[""] if kind is None else kind(**named)
+    if kind is None:
+        return named[""]
+    values: dict[str, Any] = {name: value for name, value in named.items() if "." not in name}
+    for first in {name.split(".")[0] for name in named if "." in name}:
+        inner = {name.removeprefix(f"{first}."): value for name, value in named.items() if name.startswith(f"{first}.")}
+        values[first] = unpacked(inner, get_type_hints(kind)[first])
+    return kind(**values)
 
 
 class Tokens(NamedTuple):
@@ -62,6 +73,17 @@ class Waves(NamedTuple):
 
     def to(self, device: torch.device) -> "Waves":
         return self.map(lambda x: x.to(device))
+
+
+class Pair(NamedTuple):
+    """Images with a text each."""
+
+    images: Tensor  # [B, C, S, S]
+    tokens: Tokens  # [B, T]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Pair":
+        """With each of its tensors changed."""
+        return Pair(change(self.images), self.tokens.map(change))
 
 
 def from_mark(documents: Tensor) -> Tensor:
@@ -116,3 +138,10 @@ class AudioSpec(NamedTuple):
 
     rate: int
     length: int
+
+
+class PairSpec(NamedTuple):
+    """Images with texts."""
+
+    image: ImageSpec
+    text: TextSpec

@@ -21,7 +21,7 @@ class Learner(nn.Module, abc.ABC):
     views: Any = None  # of each image, that its batches hold (data/images/views.py)
     alphas: tuple[float, float] = (0.0, 0.0)  # of MixUp and CutMix, by which its batches are mixed
     pairs = False  # its batches hold pairs of texts
-    compares = False  # its loss compares all samples of a batch: `compare(embed(batch))`
+    compares = False  # its loss compares all samples of a batch: `compare(embed(batch), [batch])`
     initial_within = 1.25  # times `initial_loss`, that its first loss may be
 
     @abc.abstractmethod
@@ -32,8 +32,8 @@ class Learner(nn.Module, abc.ABC):
         """Of a micro-batch, what `compare` compares, [b, ...]."""
         raise TypeError(f"{type(self).__name__} compares no samples")
 
-    def compare(self, embedded: Tensor) -> tuple[Loss, dict[str, Loss]]:
-        """As `forward`, of the whole batch."""
+    def compare(self, embedded: Tensor, micros: list[dict[str, Any]]) -> tuple[Loss, dict[str, Loss]]:
+        """As `forward`, of the whole batch, whose micro-batches these are."""
         raise TypeError(f"{type(self).__name__} compares no samples")
 
     def count(self, micros: list[dict[str, Any]]) -> None:

@@ -130,7 +130,7 @@ def test_the_loop_names_nobody():
     assert not knows(path, "ptmrun.models", "ptmrun.data", "transformers")
     names = {n for group in ("model", "task", "dataset", "downstream") for n in choices.names(group)}
     words = set(re.findall(r"[a-z0-9_]+", path.read_text().lower()))
-    assert not names & words
+    assert not names & words - {"clip"}  # which is a setting of the loop too, the largest norm of gradients
 
 
 def test_stages_know_no_kind_of_data():

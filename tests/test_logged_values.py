@@ -160,7 +160,7 @@ class Comparing(Drawing):
         self.drawn.append(float(torch.rand(())))
         return self.w * torch.ones(len(batch["ids"]), 1)
 
-    def compare(self, embedded):
+    def compare(self, embedded, micros):
         return Loss(embedded.sum(), len(embedded)), {}
 
 

@@ -160,7 +160,8 @@ def scratch_allowances(context: Context) -> Allowances:
     """Of the run to come."""
     cfg, stages = context.cfg, chosen_stages(context)
     pretrained = "pretrain" in stages or weights_hash(context.run) is not None
-    compared = "evaluate" in stages and "scratch" in cfg.evaluate.baselines and pretrained
+    wanted = context.problem.trains and "scratch" in cfg.evaluate.baselines
+    compared = "evaluate" in stages and wanted and pretrained
     if "pretrain" in stages:
         compute.note_pretraining(context)
     return scratch.allowances(context) if compared else {}

@@ -131,6 +131,8 @@ def parse_type(text: str) -> Any:
     for word in re.split(r"\|(?![^\[]*\])", text):  # not at the bars within a list
         if word == "null":
             kind: Any = type(None)
+        elif word.startswith("model:"):
+            kind = Literal[tuple(m for m in names("model") if word.removeprefix("model:") in spec("model", m).provides)]
         elif word.startswith("["):
             kind = Annotated[list[parse_type(word[1:-1])], Field(min_length=1)]  # type: ignore[misc]
         else:

@@ -9,8 +9,8 @@ of its own YAML file, so that a new model, task or data set needs no change here
       types: {mask_ratio: ratio, patch: auto|count}
       roles: {errors: same_data}                 # what a key means to those who compare runs, see Role
 
-A type is a name of TYPES, anything else a literal; `|` is "or", `[null|count]` a list of either. Defaults of a run's keys
-stand in YAML only.
+A type is a name of TYPES, anything else a literal; `|` is "or", `[null|count]` a list of either, `model:text` the name of a model
+that provides text. Defaults of a run's keys stand in YAML only.
 """
 
 import enum
@@ -295,6 +295,7 @@ KINDS: dict[str, dict[str, type[Strict]]] = {  # sections that have more keys fo
     "images": {"dataset": ImageDataset, "pretrain": ImagePretrain, "finetune": ImageFinetune},
     "text": {"pretrain": TextPretrain},
     "audio": {"dataset": AudioDataset},
+    "pairs": {"dataset": ImageDataset, "pretrain": ImagePretrain, "finetune": ImageFinetune},
 }
 BASES: dict[str, type[Strict]] = {**SECTIONS, "pretrain": Pretrain, "evaluate": Evaluate}
 

@@ -104,4 +104,5 @@ class Problem:
     untrained_baselines: tuple[str, ...] = UNTRAINED  # those without a training loop that it has
     baseline_phrases: dict[str, str] = field(default_factory=dict)  # instead of the usual phrases in tables
     max_baseline_samples: int = MAX_BASELINE_SAMPLES
+    trains: bool = True  # False: the pretrained encoder is evaluated as it is, once, and nothing is fine-tuned
     whole_encoder: bool = False  # it needs parts that fine-tuning leaves out elsewhere, such as a decoder

@@ -47,6 +47,7 @@ class Encoder(nn.Module, abc.ABC):
     auxiliary_width: int = 0  # of the features of an auxiliary branch, which `auxiliary` switches on
     layered = False  # its features may come from any layer: `layer`, `layer_features`, `choose`
     attends = False  # it has `attention`
+    aligns = False  # it has `image_embeddings(images)` and `text_embeddings(tokens)`, [B, D] each
     can_generate = False  # it has `generate`
     trims = False  # `trim` leaves something out
     learns_buffers = False  # it learns buffers from inputs before it is trained: `learn_buffers`, `saved_buffers`
@@ -146,4 +147,5 @@ class Family:
     fitting: Callable[[Any, int], int] = lambda options, side: side  # the nearest side of images that the model takes
     framing: Framing | None = None  # of texts: special tokens
     tokenizer: str = ""  # of texts: its kind
+    of: Callable[[Any], "Family"] | None = None  # options -> the family that they make of it, where that depends on them
     framed: bool = True  # of texts: packed sequences carry special tokens

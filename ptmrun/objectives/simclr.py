@@ -27,7 +27,7 @@ class Objective(base.Objective):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
         """batch: views [2, B, C, S, S]. The loss is NT-Xent, the mean over the 2B views."""
-        return self.compare(self.embed(batch))
+        return self.compare(self.embed(batch), [batch])
 
     def embed(self, batch: dict[str, Any]) -> Tensor:
         """Projections of both views, [B, 2, projection]. With gradient accumulation the loop gathers those of all micro-batches
@@ -35,7 +35,7 @@ class Objective(base.Objective):
         views = batch["views"]
         return self.head(self.encoder.features(views.flatten(0, 1))).unflatten(0, views.shape[:2]).transpose(0, 1)
 
-    def compare(self, projections: Tensor) -> tuple[Loss, dict[str, Loss]]:
+    def compare(self, projections: Tensor, micros: list[dict[str, Any]]) -> tuple[Loss, dict[str, Loss]]:
         loss, right = nt_xent(projections, self.temperature)
         return Loss(loss, 2 * len(projections)), {"positive_first": Loss(right, 2 * len(projections))}
 

@@ -18,6 +18,8 @@ CAPTIONS = {
     "layers": Caption("Linear probe of each layer's features; the dotted line is the layer that is used.", "pretrain"),
     "reconstructions": Caption("What the model was shown and what it filled in (held-out images).", "pretrain"),
     "views": Caption("The views that the objective compares (held-out images).", "pretrain"),
+    "similarity": Caption("How near captions (rows) are to images (columns) of the validation split.", "pretrain"),
+    "retrieved": Caption("The nearest images of the validation split to captions of it, the nearest first.", "pretrain"),
     "lengths": Caption("Tokens of the labelled texts; longer ones are cut at the limit (model.length)."),
     "text_attention": Caption("Which tokens (columns) each token (rows) looks at: mean over the last block's heads.", "pretrain"),
     "text_attribution": Caption("Which tokens speak for (blue) and against (orange) the predicted class: integrated gradients."),

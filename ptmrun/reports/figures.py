@@ -351,10 +351,27 @@ def spectrograms(run: Run, name: str, spectra: list[Tensor], hidden: list[Tensor
     save(run, name, figure)
 
 
+def similarity(run: Run, images: Tensor, captions: list[str], values: Tensor) -> None:
+    """How near each caption (rows) is to each image (columns), values [n, n]; images [n, C, S, S] in [0, 1] stand above."""
+    count = len(images)
+    figure = Figure(figsize=(0.55 * count + 2.6, 0.55 * count + 0.6))
+    above, axis = figure.subplots(2, 1, height_ratios=[1, count], sharex=True)
+    for i, image in enumerate(images):
+        above.imshow(as_array(image), cmap="gray", vmin=0, vmax=1, aspect="auto", extent=(i - 0.45, i + 0.45, -0.45, 0.45))
+    above.set(xlim=(-0.5, count - 0.5), ylim=(-0.5, 0.5))
+    above.set_axis_off()
+    shown = axis.imshow(values.cpu(), cmap="viridis", aspect="auto")
+    axis.set_yticks(range(count), captions, fontsize=7)
+    axis.set_xticks([])
+    figure.colorbar(shown, ax=[above, axis], label="cosine", shrink=0.6)
+    save(run, "similarity", figure)
+
+
 DRAWERS: dict[str, Callable[..., None]] = {
     "rows": rows,
     "lengths": lengths,
     "overlays": overlays,
     "attention_maps": attention_maps,
     "spectrograms": spectrograms,
+    "similarity": similarity,
 }  # by data/modality.Picture

@@ -82,7 +82,7 @@ def best_floor(entry: dict[str, Any]) -> str | None:
 def floors_that_win(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
     """That something which owes nothing to pretraining does as well or better, where it does: the best of it."""
     scores, best = {k: v["mean"] for k, v in entry["scores"].items()}, best_floor(entry)
-    if best is None or scores[best] < scores["tuned"]:
+    if best is None or scores[best] < scores["tuned"] or "floor" in entry:
         return []
     against = f"{scores[best]:.3f} against {scores['tuned']:.3f}"
     return [f"With {labels(entry['labels_per_class'], counted)} a floor wins: {words[best]} has {against} of fine-tuning."]
@@ -93,6 +93,11 @@ def conclusions(entry: dict[str, Any], words: dict[str, str], counted: str) -> l
     lines, scores = [], {k: v["mean"] for k, v in entry["scores"].items()}
     if "verdict" in entry:
         lines.append(f"With {labels(entry['labels_per_class'], counted)}: {verdict.sentence(entry['verdict'])}")
+    if floor := entry.get("floor"):
+        gain, noise = 100 * floor["gain"], 100 * floor["noise"]
+        word = "beyond" if abs(gain) > noise else "within"
+        told = f"{words['tuned']} has {scores['tuned']:.3f}, {gain:+.1f} points against the best floor ({words[floor['name']]}: "
+        lines.append(f"{told[0].upper()}{told[1:]}{scores[floor['name']]:.3f}), {word} the noise of {noise:.1f}.")
     if scores.get("frozen", -1.0) >= scores["tuned"]:
         lines.append(f"But {words['frozen']} does as well or better: {scores['frozen']:.3f} against {scores['tuned']:.3f}.")
     return lines

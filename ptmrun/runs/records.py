@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic_core
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ptmrun.config.compared import BASELINES
 from ptmrun.errors import UserError
 
 Natural = Annotated[int, Field(ge=0, le=2**53)]
@@ -158,6 +159,14 @@ class Point(Record):
     val_scores: list[float]
 
 
+class Floor(Record):
+    """How far what is evaluated without training stands above the best floor."""
+
+    name: Literal[tuple(BASELINES)]  # type: ignore[valid-type]
+    gain: float
+    noise: float
+
+
 class Scores(Record):
     """By method, for one number of labels."""
 
@@ -165,6 +174,7 @@ class Scores(Record):
     scores: dict[str, Score]
     verdict: Verdict = Verdict(gain_over_scratch=0, noise=0, helped=False)  # absent without a comparison
     curve: list[Point] = []
+    floor: Floor | None = None
     compute: dict[Literal["tuned", "scratch"], Fit] = {}
 
 

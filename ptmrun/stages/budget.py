@@ -9,7 +9,7 @@ import torch
 
 from ptmrun.config import parsing, schema
 from ptmrun.stages import compute, scratch, side_by_side
-from ptmrun.stages.context import Context, batches_of, labelled
+from ptmrun.stages.context import Context, batches_of, finetunes
 from ptmrun.stages.trials import Trial, chosen_labels, label_counts, new_model, trials
 from ptmrun.training import optim
 from ptmrun.training.loop import gradients
@@ -29,11 +29,11 @@ def size_steps(context: Context) -> tuple[schema.Config, list[str]]:
     batches = batches_of(context, objective, data.corpus, cfg.pretrain, cfg.seed, "budget")
     pretrain = seconds_per_step(context, objective, batches, cfg.pretrain)
     changes: dict[str, Any] = {"budget": None}
-    compared = labelled(context) and "scratch" in cfg.evaluate.baselines
+    compared = finetunes(context) and "scratch" in cfg.evaluate.baselines
     speeds = {labels: scratch_speed(context, labels) for labels in label_counts(cfg)} if compared else {}
     each = pretrain + (scratch_share(context, sum(speeds.values())) if compared else 0.0)
     left = seconds
-    if labelled(context):
+    if finetunes(context):
         costs = [(finetuning_step(context, n, speeds.get(n)), trial_length(context, n)) for n in label_counts(cfg)]
         wanted = sum(cost * steps for cost, steps in costs)
         if wanted > (1 - SHARE) * seconds:

@@ -65,11 +65,17 @@ def labelled(context: Context) -> bool:
     return len(context.classes) > 1 if train.labels is not None else train.answered
 
 
+def finetunes(context: Context) -> bool:
+    """Whether there is something to fine-tune for, and fine-tuning has a part in it."""
+    return labelled(context) and context.problem.trains
+
+
 def chosen_stages(context: Context) -> list[str]:
     """The stages that the config asks for and the data allows."""
-    if context.cfg.stage != "all":
-        return context.cfg.stage.split("+")
-    return ["pretrain", "finetune", "evaluate"] if labelled(context) else ["pretrain"]
+    stages = context.cfg.stage.split("+")
+    if stages == ["all"]:
+        stages = ["pretrain", "finetune", "evaluate"] if labelled(context) else ["pretrain"]
+    return stages if context.problem.trains else [stage for stage in stages if stage != "finetune"]
 
 
 def batches_of(context: Context, model: Any, split: Any, loop: Any, seed: int, purpose: str) -> Epochs:

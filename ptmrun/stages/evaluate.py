@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ptmrun.config.compared import BASELINES, RAW
-from ptmrun.downstream.base import Problem
-from ptmrun.reports import compute_table, figures, phrases, significance
+from ptmrun.downstream.base import Predictions, Problem
+from ptmrun.reports import compute_table, figures, phrases, significance, verdict
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import source, weights_hash
 from ptmrun.stages import compute, probe, scratch
@@ -34,7 +34,8 @@ def evaluate(context: Context) -> None:
     pretrained = weights_hash(run) is not None
     sets: list[dict[str, Any]] = []
     inputs = FeatureCache(context)
-    allowed = scratch.allowances(context) if pretrained and "scratch" in cfg.evaluate.baselines else {}
+    compared = pretrained and problem.trains and "scratch" in cfg.evaluate.baselines
+    allowed = scratch.allowances(context) if compared else {}
     repeats = scratch.repeats(cfg, allowed)
     if allowed:
         run.say(scratch.described(cfg, allowed))
@@ -50,7 +51,9 @@ def evaluate(context: Context) -> None:
             more = scratch.compared(context, labels, predictions["tuned"], allowed[labels], repeats)
             entry["scores"]["scratch"] = more.pop("score")
             entry |= more
-        entry["compute"] = compute_of(context, labels, allowed.get(labels))
+        entry["compute"] = compute_of(context, labels, allowed.get(labels)) if problem.trains else {}
+        if not problem.trains and (floor := phrases.best_floor(entry)):
+            entry["floor"] = against_floor(context, floor, predictions["tuned"], predictions[floor])
         entry["metrics"] = problem.metrics(predictions["tuned"][0], data.test, data.classes, cfg.evaluate.bins)
         sets.append(entry)
         check_stop(context.stop)
@@ -76,7 +79,7 @@ def evaluate(context: Context) -> None:
         "split": "test",
         "n_test": len(data.test),
         "test_seen": data.test_seen,
-        "seeds": cfg.finetune.seeds,
+        "seeds": len(headline["scores"]["tuned"]["values"]),
         "val_score": mean_validation_score(context, problem, headline["labels_per_class"]),
         "metrics": headline["metrics"],
         "baselines": {k: v["mean"] for k, v in headline["scores"].items() if k != "tuned"},
@@ -104,6 +107,16 @@ def compute_of(context: Context, labels: int | None, allowed: scratch.Allowance 
     return {kind: asdict(fit) for kind, fit in fits.items()}
 
 
+def against_floor(context: Context, floor: str, tuned: list[Predictions], others: list[Predictions]) -> dict[str, Any]:
+    """How far what is evaluated as it is stands above a floor, and the noise of that by the test samples."""
+    a, b = ([context.problem.per_sample_scores(x, context.data.test).astype(float) for x in group] for group in (tuned, others))
+    return {
+        "name": floor,
+        "gain": float(np.mean(a) - np.mean(b)),
+        "noise": significance.of_samples(a, b) or verdict.NOISE_UNKNOWN,
+    }
+
+
 def cpu_seconds(run: Run) -> dict[str, float]:
     """Of what was trained in this run: pretrain, and a repeat of each kind with each number of labels (10-tuned), its mean."""
     each: dict[str, list[float]] = {}
@@ -115,6 +128,7 @@ def cpu_seconds(run: Run) -> dict[str, float]:
 def parameters(context: Context, labels: int | None) -> dict[str, int]:
     """How many fine-tuning trained, and of how many."""
     trained, every = new_model(context, trials(context.cfg, "tuned", labels)[0])[1]
+    trained = trained if context.problem.trains else 0
     return {"trained": trained, "all": every}
 
 

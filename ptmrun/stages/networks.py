@@ -82,7 +82,8 @@ def module_of(cfg: Config, group: str) -> Any:
 
 
 def family_of(cfg: Config) -> Family:
-    return module_of(cfg, "model").FAMILY
+    family = module_of(cfg, "model").FAMILY
+    return family.of(cfg.model) if family.of else family
 
 
 def problem_of(cfg: Config) -> Problem:

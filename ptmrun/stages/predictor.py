@@ -75,14 +75,14 @@ class Predictor:
         if weights is None and source(run, cfg, ENCODER) is None and source(run, cfg, START) is None:
             raise UserError(f"{run.folder}: has trained nothing yet that could be used")
         networks = networks_of(run)
-        if weights is None:
+        if weights is None and networks.problem.trains:
             return cls(networks, None)
         first, *more = trials(networks.cfg, "tuned", label_counts(networks.cfg)[-1])
         if every_repeat and more and networks.problem.averaged is None:
             raise UserError(f"repeats=all: answers of downstream={networks.cfg.downstream.name} cannot be averaged; leave it out")
         others = [load_finetuned(networks, trial).eval() for trial in more] if every_repeat else []
-        beside = weights.parents[1] / Path(REFERENCE).name  # that of these weights, not of others that the run began with
-        reference = Reference.load(beside) if beside.exists() else None
+        beside = weights.parents[1] / Path(REFERENCE).name if weights else None  # of these weights, not of others it began with
+        reference = Reference.load(beside) if beside and beside.exists() else None
         return cls(networks, load_finetuned(networks, first).eval(), others, reference)
 
     @functools.cached_property

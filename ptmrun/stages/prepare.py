@@ -170,6 +170,8 @@ def check_labels(context: Context) -> None:
         raise UserError(
             f"stage={cfg.stage}: needs at least two classes; the data has {len(data.classes)} (class folders give classes)"
         )
+    if cfg.stage == "finetune" and not context.problem.trains:
+        raise UserError(f"stage=finetune: downstream={cfg.downstream.name} trains nothing; stage=evaluate")
     labels = data.train.labels
     if labels is not None and labels.ndim == 1 and len(there := labels.unique()) < 2:
         one = f"all {len(labels):,} training {data.noun} are {data.classes[int(there[0])]}"

@@ -122,6 +122,8 @@ def execute(run: Run, cfg: Config) -> None:
         chosen = chosen_stages(context)
         if not labelled(context) and cfg.stage == "all":
             run.say("The data has no classes to tell apart: only the pretraining stage runs.")
+        if not context.problem.trains and cfg.stage != "pretrain":
+            run.say(f"downstream={cfg.downstream.name} trains nothing: the pretrained model is evaluated as it is")
         for name in chosen:
             start = time.perf_counter()
             inputs = reuse.inputs_hash(context, name)

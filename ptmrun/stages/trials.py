@@ -20,7 +20,7 @@ from ptmrun.models.base import Encoder
 from ptmrun.models.modes import has_dropout
 from ptmrun.runs.lineage import source, weights_hash
 from ptmrun.stages.context import Context, planned
-from ptmrun.stages.networks import Networks
+from ptmrun.stages.networks import Networks, problem_of
 from ptmrun.storage import tensor_files
 from ptmrun.training import loop as training
 from ptmrun.training.schedule import layer_decay_of, steps_of
@@ -48,7 +48,8 @@ class Trial:
 
 
 def trials(cfg: Any, kind: str, labels: int | None) -> list[Trial]:
-    return [Trial(labels, kind, 1000 * cfg.seed + i) for i in range(cfg.finetune.seeds)]
+    repeats = cfg.finetune.seeds if problem_of(cfg).trains else 1
+    return [Trial(labels, kind, 1000 * cfg.seed + i) for i in range(repeats)]
 
 
 def best_trial(cfg: Any) -> Trial:
@@ -204,7 +205,10 @@ def save_finetuned(context: Context, trial: Trial, model: Model, relative: bool)
 
 
 def load_finetuned(networks: Networks, trial: Trial) -> Model:
-    """The model that the fine-tuning stage trained. Raises UserError when it did not."""
+    """The model that the fine-tuning stage trained; where it trains nothing, the pretrained one. Raises UserError when it did
+    not."""
+    if not networks.problem.trains:
+        return build_model(networks, trial, finetune_settings(networks.cfg, trial, 1), 1, None)[0]
     path = source(networks.run, networks.cfg, weights_file(trial))
     if path is None:
         raise UserError(f"stage=evaluate: {weights_file(trial)} is missing; fine-tune first")

@@ -182,7 +182,7 @@ def backward_together(model: Any, micros: list[dict[str, Any]], inside: Inside) 
         for buffer, value in zip(buffers, before, strict=True):  # statistics count once
             buffer.copy_(value)
     whole = torch.cat(parts).requires_grad_()
-    loss, shown = model.compare(whole)
+    loss, shown = model.compare(whole, micros)
     (loss.total / loss.n).backward()
     assert whole.grad is not None
     for i, gradient in enumerate(whole.grad.split([len(part) for part in parts])):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -132,6 +132,32 @@ def load(
     With image_size=auto, `fitting` makes of the data's own side the one that is wanted.
     """
     source = read(options)
+    found = decoded(source, options, workers, progress, fitting)
+    ids = no_classes(found.sets, "images")
+    train, val, test, made = divide(found.sets, options, "images", found.notes)
+    seen = test_seen(train, val, test, "images", found.notes)
+    return images_of(source, found, options, train, val, test, made, test_seen=seen, no_classes=ids)
+
+
+class Decoded(NamedTuple):
+    """The pictures of a source as splits, all of one size, and what was found on the way."""
+
+    sets: dict[str, Split]
+    size: int
+    channels: int
+    scales: levels.Ranges
+    notes: list[str]
+    unreadable: list[str]
+
+
+def decoded(
+    source: Source,
+    options: Any,
+    workers: int,
+    progress: Callable[[str, int, int], None],
+    fitting: Callable[[int], int] = int,
+) -> Decoded:
+    """See `load`. Raises UserError where too many pictures cannot be decoded."""
     notes, unreadable = list(source.notes), []
     size, channels, ranges = shape(source, options)
     scales = levels.chosen(ranges)
@@ -151,14 +177,18 @@ def load(
         )
     if unreadable:
         notes.append(f"{len(unreadable)} of {total} images cannot be decoded and are skipped (listed in unreadable.txt)")
-    ids = no_classes(sets, "images")
-    train, val, test, made = divide(sets, options, "images", notes)
-    seen = test_seen(train, val, test, "images", notes)
-    listed = {name: split.sample_names for name, split in made.items()}
+    return Decoded(sets, size, channels, scales, notes, unreadable)
+
+
+def images_of(
+    source: Source, found: Decoded, options: Any, train: Split, val: Split, test: Split, made: dict[str, Any], **more: Any
+) -> Images:
+    """The images of a run from its splits, those of them that were `made` here by name."""
+    channels, scales = found.channels, found.scales
     normalise: Any = "data" if options.normalise == "auto" else options.normalise
     mean, std = moments(train) if normalise == "data" else given(normalise, channels)
     key = [
-        size,
+        found.size,
         channels,
         *(hashlib.sha256(s.rows.numpy().tobytes()).hexdigest() for s in (train, val, test)),
         *(hashlib.sha256(json.dumps(s.groups.tolist()).encode()).hexdigest() for s in (train, val, test) if s.groups is not None),
@@ -174,18 +204,17 @@ def load(
         test=test,
         classes=source.classes,
         channels=channels,
-        size=size,
+        size=found.size,
         mean=mean,
         std=std,
         normalise=normalise,
         scales=scales,
         fingerprint=fingerprint,
         older_fingerprint=older if source.older_fingerprint else "",
-        notes=notes,
-        test_seen=seen,
-        no_classes=ids,
-        created_splits=listed,
-        unreadable=unreadable,
+        notes=found.notes,
+        created_splits={name: split.sample_names for name, split in made.items()},
+        unreadable=found.unreadable,
+        **more,
     )
 
 

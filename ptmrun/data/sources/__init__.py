@@ -1,5 +1,5 @@
-"""One file a kind of source; each has `read(options)` -> Source, or TextSource for text. A dataset's YAML names its file in
-`spec.module`."""
+"""One file a kind of source; each has `read(options)` -> Source, TextSource for text, or PairSource for both. A dataset's YAML
+names its file in `spec.module`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +41,17 @@ class Source:
     fingerprint: str  # of names, labels and contents
     notes: list[str]
     older_fingerprint: str = ""  # by which runs of earlier versions know the same data
+
+
+@dataclass(frozen=True)
+class PairSource:
+    """Images with captions. captions: by split, those of each of its images, at least one, none of them empty; together: by split
+    a name for each image [N], or none: images of one name are never on both sides of a split, and captions of one fit the others
+    too. notes and fingerprint: those of the images hold for all."""
+
+    images: Source
+    captions: dict[str, list[list[str]]]
+    together: dict[str, list[str]] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from ptmrun import rng
 from ptmrun.batch import TextSpec, Tokens
 from ptmrun.data import modality
 from ptmrun.data.modality import Unreadable
-from ptmrun.data.text.split import TextSplit, padded
+from ptmrun.data.text.split import TextSplit, frames, padded
 from ptmrun.errors import UserError
 
 
@@ -25,8 +25,7 @@ class TextProcessor(modality.Processor):
         return samples.to(self.device)
 
     def read(self, raw: list[str]) -> Tokens:
-        pairs = [self.tokenizer.frame(ids, None, self.length) for ids in self.tokenizer.encode(raw)]
-        return padded([ids for ids, _ in pairs], [types for _, types in pairs], self.tokenizer.vocabulary.pad)
+        return padded(*frames(raw, None, self.tokenizer, self.length), self.tokenizer.vocabulary.pad)
 
     def opened(self, raw: list[Any]) -> list[Any]:
         """Texts, pairs of texts (tuples) or lists of words, as they are. Unreadable where one is no text, or empty."""
@@ -38,18 +37,9 @@ class TextProcessor(modality.Processor):
         if strange := [x for x in raw if not (isinstance(x, tuple) and len(x) == 2 if self.pairs else isinstance(x, str))]:
             raise UserError(f"{str(strange[0])[:60]}: expected {wanted}, as in the training of this run")
         firsts, seconds = ([x[i] for x in raw] if self.pairs else raw for i in (0, 1))
-        ids = self.tokenizer.encode(firsts)
-        others = self.tokenizer.encode(seconds) if self.pairs else [None] * len(ids)
-        frames = [self.tokenizer.frame(a, b, self.length) for a, b in zip(ids, others, strict=True)]
-        return TextSplit(
-            [ids for ids, _ in frames],
-            [types for _, types in frames],
-            firsts,
-            self.tokenizer.vocabulary.pad,
-            torch.arange(len(raw)),
-            None,
-            seconds=seconds if self.pairs else None,
-        )
+        others = seconds if self.pairs else None
+        ids, types = frames(firsts, others, self.tokenizer, self.length)
+        return TextSplit(ids, types, firsts, self.tokenizer.vocabulary.pad, torch.arange(len(raw)), None, seconds=others)
 
     def noise(self, count: int) -> Tokens:
         numbers = torch.randint(

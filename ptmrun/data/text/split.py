@@ -120,18 +120,22 @@ class Sequences(modality.Split):
         return Sequences(self.blocks, self.rows[indices])
 
 
+def frames(texts: list[str], seconds: list[str] | None, tokenizer: Any, length: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """(ids, types) of each text, or of each pair of texts, with special tokens and at most `length` tokens."""
+    ids = tokenizer.encode(texts)
+    others = tokenizer.encode(seconds) if seconds else [None] * len(ids)
+    pairs = [tokenizer.frame(a, b, length) for a, b in zip(ids, others, strict=True)]
+    return [ids for ids, _ in pairs], [types for _, types in pairs]
+
+
 def framed(source: Any, tokenizer: Any, length: int) -> dict[str, TextSplit]:
     """The labelled splits of a source, every text with its special tokens and at most `length` tokens."""
     by_split = {}
     for name, part in source.parts.items():
         firsts, seconds = list(part.documents()), part.seconds
-        ids = tokenizer.encode(firsts)
-        others = tokenizer.encode(seconds) if seconds else [None] * len(ids)
-        pairs = [tokenizer.frame(a, b, length) for a, b in zip(ids, others, strict=True)]
         labels = None if part.labels is None else torch.from_numpy(part.labels)
         by_split[name] = TextSplit(
-            [ids for ids, _ in pairs],
-            [types for _, types in pairs],
+            *frames(firsts, seconds, tokenizer, length),
             firsts,
             tokenizer.vocabulary.pad,
             torch.arange(len(firsts)),
