@@ -265,13 +265,19 @@ class Embedding(Inputs):
 
 
 class Sampling(VerbSettings):
+    """temperature, top_p, samples: None is another number for texts than for pictures."""
+
     prompt: Annotated[str, Field(max_length=2**20)] = ""
     tokens: Literal["auto"] | Count = "auto"  # 100, or as many as the model has room for
-    temperature: NotNegative = 0.8  # 0: always the likeliest token
+    temperature: NotNegative | None = None  # 0: always the likeliest token
     top_k: Count | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    samples: Count = 1
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    samples: Count | None = None
     seed: Natural = 0
+    out: str | None = None  # a new folder
+
+
+OF_TEXTS, OF_PICTURES = {"tokens"}, {"out"}  # settings of Sampling
 
 
 SECTIONS: dict[str, type[Strict]] = {

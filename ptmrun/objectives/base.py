@@ -15,6 +15,7 @@ class Objective(Learner):
 
     collapse_hints = "a lower pretrain.lr"  # what to try where features collapse
     fills = False  # it has `fill`
+    judged = False  # on held-out samples too, where the data have no corpus for that
 
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """{title: images} that show what it makes of a few images; none where there is nothing to see."""
