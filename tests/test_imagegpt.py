@@ -143,7 +143,7 @@ def test_no_pixel_is_seen_before_it_is_predicted():
 
 
 def test_samples_follow_the_model():
-    """With a cache as without: each new token is the one where the cumulative probability, likely ones first, passes the noise."""
+    """With a cache as without: each new token is where the cumulative probability, likely ones first, passes the noise."""
     model = encoder()
     tokens = model.tokens(images())[:, :10]
     noise = torch.rand(BATCH, TOKENS - 10, generator=torch.Generator().manual_seed(3))

@@ -126,7 +126,7 @@ class Encoder(nn.Module, abc.ABC):
         raise TypeError(f"{type(self).__name__} does not draw")
 
     def completed(self, images: Tensor, noises: list[Tensor], *sampling: Any) -> dict[str, Tensor]:
-        """{title: pictures} [B, C, side, side]: images as the model sees them, what is given of them, and what it makes of that by
+        """{title: pictures} [B, C, side, side]: images as the model sees them, what is given of them, and what it makes of it by
         each of the noises [B, draws]."""
         raise TypeError(f"{type(self).__name__} completes no pictures")
 

@@ -17,6 +17,10 @@ class Objective(Learner):
     fills = False  # it has `fill`
     judged = False  # on held-out samples too, where the data have no corpus for that
 
+    def alarm(self) -> str | None:
+        """What speaks for a training that collapses, beside what probes of the features say; None when nothing does."""
+        return None
+
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """{title: images} that show what it makes of a few images; none where there is nothing to see."""
         return {}

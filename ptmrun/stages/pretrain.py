@@ -74,7 +74,8 @@ def train_objective(context: Context) -> Objective:
         run.metric({**tags, "step": step, **values})
         run.say(f"  step {step}: {'; '.join(said)}")
         before = next(run.metric_lines("effective_rank"))
-        if alarm := probe.collapse(values, before, len(data.val)):
+        signs = (probe.collapse(values, before, len(data.val)), objective.alarm())
+        if alarm := ", ".join(sign for sign in signs if sign):
             run.say(f"  Warning: the features may be collapsing: {alarm}. To try: {objective.collapse_hints}")
             earlier = [a for a in run.manifest.get("alarms", []) if a["step"] < step]  # a killed process may have been further
             run.update(alarms=[*earlier, {"step": step, "what": alarm}])
