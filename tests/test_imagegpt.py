@@ -345,7 +345,7 @@ def test_pictures_are_drawn(run, ptmrun, tmp_path):
     for setting, expected in (
         (f"out={tmp_path / 'three'}", "is there already; choose a folder that is not"),
         ("tokens=3", "tokens: is no setting of model=imagegpt, which draws; leave it out"),
-        ("prompt=a dog", "prompt: model=imagegpt reads no texts; leave it out"),
+        ("prompt=a dog", "prompt: the model of this run was trained without texts; leave it out"),
     ):
         code, _, err = ptmrun("generate", run, setting)
         assert code == 2

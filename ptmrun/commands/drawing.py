@@ -17,12 +17,12 @@ from ptmrun.models.base import Encoder
 from ptmrun.reports.figures import as_array, tiled
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import EXAMPLES, source
+from ptmrun.stages.drawings import GUIDANCE, TEMPERATURE, TOP_P
 from ptmrun.stages.networks import Networks
 from ptmrun.storage import tensor_files
 from ptmrun.storage.files import write_atomic
 
 SAMPLES, A_ROW = 16, 8  # pictures, where no number is given, and of them in a row of the grid
-TEMPERATURE, TOP_P = 1.0, 0.95
 CHUNK = 64  # pictures that are drawn at a time
 COMPLETIONS = 2  # of each test sample
 LEAST = 64  # pixels a side of a picture in the grid
@@ -35,8 +35,9 @@ def draw(run: Run, networks: Networks, encoder: Encoder, settings: schema.Sampli
 
     Raises UserError where `out` is there already.
     """
-    if settings.prompt and networks.processor.tokenizer is None:
-        raise UserError(f"prompt: model={networks.cfg.model.name} reads no texts; leave it out")
+    for key in ("prompt", "guidance") if networks.processor.tokenizer is None else ():
+        if key in settings.model_fields_set:
+            raise UserError(f"{key}: the model of this run was trained without texts; leave it out")
     if settings.out is None:
         words = re.sub(r"\W+", "_", settings.prompt)[:60].strip("_") or "drawn"
         folder = run.path("drawn", f"{words}_seed{settings.seed}")
@@ -46,10 +47,12 @@ def draw(run: Run, networks: Networks, encoder: Encoder, settings: schema.Sampli
     rows = [torch.rand(encoder.draws, generator=rng.generator(settings.seed, "generate", i)) for i in range(count)]
     temperature = TEMPERATURE if settings.temperature is None else settings.temperature
     sampling = temperature, settings.top_k, settings.top_p or TOP_P
+    guidance = GUIDANCE if settings.guidance is None else settings.guidance
     pictures = []
     for noise in torch.stack(rows).to(networks.device).split(CHUNK):
         with networks.autocast():
-            pictures.append(networks.processor.back(encoder.draw(noise, None, *sampling).float()).cpu())
+            text = networks.processor.texts([settings.prompt] * len(noise)) if settings.prompt else None
+            pictures.append(networks.processor.back(encoder.draw(noise, text, *sampling, guidance).float()).cpu())
     drawn = torch.cat(pictures)
     for i, picture in enumerate(drawn):
         write_atomic(folder / f"{i:03}.png", png(as_array(picture)))

@@ -274,10 +274,11 @@ class Sampling(VerbSettings):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     samples: Count | None = None
     seed: Natural = 0
+    guidance: NotNegative | None = None  # how much a picture keeps to its text; 1: as it was learned
     out: str | None = None  # a new folder
 
 
-OF_TEXTS, OF_PICTURES = {"tokens"}, {"out"}  # settings of Sampling
+OF_TEXTS, OF_PICTURES = {"tokens"}, {"out", "guidance"}  # settings of Sampling
 
 
 SECTIONS: dict[str, type[Strict]] = {

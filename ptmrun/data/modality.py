@@ -246,6 +246,14 @@ class Data(abc.ABC):
         """What follows from an objective's means over a split."""
         return {}
 
+    def captions(self, split: Any) -> list[str]:
+        """A text that says what each sample shows; none where there is none."""
+        return []
+
+    def words(self, split: Any) -> list[set[str]]:
+        """Of all such texts of each sample."""
+        return []
+
     def misfit(self, cfg: Any, parent: Any, error: UserError) -> UserError:
         """Why the encoder of the run `parent` does not fit these data."""
         return UserError(f"init={cfg.init}: its encoder does not fit this data: {error}")

@@ -107,6 +107,14 @@ class Encoder(nn.Module, abc.ABC):
         """The n given tokens, and m after them: [B, n] and uniform noise [B, m] -> [B, n + m]."""
         raise TypeError(f"{type(self).__name__} does not write")
 
+    def images_of(self, inputs: Any) -> Tensor:
+        """Of inputs that are images, or have them: [B, C, S, S]."""
+        return inputs
+
+    def text_of(self, inputs: Any) -> Any:
+        """Of inputs that have texts (Tokens); None where they have none."""
+        return None
+
     @property
     def draws(self) -> int:
         """How many random numbers a picture takes."""

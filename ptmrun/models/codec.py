@@ -1,8 +1,10 @@
 """Images as a few codes, and codes as images: two small convolutional networks with a codebook between them.
 
-A code is the nearest of the codebook's vectors, all of length 1, to what the encoder gives (Yu et al. 2022, "Vector-quantized image
-modeling with improved VQGAN", section 3.2): its cosines with all of them are what objectives work on.
+A code is the nearest of the codebook's vectors, all of length 1, to what the encoder gives (Yu et al. 2022, "Vector-quantized
+image modeling with improved VQGAN", section 3.2): its cosines with all of them are what objectives work on.
 """
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class Residual(nn.Module):
 
 
 class Codec(nn.Module):
-    """Images [B, C, S, S] <-> codes [B, g * g] in raster order. An image whose side the halvings do not divide is scaled inside."""
+    """Images [B, C, S, S] <-> codes [B, g * g] in raster order. Sides that the halvings do not divide are scaled inside."""
 
     def __init__(self, side: int, channels: int, width: int, codes: int):
         super().__init__()
@@ -42,16 +44,15 @@ class Codec(nn.Module):
         self.side, self.count = side, codes
         self.grid = -(-side // 2**times)
         self.inside = self.grid * 2**times
-        down: list[nn.Module] = []
-        for i in range(times):
-            down.append(nn.Sequential(nn.Conv2d(width if i else channels, width, 4, stride=2, padding=1), Residual(width)))
+        widths = [channels, *[width] * times]
+        down = [nn.Sequential(nn.Conv2d(a, b, 4, stride=2, padding=1), Residual(b)) for a, b in itertools.pairwise(widths)]
         self.encoder = nn.ModuleList([*down, Residual(width)])
         self.to_code = nn.Conv2d(width, CODE, 1)
         self.codes = nn.Parameter(F.normalize(torch.randn(codes, CODE), dim=1))
         self.from_code = nn.Conv2d(CODE, width, 1)
         up: list[nn.Module] = []
-        for i in range(times):
-            up += [Residual(width), nn.ConvTranspose2d(width, width if i < times - 1 else channels, 4, stride=2, padding=1)]
+        for after in reversed(widths[:-1]):
+            up += [Residual(width), nn.ConvTranspose2d(width, after, 4, stride=2, padding=1)]
         self.decoder = nn.Sequential(Residual(width), *up)
 
     @property

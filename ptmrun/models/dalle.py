@@ -19,8 +19,8 @@ from ptmrun.models.codec import Codec
 from ptmrun.storage import tensor_files
 
 SIZES = {  # channels of the codec; width and blocks of the transformer, heads of 32
-    "tiny": (64, 128, 4),
-    "small": (96, 256, 6),
+    "tiny": (32, 128, 4),
+    "small": (64, 256, 6),
     "base": (128, 512, 12),
 }
 HEAD = 32
@@ -94,14 +94,15 @@ class Encoder(base.Encoder):
         return self.grid**2
 
     def images_of(self, inputs: Any) -> Tensor:
-        """[B, C, S, S]"""
         return inputs if isinstance(inputs, Tensor) else inputs.images
+
+    def text_of(self, inputs: Any) -> Any:
+        return None if isinstance(inputs, Tensor) else inputs.tokens
 
     def captions_of(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """(tokens [B, length], which of them are no padding); of images alone the token that starts a caption."""
-        if isinstance(inputs, Tensor):
-            return self.no_caption(len(inputs), inputs.device)
-        return self.padded(inputs.tokens)
+        text = self.text_of(inputs)
+        return self.no_caption(len(inputs), inputs.device) if text is None else self.padded(text)
 
     def padded(self, tokens: Any) -> tuple[Tensor, Tensor]:
         """Tokens of captions as `captions_of` gives them."""
@@ -114,7 +115,7 @@ class Encoder(base.Encoder):
         return ids, torch.arange(self.length, device=device).expand(count, -1) < 1
 
     def logits(self, captions: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [B, length + n - 1, vocabulary + codes], the tokens that they are of [B, length + n - 1]): [B, length], [B, n]."""
+        """[B, length], [B, n] -> (logits [B, length + n - 1, vocabulary + codes], the tokens that they are of)."""
         sequence = torch.cat([captions, codes + self.vocabulary], 1)
         output = self.gpt(inputs_embeds=self.gpt.transformer.wte(sequence[:, :-1]), use_cache=False)
         return output.logits.float(), sequence[:, 1:]
@@ -129,8 +130,8 @@ class Encoder(base.Encoder):
         top_p: float = 1.0,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): the logits of no caption, and `guidance` times what a
-        caption changes in them."""
+        """Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): the logits without a caption, and `guidance` times
+        what a caption changes in them."""
         none, _ = self.no_caption(len(noise), noise.device)
         new, guided = none, text is not None and guidance != 1
         if text is not None:

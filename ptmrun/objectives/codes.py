@@ -34,8 +34,8 @@ def straight_through(value: Tensor, like: Tensor) -> Tensor:
 
 
 def quantisation(vectors: Tensor, quantised: Tensor, commitment: float) -> Tensor:
-    """Squared distances, by which codes go to vectors and, `commitment` times as much, vectors to codes (van den Oord et al. 2017,
-    arXiv:1711.00937, equation 3): [..., D] both -> [...]."""
+    """Squared distances, by which codes go to vectors and, `commitment` times as much, vectors to codes (van den Oord et al.
+    2017, arXiv:1711.00937, equation 3): [..., D] both -> [...]."""
     to_vectors = (quantised - vectors.detach()).square().sum(-1)
     return to_vectors + commitment * (vectors - quantised.detach()).square().sum(-1)
 
@@ -95,7 +95,8 @@ class Quantiser(nn.Module):
     def __init__(self, codec: Any, options: Any):
         super().__init__()
         self.options, self.usage = options, Usage(codec.count)
-        self.register_buffer("idle", torch.zeros(codec.count))  # steps that a code was not used
+        never = torch.full((codec.count,), float(options.restart))  # so that what the first step leaves out begins anew
+        self.register_buffer("idle", never)  # steps that a code was not used
         self.register_buffer("candidates", torch.zeros(codec.codes.shape))
 
     def forward(self, codec: Any, images: Tensor, rows: rng.BatchRandom) -> tuple[Tensor, Tensor, Tensor, dict[str, Loss]]:

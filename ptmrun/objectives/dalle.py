@@ -1,4 +1,4 @@
-"""DALL-E (Ramesh et al. 2021, arXiv:2102.12092): codes of images are learned by vector quantisation, and captions and codes as one
+"""DALL-E (Ramesh et al. 2021, arXiv:2102.12092): codes of images are learned by vector quantisation, captions and codes as one
 sequence, token by token. Both are trained at once, each by its own loss; published one after the other, which is `init=` a run of
 the first stage: its codes stay as they are.
 """
@@ -31,8 +31,8 @@ class Objective(base.Objective):
         self.quantiser = Quantiser(encoder.codec, options)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: inputs (images, or with captions), rows. The loss is that of the codec, see vq, and the cross-entropy in nats: of
-        a caption's tokens, the mean over them, and of an image's codes, by their weights."""
+        """batch: inputs (images, or with captions), rows. The loss is the codec's, as in vq, and the cross-entropy in nats: of a
+        caption's tokens, the mean over them, and of an image's codes, by their weights."""
         encoder, inputs = self.encoder, batch["inputs"]
         images = encoder.images_of(inputs)
         count = len(images)
@@ -75,8 +75,8 @@ class Objective(base.Objective):
         """Images, what their codes hold of them, and what is drawn of their captions."""
         encoder, inputs = self.encoder, batch["inputs"]
         images = encoder.images_of(inputs)
-        text = None if isinstance(inputs, Tensor) else inputs.tokens
         shown = {"original": images, "from codes": encoder.codec.images(encoder.codec.tokens(images))}
         for i in range(1, SHOWN + 1):
-            shown[f"drawn {i}"] = encoder.draw(batch["rows"].uniform(f"drawn {i}", encoder.draws).to(images.device), text)
+            noise = batch["rows"].uniform(f"drawn {i}", encoder.draws).to(images.device)
+            shown[f"drawn {i}"] = encoder.draw(noise, encoder.text_of(inputs))
         return shown

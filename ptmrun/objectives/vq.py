@@ -1,4 +1,4 @@
-"""Vector quantisation (van den Oord et al. 2017, arXiv:1711.00937) with codes of length 1 in a few dimensions (Yu et al. 2022)."""
+"""Vector quantisation (van den Oord et al. 2017, arXiv:1711.00937) with codes of length 1 in a few dimensions (Yu 2022)."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class Objective(base.Objective):
         self.quantiser = Quantiser(encoder.codec, options)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
-        """batch: inputs (images, or with captions), rows. The loss is the squared error, mean over values, and what the codes cost."""
+        """batch: inputs (images, or with captions), rows. The loss is the squared error, mean over values, and that of codes."""
         images = self.encoder.images_of(batch["inputs"])
         error, cost, _, metrics = self.quantiser(self.encoder.codec, images, batch["rows"])
         count = len(images)

@@ -10,7 +10,7 @@ from ptmrun.models.modes import eval_mode
 from ptmrun.objectives.base import Objective
 from ptmrun.reports import figures
 from ptmrun.runs.lineage import ENCODER, encoder_hash, same_weights
-from ptmrun.stages import compute, probe, text_samples
+from ptmrun.stages import compute, drawings, probe, text_samples
 from ptmrun.stages.context import Context, batches_of, labelled, planned
 from ptmrun.stages.pictures import draw_pretraining
 from ptmrun.storage import tensor_files
@@ -34,7 +34,9 @@ def pretrain(context: Context) -> None:
         objective.encoder.save(folder, *context.processor.preprocessing)
     run.update(weights_sha256=same_weights(folder, encoder_hash(folder), run.manifest.get("weights_sha256")))
     if run.path(HEADS).exists() and not run.path(CURVES).exists():
-        draw_pretraining(context, objective or saved_objective(context))
+        objective = objective or saved_objective(context)
+        drawings.judge(context, objective.encoder, steps_of(context.cfg.pretrain, len(context.data.corpus)))
+        draw_pretraining(context, objective)
         figures.curves(run)  # the last picture, which says that there are all
 
 
@@ -61,7 +63,8 @@ def train_objective(context: Context) -> Objective:
         f"in its heads): {steps} steps of {size} {data.noun}, {steps * size / len(data.corpus):.1f} epochs"
     )
     tags = {"stage": "pretrain"}
-    val, test = (data.val, data.test) if objective.judged and data.val_corpus is None else (data.val_corpus, data.test_corpus)
+    own = objective.judged and data.corpus is data.train
+    val, test = (data.val, data.test) if own else (data.val_corpus, data.test_corpus)
 
     def probe_now(step: int) -> None:
         context.recompute_statistics(encoder, data.corpus)
