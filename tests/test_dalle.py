@@ -19,6 +19,7 @@ from ptmrun.batch import ImageSpec, Pair, PairSpec, TextSpec, Tokens
 from ptmrun.models import codec as codecs
 from ptmrun.models import dalle as models
 from ptmrun.objectives import codes, dalle, dvae, vq
+from ptmrun.runs.folder import Run
 from ptmrun.stages import drawings
 from ptmrun.storage import tensor_files
 from ptmrun.training import loop
@@ -324,6 +325,8 @@ def test_a_whole_run(run):
     for name in ("words_right", "all_right"):
         assert all(0 <= drawn[f"{name}{what}"] <= 1 for what in ("", "_real", "_other_captions"))
     assert drawn["nearest"] > 0
+    assert Run.open(run).drawn() == {k: v for k, v in drawn.items() if k not in ("stage", "step", "split", "time")}
+    assert "<h2>Drawings</h2>" in (run / "report.html").read_text()
     assert {p.stem for p in (run / "figures").glob("*.png")} >= {"reconstructions", "drawn", "curves"}
     assert json.loads((run / "manifest.json").read_text())["status"] == "done"
 

@@ -129,6 +129,10 @@ class Processor(abc.ABC):
     def read(self, raw: list[Any]) -> Any:
         """Pictures, strings ... -> what splits give."""
 
+    def texts(self, raw: list[str]) -> Any:
+        """Texts alone, as a model of samples with texts takes them."""
+        raise TypeError(f"{type(self).__name__} reads no texts")
+
     def opened(self, raw: list[Any]) -> list[Any]:
         """What `read` and `split` take: of images, their paths decoded. Unreadable in the place of what cannot be read."""
         return raw

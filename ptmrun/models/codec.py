@@ -28,8 +28,9 @@ class Residual(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.first, self.second = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        with torch.no_grad():
+            for parameter in self.second.parameters():
+                parameter.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(x.relu()).relu())
@@ -59,6 +60,10 @@ class Codec(nn.Module):
     def book(self) -> Tensor:
         """The codes' vectors, [codes, CODE]."""
         return F.normalize(self.codes.float(), dim=1)
+
+    def trim(self) -> None:
+        """Leaves out for good what `maps` does not need."""
+        del self.to_code, self.codes, self.from_code, self.decoder
 
     def maps(self, images: Tensor) -> Tensor:
         """[B, C, S, S] -> [B, width, g, g]"""

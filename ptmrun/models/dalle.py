@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
@@ -164,8 +164,8 @@ class Encoder(base.Encoder):
 
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: all but the codec's encoder."""
-        self.gpt = self.codec.to_code = self.codec.from_code = self.codec.decoder = nn.Identity()
-        del self.codec.codes
+        del self.gpt
+        self.codec.trim()
 
     def save(self, folder: Path, mean: list[float], std: list[float], tokenizer: Any = None) -> None:
         """A folder that transformers' GPT-2 classes read, with the codec beside it; replaced as a whole."""
