@@ -136,6 +136,8 @@ def test_every_choice_composes(group):
             ]
         elif group == "dataset" and "text" in choices.spec(group, name).provides:
             fits = ["model=bert"]
+        elif group == "dataset" and "pairs" in choices.spec(group, name).provides:
+            fits = ["model=dalle"]
         parsed = compose([*fits[-1:], f"{group}={name}"])
         assert getattr(parsed, group).name == name
         for key in choices.spec(group, name).types:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ptmrun import rng
 from ptmrun.batch import ImageSpec, Pair, PairSpec, TextSpec, Tokens
+from ptmrun.errors import UserError
 from ptmrun.models import codec as codecs
 from ptmrun.models import dalle as models
 from ptmrun.objectives import codes, dalle, dvae, vq
@@ -60,7 +61,7 @@ def batch(inputs=None, start=0, stop=None, step=0):
 
 
 def objective(kind=dalle, model=None, **changes):
-    defaults = {"text": 0.125, "drop": 0.0, **VQ} | changes
+    defaults = {"codec_share": 0.25, "text": 0.125, "drop": 0.0, **VQ} | changes
     return kind.Objective(model or encoder(), SimpleNamespace(**defaults))
 
 
@@ -238,13 +239,40 @@ def test_loss_of_text_and_codes():
     )
     assert float((loss.total / loss.n).detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
     assert float(metrics["bits_per_text_token"].n) == 14
-    every = objective(model=model, drop=1.0)(batch(pairs))[1]
-    assert float(every["bits_per_text_token"].n) == 0
+    learner = objective(model=model, drop=1.0)
+    learner.begin_at(0.3)
+    assert float(learner(batch(pairs))[1]["bits_per_text_token"].n) == 0
+
+
+def test_codes_come_first_and_the_transformer_later():
+    learner = objective()
+
+    def trained():
+        learner.zero_grad()
+        loss, _ = learner(batch())
+        loss.total.backward()
+        return {
+            name.split(".")[1 if ".gpt." in name else 2]
+            for name, p in learner.named_parameters()
+            if p.grad is not None and p.grad.any()
+        }
+
+    assert trained() == {"encoder", "to_code", "codes", "from_code", "decoder"}
+    assert learner.later == ("encoder.gpt.",)
+    for done in (1, 2, 3):
+        learner.after_step(done, 10)
+    assert trained() == {"gpt", "from_code", "decoder"}
+    learner.after_step(10, 10)
+    assert int(learner.encoder.ready) == 2
 
 
 def test_what_is_drawn():
     """By the caption; guidance of 1 is none; with a cache as without."""
     model = encoder().eval()
+    model.ready.fill_(1)
+    with pytest.raises(UserError, match="has learned codes of images, and not to draw"):
+        model.draw(torch.rand(1, 16))
+    model.ready.fill_(2)
     for parameter in model.gpt.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     noise, text = torch.rand(BATCH, 16, generator=torch.Generator().manual_seed(0)), captions()
@@ -368,10 +396,11 @@ def test_a_prompt_is_drawn(run, ptmrun, tmp_path):
 
 def test_codes_of_an_earlier_run_stay(ptmrun, monkeypatch):
     monkeypatch.setattr(drawings, "STEPS", 1)
-    assert ptmrun(*RUN, "task=vq", "pretrain.steps=3")[0] == 0
+    assert ptmrun(*RUN, "task=vq", "pretrain.steps=3", "pretrain.probes=0")[0] == 0
     first = latest()
-    assert ptmrun(*RUN, "task=dalle", "pretrain.steps=2", f"init={first}")[0] == 0
+    assert ptmrun(*RUN, "task=dalle", "pretrain.steps=2", "pretrain.probes=0", f"init={first}")[0] == 0
     before, after = (tensor_files.load(x / "checkpoints/encoder/fitted.safetensors")[0] for x in (first, latest()))
     assert int(before["ready"]) == 1
-    assert tensor_files.sha256(before) == tensor_files.sha256(after)
+    assert int(after["ready"]) == 2
+    assert tensor_files.sha256({**before, "ready": after["ready"]}) == tensor_files.sha256(after)
     assert weights_of(first) != weights_of(latest())

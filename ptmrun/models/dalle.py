@@ -87,7 +87,7 @@ class Encoder(base.Encoder):
         with torch.no_grad():  # rows and columns of the grid, so that what is above a code need not be found out first
             places = build_2d_sinusoidal_position_embedding(self.grid, self.grid, width)
             self.gpt.transformer.wpe.weight[self.length :] = SCALE * places
-        self.register_buffer("ready", torch.zeros((), dtype=torch.uint8))  # 1: the codec has been trained
+        self.register_buffer("ready", torch.zeros((), dtype=torch.uint8))  # 1: the codec has been trained, 2: the transformer too
 
     @property
     def draws(self) -> int:
@@ -132,6 +132,8 @@ class Encoder(base.Encoder):
     ) -> Tensor:
         """Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): the logits without a caption, and `guidance` times
         what a caption changes in them."""
+        if int(self.ready) < 2:
+            raise UserError("the model has learned codes of images, and not to draw; go on with: task=dalle init=RUN")
         none, _ = self.no_caption(len(noise), noise.device)
         new, guided = none, text is not None and guidance != 1
         if text is not None:

@@ -15,6 +15,7 @@ class Objective(Learner):
 
     collapse_hints = "a lower pretrain.lr"  # what to try where features collapse
     fills = False  # it has `fill`
+    draws = False  # an encoder that can draw learns to
     judged = False  # on held-out samples too, where the data have no corpus for that
 
     def alarm(self) -> str | None:

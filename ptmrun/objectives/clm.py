@@ -18,7 +18,7 @@ from ptmrun.objectives import base
 class Objective(base.Objective):
     """It has no heads of its own: the logits belong to the library's causal model."""
 
-    judged = True
+    draws = judged = True
 
     def __init__(self, encoder: Any, options: Any):
         super().__init__()

@@ -99,12 +99,16 @@ class Quantiser(nn.Module):
         self.register_buffer("idle", never)  # steps that a code was not used
         self.register_buffer("candidates", torch.zeros(codec.codes.shape))
 
-    def forward(self, codec: Any, images: Tensor, rows: rng.BatchRandom) -> tuple[Tensor, Tensor, Tensor, dict[str, Loss]]:
-        """(squared error [B] of the values, what quantisation costs [B], codes [B, n], metrics)"""
-        vectors = codec.vectors(images)
-        tokens = codec.cosines(vectors).argmax(2)
-        quantised = codec.book[tokens]
-        if self.training:
+    def forward(
+        self, codec: Any, images: Tensor, rows: rng.BatchRandom, fixed: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Loss]]:
+        """(squared error [B] of the values, what quantisation costs [B], codes [B, n], metrics). `fixed`: codes stay, and the
+        decoder alone is trained."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not fixed):
+            vectors = codec.vectors(images)
+            tokens = codec.cosines(vectors).argmax(2)
+            quantised = codec.book[tokens]
+        if self.training and not fixed:
             self.usage.count(tokens)
             self.propose(vectors.detach(), rows)
         rebuilt = codec.decode(straight_through(quantised, vectors))

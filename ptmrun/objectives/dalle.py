@@ -1,6 +1,5 @@
-"""DALL-E (Ramesh et al. 2021, arXiv:2102.12092): codes of images are learned by vector quantisation, captions and codes as one
-sequence, token by token. Both are trained at once, each by its own loss; published one after the other, which is `init=` a run of
-the first stage: its codes stay as they are.
+"""DALL-E (Ramesh et al. 2021, arXiv:2102.12092): codes of images are learned by vector quantisation, then captions and codes
+as one sequence, token by token, and the decoder goes on. With `init=` a run that has learned codes these stay as they are.
 """
 
 import math
@@ -18,9 +17,10 @@ SHOWN = 2  # pictures that are drawn of each caption
 
 
 class Objective(base.Objective):
-    """`options`: text (weight of a caption's tokens), drop, and those of Quantiser."""
+    """`options`: codec_share (of the steps, which codes are learned in), text (weight of a caption's tokens), drop, and those of
+    Quantiser."""
 
-    judged = True
+    draws = judged = True
     collapse_hints = "a lower pretrain.lr, a lower task.restart, fewer model.codes"
 
     def __init__(self, encoder: Any, options: Any):
@@ -29,20 +29,27 @@ class Objective(base.Objective):
         self.trained = bool(encoder.ready)  # the codec, before
         encoder.codec.requires_grad_(not self.trained)
         self.quantiser = Quantiser(encoder.codec, options)
+        self.initial_nats = math.log(encoder.gpt.config.vocab_size)
+        self.later = () if self.trained else ("encoder.gpt.",)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
         """batch: inputs (images, or with captions), rows. The loss is the codec's, as in vq, and the cross-entropy in nats: of a
-        caption's tokens, the mean over them, and of an image's codes, by their weights."""
+        caption's tokens, the mean over them, and of an image's codes, by their weights; that of equal probabilities as long as
+        codes are learned."""
         encoder, inputs = self.encoder, batch["inputs"]
         images = encoder.images_of(inputs)
         count = len(images)
+        last = encoder.length - 1  # the first code is predicted by the caption's last place
+        known = bool(encoder.ready)
         if self.trained:
             with torch.no_grad():
                 codes = encoder.codec.tokens(images)
             codec, metrics = images.new_zeros(count), {}
         else:
-            error, cost, codes, metrics = self.quantiser(encoder.codec, images, batch["rows"])
+            error, cost, codes, metrics = self.quantiser(encoder.codec, images, batch["rows"], fixed=known)
             codec, metrics = error + cost, {"loss_pixels": Loss(error.sum(), count), **metrics}
+        if self.training and not known:
+            return Loss((codec + self.initial_nats).sum(), count), metrics
         captions, real = encoder.captions_of(inputs)
         if self.training:
             nothing, start = encoder.no_caption(count, images.device)
@@ -50,7 +57,6 @@ class Objective(base.Objective):
             captions, real = torch.where(dropped, nothing, captions), torch.where(dropped, start, real)
         logits, wanted = encoder.logits(captions, codes)
         nats = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none").view(wanted.shape)
-        last = encoder.length - 1  # the first code is predicted by the caption's last place
         real = real[:, 1:].float()
         text, image = (nats[:, :last] * real).sum(1), nats[:, last:]
         weight = self.options.text if last else 0.0
@@ -63,9 +69,16 @@ class Objective(base.Objective):
         return Loss((codec + both).sum(), count), metrics
 
     def after_step(self, done: int, steps: int) -> None:
-        if not self.trained:
-            self.quantiser.after_step(self.encoder.codec, done, steps)
-            self.encoder.ready.fill_(done == steps)
+        ready = self.encoder.ready
+        if not ready:
+            self.quantiser.after_step(self.encoder.codec, done, self.options.codec_share * steps)
+            self.begin_at(done / steps)
+        if done == steps:
+            ready.fill_(2)
+
+    def begin_at(self, progress: float) -> None:
+        if progress >= self.options.codec_share:
+            self.encoder.ready.clamp_(min=1)
 
     def alarm(self) -> str | None:
         return self.quantiser.usage.alarm()

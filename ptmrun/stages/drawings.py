@@ -20,11 +20,12 @@ STEPS, BATCH, LR = 300, 64, 3e-3  # of the classifier
 
 
 @torch.no_grad()
-def judge(context: Context, encoder: Any, step: int) -> None:
+def judge(context: Context, objective: Any, step: int) -> None:
     """Draws a picture for each of some test samples, of its caption where there are captions. Writes what the classifier says of
     them (words_right: of the words of their captions that it knows; all_right: nothing else either) beside what it says of the
     real images and of drawings for other captions, and how near the nearest training images are; and a picture."""
-    if not encoder.can_draw:
+    encoder = objective.encoder
+    if not (objective.draws and encoder.can_draw):
         return
     data, run, processor = context.data, context.run, context.processor
     split = data.test.evenly_spaced(DRAWN)
@@ -49,8 +50,9 @@ def judge(context: Context, encoder: Any, step: int) -> None:
     run.metric({"stage": "pretrain", "step": step, "split": "drawn", **found})
     run.say("  drawn: " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items()))
     shown = {"drawn": drawn, "nearest\ntraining image": nearest, "test image": real}
-    captions = data.captions(split)[:SHOWN] if words else None
-    figures.rows(run, "drawn", {title: processor.back(x[:SHOWN]) for title, x in shown.items()}, captions)
+    some = torch.linspace(0, len(split) - 1, min(SHOWN, len(split))).long()
+    captions = data.captions(split.subset(some)) if words else None
+    figures.rows(run, "drawn", {title: processor.back(x[some]) for title, x in shown.items()}, captions)
 
 
 def nearest_training(context: Context, encoder: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:

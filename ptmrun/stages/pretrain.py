@@ -35,7 +35,7 @@ def pretrain(context: Context) -> None:
     run.update(weights_sha256=same_weights(folder, encoder_hash(folder), run.manifest.get("weights_sha256")))
     if run.path(HEADS).exists() and not run.path(CURVES).exists():
         objective = objective or saved_objective(context)
-        drawings.judge(context, objective.encoder, steps_of(context.cfg.pretrain, len(context.data.corpus)))
+        drawings.judge(context, objective, steps_of(context.cfg.pretrain, len(context.data.corpus)))
         draw_pretraining(context, objective)
         figures.curves(run)  # the last picture, which says that there are all
 
