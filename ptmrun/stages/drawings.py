@@ -29,7 +29,7 @@ def judge(context: Context, objective: Any, step: int) -> None:
         return
     data, run, processor = context.data, context.run, context.processor
     split = data.test.evenly_spaced(DRAWN)
-    inputs = processor(next(split.all(DRAWN)))
+    inputs = processor(next(split.batches([torch.arange(len(split))])))
     noise = torch.stack(
         [torch.rand(encoder.draws, generator=rng.generator(context.cfg.seed, "drawn", i)) for i in range(len(split))]
     )
