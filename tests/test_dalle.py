@@ -16,12 +16,13 @@ from torch.nn import functional as F
 
 from ptmrun import rng
 from ptmrun.batch import ImageSpec, Pair, PairSpec, TextSpec, Tokens
+from ptmrun.commands import drawing
 from ptmrun.errors import UserError
 from ptmrun.models import codec as codecs
 from ptmrun.models import dalle as models
 from ptmrun.objectives import codes, dalle, dvae, vq
 from ptmrun.runs.folder import Run
-from ptmrun.stages import drawings
+from ptmrun.stages import drawings, predictor
 from ptmrun.storage import tensor_files
 from ptmrun.training import loop
 
@@ -394,10 +395,40 @@ def test_a_prompt_is_drawn(run, ptmrun, tmp_path):
     assert ptmrun("generate", run, asked, "samples=1")[1] == f"{run / 'drawn' / 'one_large_red_star_in_the_centre_seed0'}\n"
 
 
+def test_pictures_that_fit_best_come_first(run, ptmrun, monkeypatch):
+    """By the cosine of both embeddings: here of the mean colour with red."""
+    networks = predictor.networks_of(Run.open(run))
+    seen = []
+    clip = SimpleNamespace(
+        image_embeddings=lambda images: networks.processor.image.back(seen.append(images) or images).mean((2, 3)),
+        text_embeddings=lambda tokens: torch.tensor([[1.0, 0.0, 0.0]]).expand(len(tokens.ids), -1),
+    )
+    real = drawing.pretrained
+    monkeypatch.setattr(drawing, "pretrained", lambda run, *more: (networks, clip))
+    pictures = torch.tensor([[0.5, 0.5, 0.5], [1.0, 0.2, 0.2], [0.2, 0.9, 0.2]])[:, :, None, None].expand(-1, -1, 32, 32)
+    found = drawing.fits(pictures, "one red star", Run.open(run))
+    wanted = F.normalize(pictures[:, :, 0, 0], dim=1)[:, 0]
+    torch.testing.assert_close(found, wanted, atol=0.01, rtol=0)
+    monkeypatch.setattr(drawing, "pretrained", real)
+    for settings, expected in (
+        ([f"rerank={run}"], "rerank: says how well pictures fit a prompt; give prompt= too"),
+        (
+            ["prompt=a star", "samples=1", f"rerank={run}"],
+            "model=dalle does not compare pictures with texts; there is: model=clip",
+        ),
+    ):
+        code, _, err = ptmrun("generate", run, *settings)
+        assert code == 2
+        assert expected in err
+
+
 def test_codes_of_an_earlier_run_stay(ptmrun, monkeypatch):
     monkeypatch.setattr(drawings, "STEPS", 1)
     assert ptmrun(*RUN, "task=vq", "pretrain.steps=3", "pretrain.probes=0")[0] == 0
     first = latest()
+    code, _, err = ptmrun("generate", first, "samples=1")
+    assert code == 2
+    assert "has learned codes of images, and not to draw; go on with: task=dalle init=RUN" in err
     assert ptmrun(*RUN, "task=dalle", "pretrain.steps=2", "pretrain.probes=0", f"init={first}")[0] == 0
     before, after = (tensor_files.load(x / "checkpoints/encoder/fitted.safetensors")[0] for x in (first, latest()))
     assert int(before["ready"]) == 1

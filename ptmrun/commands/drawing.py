@@ -3,6 +3,7 @@
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import EXAMPLES, source
 from ptmrun.stages.drawings import GUIDANCE, TEMPERATURE, TOP_P
 from ptmrun.stages.networks import Networks
+from ptmrun.stages.predictor import pretrained
 from ptmrun.storage import tensor_files
 from ptmrun.storage.files import write_atomic
 
@@ -33,8 +35,10 @@ def draw(run: Run, networks: Networks, encoder: Encoder, settings: schema.Sampli
     """Draws pictures, number i by the seed and i alone; writes each, and all of them as grid.png, into a new folder `out`, or one
     of the run. Where the model completes pictures, completed.png has test samples whose lower half it drew. The folder.
 
-    Raises UserError where `out` is there already.
+    With `rerank`, a run of CLIP, those that fit the prompt best come first. Raises UserError where `out` is there already.
     """
+    if settings.rerank and not settings.prompt:
+        raise UserError("rerank: says how well pictures fit a prompt; give prompt= too")
     for key in ("prompt", "guidance") if networks.processor.tokenizer is None else ():
         if key in settings.model_fields_set:
             raise UserError(f"{key}: the model of this run was trained without texts; leave it out")
@@ -54,6 +58,8 @@ def draw(run: Run, networks: Networks, encoder: Encoder, settings: schema.Sampli
             text = networks.processor.texts([settings.prompt] * len(noise)) if settings.prompt else None
             pictures.append(networks.processor.back(encoder.draw(noise, text, *sampling, guidance).float()).cpu())
     drawn = torch.cat(pictures)
+    if settings.rerank:
+        drawn = drawn[fits(drawn, settings.prompt, Run.open(Path(settings.rerank))).argsort(descending=True, stable=True)]
     for i, picture in enumerate(drawn):
         write_atomic(folder / f"{i:03}.png", png(as_array(picture)))
     write_atomic(folder / "grid.png", png(as_array(grid(drawn))))
@@ -70,6 +76,21 @@ def draw(run: Run, networks: Networks, encoder: Encoder, settings: schema.Sampli
     return folder
 
 
+@torch.no_grad()
+def fits(pictures: Tensor, prompt: str, run: Run) -> Tensor:
+    """Cosine of each picture, [N, C, S, S] in [0, 1], with a text, by a run that has learned both in one space: [N]."""
+    networks, clip = pretrained(run, {"aligned"}, "does not compare pictures with texts")
+    processor: Any = networks.processor
+    encoder: Any = clip
+    raw = [as_pixels(as_array(picture)) for picture in pictures]
+    samples = processor.read([(picture, prompt) for picture in processor.image.opened(raw)])
+    with networks.autocast():
+        pair = processor(samples)
+        images = F.normalize(encoder.image_embeddings(pair.images).float(), dim=1)
+        texts = F.normalize(encoder.text_embeddings(pair.tokens).float(), dim=1)
+    return (images * texts).sum(1).cpu()
+
+
 def grid(pictures: Tensor, width: int = A_ROW) -> Tensor:
     """Pictures [N, C, S, S] in rows, large enough to be looked at: [C, H, W]."""
     times = -(-LEAST // pictures.shape[-1])
@@ -80,5 +101,9 @@ def grid(pictures: Tensor, width: int = A_ROW) -> Tensor:
 def png(picture: np.ndarray) -> bytes:
     """[H, W] or [H, W, 3] in [0, 1]"""
     buffer = io.BytesIO()
-    Image.fromarray((picture * 255).round().astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray(as_pixels(picture)).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def as_pixels(picture: np.ndarray) -> np.ndarray:
+    return (picture * 255).round().astype(np.uint8)

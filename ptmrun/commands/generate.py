@@ -3,47 +3,23 @@
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from ptmrun import rng
 from ptmrun.commands import drawing
 from ptmrun.commands.table import Call
-from ptmrun.config import choices, schema
+from ptmrun.config import schema
 from ptmrun.errors import UserError
-from ptmrun.models.base import Encoder
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
-from ptmrun.runs.lineage import ENCODER, load_weights
-from ptmrun.stages.networks import Networks
-from ptmrun.stages.predictor import networks_of
+from ptmrun.stages.predictor import models, pretrained
 
 DEFAULT = 100  # tokens
 STEERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NEEDED = {"text", "causal_tokens"}  # of a model, to write from left to right
 DRAWS = {"drawings"}
 TEMPERATURE, TOP_P = 0.8, 0.95  # of texts, where none are given
-
-
-def pretrained(run: Run, needed: set[str], what: str) -> tuple[Networks, Encoder]:
-    """A run's networks, and its pretrained model. Raises UserError where there is none, or the model lacks what is needed."""
-    cfg: Any = config_file.load(run.sound("config.yaml"))
-    fits = models(needed)
-    if cfg.model.name not in fits:
-        raise UserError(f"{run.folder}: model={cfg.model.name} {what}; there is: model={', '.join(fits)}")
-    ready = cfg.stage not in ("all", "pretrain") or run.path(ENCODER).exists()
-    if getattr(cfg.model, "length", None) == "auto" or not ready:
-        raise UserError(f"{run.folder}: has not pretrained its model yet; go on with: ptmrun resume {run.typed}")
-    networks = networks_of(run)
-    encoder = networks.encoder()
-    if not load_weights(encoder, run, cfg):
-        raise UserError(f"{run.folder}: its model was never pretrained; start from one that was: init=RUN")
-    return networks, encoder.eval()
-
-
-def models(needed: set[str]) -> list[str]:
-    return [m for m in choices.names("model") if choices.spec("model", m).provides >= needed]
 
 
 def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:

@@ -276,9 +276,10 @@ class Sampling(VerbSettings):
     seed: Natural = 0
     guidance: NotNegative | None = None  # how much a picture keeps to its text; 1: as it was learned
     out: str | None = None  # a new folder
+    rerank: str | None = None  # a run of CLIP, by which pictures that fit the prompt best come first
 
 
-OF_TEXTS, OF_PICTURES = {"tokens"}, {"out", "guidance"}  # settings of Sampling
+OF_TEXTS, OF_PICTURES = {"tokens"}, {"out", "guidance", "rerank"}  # settings of Sampling
 
 
 SECTIONS: dict[str, type[Strict]] = {
