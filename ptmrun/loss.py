@@ -22,6 +22,7 @@ class Learner(nn.Module, abc.ABC):
     alphas: tuple[float, float] = (0.0, 0.0)  # of MixUp and CutMix, by which its batches are mixed
     pairs = False  # its batches hold pairs of texts
     compares = False  # its loss compares all samples of a batch: `compare(embed(batch), [batch])`
+    later: tuple[str, ...] = ()  # parameters whose names begin so are not trained in the first steps
     initial_within = 1.25  # times `initial_loss`, that its first loss may be
 
     @abc.abstractmethod
@@ -41,6 +42,9 @@ class Learner(nn.Module, abc.ABC):
 
     def after_step(self, done: int, steps: int) -> None:
         """Called after each optimizer step, `done` of `steps`."""
+
+    def begin_at(self, progress: float) -> None:
+        """Called on a model that is thrown away, to be as at this share of the steps, where they differ in what they compute."""
 
     def initial_loss(self, batch: dict[str, Any]) -> float | None:
         """The loss of a uniform prediction (the mean, equal probabilities), where it is known."""

@@ -135,7 +135,8 @@ def test_every_choice_composes(group):
                 if needs <= choices.spec("model", m).provides | choices.spec("model", m).needs
             ]
         elif group == "dataset":
-            fits = [f"model={m}" for kind, m in (("text", "bert"), ("audio", "wav2vec2")) if kind == choices.kind(name)]
+            models = {"text": "bert", "audio": "wav2vec2", "pairs": "dalle"}
+            fits = [f"model={m}" for kind, m in models.items() if kind == choices.kind(name)]
         parsed = compose([*fits[-1:], f"{group}={name}"])
         assert getattr(parsed, group).name == name
         for key in choices.spec(group, name).types:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, latest
+from PIL import Image
 from transformers import AutoImageProcessor, ImageGPTForCausalImageModeling
 
 from ptmrun import compose, rng
@@ -142,7 +143,7 @@ def test_no_pixel_is_seen_before_it_is_predicted():
 
 
 def test_samples_follow_the_model():
-    """With a cache as without: each new token is the one where the cumulative probability passes the noise."""
+    """With a cache as without: each new token is where the cumulative probability, likely ones first, passes the noise."""
     model = encoder()
     tokens = model.tokens(images())[:, :10]
     noise = torch.rand(BATCH, TOKENS - 10, generator=torch.Generator().manual_seed(3))
@@ -151,14 +152,20 @@ def test_samples_follow_the_model():
     probabilities = model.logits(found).softmax(-1).detach().numpy()
     for b in range(BATCH):
         for t in range(10, TOKENS):
-            below = probabilities[b, t].cumsum()
-            assert found[b, t] == np.searchsorted(below, noise[b, t - 10].item())
+            order = np.argsort(-probabilities[b, t])
+            below = probabilities[b, t][order].cumsum()
+            assert found[b, t] == order[np.searchsorted(below, noise[b, t - 10].item())]
+    likeliest = model.complete(tokens, noise, 0.0)
+    assert torch.equal(likeliest, model.complete(tokens, 1 - noise, 1.0, 1))
+    assert torch.equal(
+        model.draw(torch.zeros(2, TOKENS)), model.images(model.complete(tokens[:0].new_zeros(2, 0), torch.zeros(2, TOKENS)))
+    )
 
 
 def test_pictures():
     objective = clm.Objective(encoder(), None)
     shown = objective.pictures({"inputs": images(), "rows": rng.BatchRandom(0, 0, 0, BATCH, BATCH)})
-    assert list(shown) == ["original", "given", "completed 1", "completed 2"]
+    assert list(shown) == ["original", "given", "completed 1", "completed 2", "drawn"]
     for title in ("given", "completed 1", "completed 2"):
         assert torch.equal(shown[title][:, :, : SIDE // 2], shown["original"][:, :, : SIDE // 2])
     assert not shown["given"][:, :, SIDE // 2 :].any()
@@ -309,6 +316,40 @@ def test_a_whole_run(run):
     assert results["pretrain"]["layer"] == looks[-1]["layer"]
     assert results["pretrain"]["probe_linear_layer_2"] == scores[1]
     assert {p.stem for p in (run / "figures").glob("*.png")} >= {"reconstructions", "layers", "curves", "scores"}
+
+
+def test_held_out_images_are_judged(run):
+    looks = [x for x in lines_of(run) if "held_loss" in x]
+    assert [(x["step"], x.get("split")) for x in looks] == [(0, None), (12, None), (12, "test")]
+    for look in looks:  # gray images: a pixel is a dimension
+        assert look["bits_per_dimension"] == look["bits_per_pixel"] == pytest.approx(look["held_loss"] / math.log(2), rel=1e-5)
+    assert looks[1]["held_loss"] < looks[0]["held_loss"]
+
+
+def test_pictures_are_drawn(run, ptmrun, tmp_path):
+    """Picture i by the seed and i alone; the upper half of a completed test image is its own."""
+    code, out, err = ptmrun("generate", run, "samples=3", f"out={tmp_path / 'three'}")
+    assert (code, err) == (0, "")
+    assert Path(out.strip()) == tmp_path / "three"
+    three = {p.name: np.asarray(Image.open(p)) for p in (tmp_path / "three").iterdir()}
+    assert set(three) == {"000.png", "001.png", "002.png", "grid.png", "completed.png"}
+    assert three["000.png"].shape == (8, 8)
+    assert not np.array_equal(three["000.png"], three["001.png"])
+    folder = Path(ptmrun("generate", run, "samples=1")[1].strip())
+    assert folder == run / "drawn" / "drawn_seed0"
+    assert np.array_equal(np.asarray(Image.open(folder / "000.png")), three["000.png"])
+    original, given, first, second = np.split(three["completed.png"], 4)
+    half = len(given) // 2
+    assert np.array_equal(original[:half], first[:half])
+    assert not np.array_equal(first[half:], second[half:])
+    for setting, expected in (
+        (f"out={tmp_path / 'three'}", "is there already; choose a folder that is not"),
+        ("tokens=3", "tokens: is no setting of model=imagegpt, which draws; leave it out"),
+        ("prompt=a dog", "prompt: the model of this run was trained without texts; leave it out"),
+    ):
+        code, _, err = ptmrun("generate", run, setting)
+        assert code == 2
+        assert expected in err
 
 
 def test_fine_tuning_another_run_uses_its_colours_and_layer(run, ptmrun):

@@ -1,24 +1,25 @@
-"""`ptmrun generate`: a pretrained language model goes on with a text."""
+"""`ptmrun generate`: a pretrained language model goes on with a text; one of pictures draws."""
 
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from ptmrun import rng
+from ptmrun.commands import drawing
 from ptmrun.commands.table import Call
-from ptmrun.config import choices, schema
+from ptmrun.config import schema
 from ptmrun.errors import UserError
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
-from ptmrun.runs.lineage import ENCODER, load_weights
-from ptmrun.stages.predictor import networks_of
+from ptmrun.stages.predictor import models, pretrained
 
 DEFAULT = 100  # tokens
 STEERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 NEEDED = {"text", "causal_tokens"}  # of a model, to write from left to right
+DRAWS = {"drawings"}
+TEMPERATURE, TOP_P = 0.8, 0.95  # of texts, where none are given
 
 
 def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
@@ -27,26 +28,17 @@ def generate(run: Run, settings: schema.Sampling) -> Iterator[str]:
 
     Writes nothing into the run. Raises UserError for a model that does not write, one without weights, and too long a text.
     """
-    cfg: Any = config_file.load(run.sound("config.yaml"))
-    writers = [m for m in choices.names("model") if choices.spec("model", m).provides >= NEEDED]
-    if cfg.model.name not in writers:
-        raise UserError(f"{run.folder}: model={cfg.model.name} does not go on with texts; there is: model={', '.join(writers)}")
-    ready = cfg.stage not in ("all", "pretrain") or run.path(ENCODER).exists()
-    if cfg.model.length == "auto" or not ready:
-        raise UserError(f"{run.folder}: has not pretrained its model yet; go on with: ptmrun resume {run.typed}")
-    networks = networks_of(run)
-    encoder, words = networks.encoder(), networks.processor.tokenizer
-    if not load_weights(encoder, run, cfg):
-        raise UserError(f"{run.folder}: its model was never pretrained; start from one that was: init=RUN")
-    encoder.eval()
+    networks, encoder = pretrained(run, NEEDED, "does not go on with texts")
+    words = networks.processor.tokenizer
     end = words.vocabulary.end
     given = words.encode([settings.prompt])[0].tolist() or [end]
     count = fitting(encoder.longest, len(given)) if settings.tokens == "auto" else settings.tokens
-    for number in range(settings.samples):
+    temperature = TEMPERATURE if settings.temperature is None else settings.temperature
+    for number in range(settings.samples or 1):
         noise = torch.rand(1, count, generator=rng.generator(settings.seed, "generate", number)).to(networks.device)
         with networks.autocast():
             generated = encoder.generate(
-                torch.tensor([given], device=networks.device), noise, settings.temperature, settings.top_k, settings.top_p
+                torch.tensor([given], device=networks.device), noise, temperature, settings.top_k, settings.top_p or TOP_P
             )
         written = generated[0, len(given) :].tolist()
         yield words.decode(given + (written[: written.index(end)] if end in written else written))
@@ -64,7 +56,16 @@ def fitting(longest: int | None, given: int) -> int:
 
 
 def command(call: Call) -> int:
-    for number, text in enumerate(generate(call.runs[0], call.options)):
+    run, options = call.runs[0], call.options
+    name = config_file.load(run.sound("config.yaml")).model.name
+    draws = name in models(DRAWS)
+    others = schema.OF_TEXTS if draws else schema.OF_PICTURES
+    if strange := sorted(others & options.model_fields_set):
+        raise UserError(f"{strange[0]}: is no setting of model={name}, which {'draws' if draws else 'writes'}; leave it out")
+    if draws:
+        print(drawing.draw(run, *pretrained(run, DRAWS, "does not draw"), options))
+        return 0
+    for number, text in enumerate(generate(run, options)):
         shown = harmless(text) if sys.stdout.isatty() else text
         print(*(["---"] if number else []), shown, sep="\n", flush=True)
     return 0

@@ -147,7 +147,8 @@ def overfit(context: Context, part: Part, model: Any, batch: dict[str, Any], exp
     for group in optimizer.param_groups:
         group["lr"] = part.loop.lr * group["lr_scale"]
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    dead, losses, shown = set(trained), [], {}
+    dead, losses, shown = {name for name in trained if not name.startswith(model.later)}, [], {}
+    known = len(dead)
     for _ in range(STEPS + 1):
         rng.seed_everything(context.cfg.seed, "check/dropout")  # the same masks and units at every step
         with context.autocast():
@@ -158,7 +159,7 @@ def overfit(context: Context, part: Part, model: Any, batch: dict[str, Any], exp
         nn.utils.clip_grad_norm_(trained.values(), part.loop.clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()
-    text = f"{', '.join(sorted(dead)[:5])}: trained, and never get one" if dead else f"all {len(trained)} tensors get one"
+    text = f"{', '.join(sorted(dead)[:5])}: trained, and never get one" if dead else f"all {known} tensors get one"
     yield Finding(FAILED if dead else OK, f"{part.stage}: gradients", text)
     first, last = losses[0], losses[-1]
     aim = BELOW_START * min(first, first if expected is None else expected)

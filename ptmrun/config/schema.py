@@ -271,13 +271,21 @@ class Embedding(Inputs):
 
 
 class Sampling(VerbSettings):
+    """temperature, top_p, samples: None is another number for texts than for pictures."""
+
     prompt: Annotated[str, Field(max_length=2**20)] = ""
     tokens: Literal["auto"] | Count = "auto"  # 100, or as many as the model has room for
-    temperature: NotNegative = 0.8  # 0: always the likeliest token
+    temperature: NotNegative | None = None  # 0: always the likeliest token
     top_k: Count | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    samples: Count = 1
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    samples: Count | None = None
     seed: Natural = 0
+    guidance: NotNegative | None = None  # how much a picture keeps to its text; 1: as it was learned
+    out: str | None = None  # a new folder
+    rerank: str | None = None  # a run of CLIP, by which pictures that fit the prompt best come first
+
+
+OF_TEXTS, OF_PICTURES = {"tokens"}, {"out", "guidance", "rerank"}  # settings of Sampling
 
 
 SECTIONS: dict[str, type[Strict]] = {

@@ -129,6 +129,10 @@ class Processor(abc.ABC):
     def read(self, raw: list[Any]) -> Any:
         """Pictures, strings ... -> what splits give."""
 
+    def texts(self, raw: list[str]) -> Any:
+        """Texts alone, as a model of samples with texts takes them."""
+        raise TypeError(f"{type(self).__name__} reads no texts")
+
     def opened(self, raw: list[Any]) -> list[Any]:
         """What `read` and `split` take: of images, their paths decoded. Unreadable in the place of what cannot be read."""
         return raw
@@ -246,6 +250,14 @@ class Data(abc.ABC):
     def derived_metrics(self, means: dict[str, float], split: Any) -> dict[str, float]:
         """What follows from an objective's means over a split."""
         return {}
+
+    def captions(self, split: Any) -> list[str]:
+        """A text that says what each sample shows; none where there is none."""
+        return []
+
+    def words(self, split: Any) -> list[set[str]]:
+        """Of all such texts of each sample."""
+        return []
 
     def misfit(self, cfg: Any, parent: Any, error: UserError) -> UserError:
         """Why the encoder of the run `parent` does not fit these data."""

@@ -49,6 +49,8 @@ class Encoder(nn.Module, abc.ABC):
     attends = False  # it has `attention`
     aligns = False  # it has `image_embeddings(images)` and `text_embeddings(tokens)`, [B, D] each
     can_generate = False  # it has `generate`
+    can_draw = False  # it has `draw` and `draws`
+    completes = False  # it has `completed`
     trims = False  # `trim` leaves something out
     learns_buffers = False  # it learns buffers from inputs before it is trained: `learn_buffers`, `saved_buffers`
 
@@ -106,6 +108,37 @@ class Encoder(nn.Module, abc.ABC):
     ) -> Tensor:
         """The n given tokens, and m after them: [B, n] and uniform noise [B, m] -> [B, n + m]."""
         raise TypeError(f"{type(self).__name__} does not write")
+
+    def images_of(self, inputs: Any) -> Tensor:
+        """Of inputs that are images, or have them: [B, C, S, S]."""
+        return inputs
+
+    def text_of(self, inputs: Any) -> Any:
+        """Of inputs that have texts (Tokens); None where they have none."""
+        return None
+
+    @property
+    def draws(self) -> int:
+        """How many random numbers a picture takes."""
+        raise TypeError(f"{type(self).__name__} does not draw")
+
+    def draw(
+        self,
+        noise: Tensor,
+        text: Any = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Pictures [B, C, side, side] from uniform noise [B, draws]; of a caption each, where the model reads texts (Tokens;
+        None: of none), to which they keep by `guidance`."""
+        raise TypeError(f"{type(self).__name__} does not draw")
+
+    def completed(self, images: Tensor, noises: list[Tensor], *sampling: Any) -> dict[str, Tensor]:
+        """{title: pictures} [B, C, side, side]: images as the model sees them, what is given of them, and what it makes of it by
+        each of the noises [B, draws]."""
+        raise TypeError(f"{type(self).__name__} completes no pictures")
 
     def local_features(self, inputs: Any) -> Tensor:
         """Of each patch, place of the feature map or token: [B, ...] -> [B, n, D]."""

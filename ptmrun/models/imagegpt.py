@@ -20,7 +20,7 @@ from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_pos
 
 from ptmrun.batch import ImageSpec
 from ptmrun.errors import UserError
-from ptmrun.models import base, library_format
+from ptmrun.models import base, library_format, sampling
 from ptmrun.models.base import Family
 from ptmrun.storage import tensor_files
 
@@ -84,6 +84,8 @@ class Encoder(base.Encoder):
     layered = True
     learns_buffers = True
     trims = True
+    can_draw = True
+    completes = True
 
     unit = "pixel"  # what a token is
     places: Mapping[str, str] = {  # where fine-tuning methods put what they add
@@ -205,15 +207,43 @@ class Encoder(base.Encoder):
         return torch.stack([self.pooled(hidden, i) for i, hidden in enumerate(outputs, 1)], 1)
 
     @torch.no_grad()
-    def complete(self, tokens: Tensor, noise: Tensor) -> Tensor:
+    def complete(
+        self, tokens: Tensor, noise: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
+    ) -> Tensor:
         """Samples what follows the first n tokens: [B, n] and uniform noise [B, T - n] -> [B, T]."""
         new, cache = self.started(tokens), DynamicCache()  # given by its place, as its name has changed in transformers
         for column in noise.T:
             output = self.gpt(new, cache, use_cache=True)
-            below = output.logits[:, -1].float().softmax(-1).cumsum(-1)
-            new = (below[:, :-1] < column[:, None]).sum(1, keepdim=True)
+            new = sampling.sample(output.logits[:, -1], column, temperature, top_k, top_p)[:, None]
             tokens = torch.cat([tokens, new], 1)
         return tokens
+
+    @property
+    def draws(self) -> int:
+        return self.side**2
+
+    def draw(
+        self,
+        noise: Tensor,
+        text: Any = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        return self.images(self.complete(noise.new_zeros(len(noise), 0, dtype=torch.int64), noise, temperature, top_k, top_p))
+
+    def completed(self, images: Tensor, noises: list[Tensor], *sampling: Any) -> dict[str, Tensor]:
+        """The upper half is given, and as many of the numbers are used as the lower one has pixels."""
+        tokens = self.tokens(images)
+        given = tokens.shape[1] // 2
+        original = self.images(tokens)
+        half = original.clone()
+        half[:, :, original.shape[2] // 2 :] = 0
+        shown = {"original": original, "given": half}
+        for i, noise in enumerate(noises, 1):
+            shown[f"completed {i}"] = self.images(self.complete(tokens[:, :given], noise[:, given:], *sampling))
+        return shown
 
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the blocks above the layer, and the head."""

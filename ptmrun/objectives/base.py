@@ -15,6 +15,12 @@ class Objective(Learner):
 
     collapse_hints = "a lower pretrain.lr"  # what to try where features collapse
     fills = False  # it has `fill`
+    draws = False  # an encoder that can draw learns to
+    judged = False  # on held-out samples too, where the data have no corpus for that
+
+    def alarm(self) -> str | None:
+        """What speaks for a training that collapses, beside what probes of the features say; None when nothing does."""
+        return None
 
     def alarm(self) -> str | None:
         """What speaks for a training that collapses, beside what probes of the features say; None when nothing does."""

@@ -1,7 +1,7 @@
 """Causal modelling of tokens: each from those before it (GPT: Radford et al. 2018; for pixels Chen et al. 2020, "Generative
 Pretraining from Pixels"), or with a second stack also from those after it (ELMo: Peters et al. 2018, arXiv:1802.05365).
 
-It asks the encoder for `next_tokens(inputs)`, `vocabulary` and `unit`; for pictures for `tokens`, `complete` and `images`.
+It asks the encoder for `next_tokens(inputs)`, `vocabulary` and `unit`; for pictures for `draw`, `draws` and `completed`.
 """
 
 import math
@@ -17,6 +17,8 @@ from ptmrun.objectives import base
 
 class Objective(base.Objective):
     """It has no heads of its own: the logits belong to the library's causal model."""
+
+    draws = judged = True
 
     def __init__(self, encoder: Any, options: Any):
         super().__init__()
@@ -37,14 +39,7 @@ class Objective(base.Objective):
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Images as their tokens show them, the half that is given, and two samples of the other half."""
-        tokens = self.encoder.tokens(batch["inputs"])
-        given = tokens.shape[1] // 2
-        original = self.encoder.images(tokens)
-        half = original.clone()
-        half[:, :, original.shape[2] // 2 :] = 0
-        shown = {"original": original, "given": half}
-        for i in (1, 2):
-            noise = batch["rows"].uniform(f"completed {i}", tokens.shape[1] - given).to(tokens.device)
-            shown[f"completed {i}"] = self.encoder.images(self.encoder.complete(tokens[:, :given], noise))
-        return shown
+        """Images as their tokens show them, the half that is given, two samples of the other half, and new images."""
+        images, count = batch["inputs"], self.encoder.draws
+        noises = [batch["rows"].uniform(purpose, count).to(images.device) for purpose in ("completed 1", "completed 2", "drawn")]
+        return {**self.encoder.completed(images, noises[:2]), "drawn": self.encoder.draw(noises[2])}

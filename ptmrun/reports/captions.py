@@ -17,6 +17,10 @@ CAPTIONS = {
     "curves": Caption("Pretraining loss, and how good the frozen features are for a simple classifier.", "pretrain"),
     "layers": Caption("Linear probe of each layer's features; the dotted line is the layer that is used.", "pretrain"),
     "reconstructions": Caption("What the model was shown and what it filled in (held-out images).", "pretrain"),
+    "drawn": Caption(
+        "What the model draws of held-out captions, and beside each the training image whose pixels are nearest to it.",
+        "pretrain",
+    ),
     "views": Caption("The views that the objective compares (held-out images).", "pretrain"),
     "similarity": Caption("How near captions (rows) are to images (columns) of the validation split.", "pretrain"),
     "retrieved": Caption("The nearest images of the validation split to captions of it, the nearest first.", "pretrain"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -30,6 +31,7 @@ mpl.rcParams.update(
 )
 
 
+TOP = 18  # characters above a picture
 BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#d9822b", "#3a8f5c", "#8a8f98"
 
 
@@ -63,8 +65,8 @@ def as_array(image: Tensor) -> np.ndarray:
     return x[:, :, 0] if x.shape[2] == 1 else x
 
 
-def rows(run: Run, name: str, images: dict[str, Tensor]) -> None:
-    """One row of images for each title; images [B, C, S, S] in [0, 1]."""
+def rows(run: Run, name: str, images: dict[str, Tensor], tops: list[str] | None = None) -> None:
+    """One row of images for each title; images [B, C, S, S] in [0, 1]. `tops` stand above the first row."""
     count = max(len(x) for x in images.values())
     figure = Figure(figsize=(1.0 * count + 1.1, 1.05 * len(images)))
     axis = figure.subplots()
@@ -72,6 +74,9 @@ def rows(run: Run, name: str, images: dict[str, Tensor]) -> None:
     axis.imshow(tiled(list(images.values()), count), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     for line, title in enumerate(images):
         axis.text(-0.01, 1 - (line + 0.5) / len(images), title, transform=axis.transAxes, ha="right", va="center")
+    for column, top in enumerate(tops or []):
+        text = "\n".join(textwrap.wrap(top, TOP))
+        axis.text((column + 0.5) / count, 1.01, text, transform=axis.transAxes, ha="center", va="bottom", fontsize=6)
     save(run, name, figure)
 
 

@@ -45,6 +45,9 @@ def write(run: Run) -> Path:
             image = f'<img alt="{name}" src="data:image/png;base64,{data}">'
             parts.append(f"<figure>{image}<figcaption>{esc(caption.text)}</figcaption></figure>")
     parts += samples(run.samples())
+    if drawn := run.drawn():
+        rows = [([name.replace("_", " "), f"{value:.4g}"], False) for name, value in drawn.items()]
+        parts.append("<h2>Drawings</h2>" + html_table(["", ""], rows))
     parts += ["<h2>Config</h2>", f"<pre>{esc(text(run.path('config.yaml')))}</pre>"]
     manifest = {k: v for k, v in run.manifest.items() if k not in ("status", "command")}
     lines = "\n".join(f"{k}: {v}" for k, v in manifest.items())

@@ -244,6 +244,11 @@ class Run:
         path = self.sound("samples.json")
         return records.check(records.Samples, plain_json(path), str(path))["samples"] if path.exists() else []
 
+    def drawn(self) -> dict[str, float]:
+        """How the pretrained model's drawings were judged; {} where there are none."""
+        lines = [line for line in self.metric_lines("split") if line["split"] == "drawn"]
+        return {k: v for k, v in lines[-1].items() if k not in ("stage", "step", "split", "time")} if lines else {}
+
     def score(self) -> tuple[float | None, float | None, str]:
         """(score on the test split, on held-out training images, its name); of a pretraining alone, the last linear probe."""
         if results := self.results():

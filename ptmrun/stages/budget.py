@@ -5,8 +5,6 @@ import statistics
 import time
 from typing import Any
 
-import torch
-
 from ptmrun.config import parsing, schema
 from ptmrun.stages import compute, scratch, side_by_side
 from ptmrun.stages.context import Context, batches_of, finetunes
@@ -95,13 +93,14 @@ def trial_step(context: Context, trial: Trial, split: Any) -> float:
         return seconds_per_step(context, model, batches, cfg.finetune) / together
 
 
-def seconds_per_step(context: Context, model: torch.nn.Module, batches: Any, loop: Any, steps: int = 6) -> float:
+def seconds_per_step(context: Context, model: Any, batches: Any, loop: Any, steps: int = 6) -> float:
     """The median time of real steps of a model that is thrown away, data included; the first ones warm up. Three slow ones do.
 
     On a CPU it is the time that this thread computes: what else the machine does now makes a run longer, but does not change it.
     """
     here = context.device.type == "cpu" and context.cfg.device.workers == 0
     clock = time.thread_time if here else time.perf_counter
+    model.begin_at(1)  # where the last steps differ, they are more and take longer
     optimizer = optim.build([{"params": [p for p in model.parameters() if p.requires_grad]}], loop)
     times = []
     begun = clock()

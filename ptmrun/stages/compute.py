@@ -30,8 +30,12 @@ def step_flops(context: Context, model: Any, split: Any, loop: Any, steps: int, 
     """(the mean of COUNTED steps of the fit, evenly spaced; samples of a step) of a model that is thrown away."""
     batches = batches_of(context, model, split, loop, seed, "flops")
     chosen = sorted({steps * i // COUNTED for i in range(COUNTED)})
-    each = flops.of_steps(model, (next(batches.iterate(s, s + 1)) for s in chosen), lambda _: context.autocast())
-    return each, batches.batch_size
+
+    def begun(step: int) -> list[dict[str, Any]]:
+        model.begin_at(step / steps)
+        return next(batches.iterate(step, step + 1))
+
+    return flops.of_steps(model, map(begun, chosen), lambda _: context.autocast()), batches.batch_size
 
 
 def pretraining(context: Context) -> Fit:

@@ -68,7 +68,7 @@ def evaluate(context: Context) -> None:
         run.write("compute.csv", compute_table.csv_text(sets))
     draw_features(context, inputs)
     draw_attribution(context)
-    lines = run.metric_lines()
+    before = pretraining(run.metric_lines())
     result = {
         "metric": problem.metric,
         "counted": problem.counted,
@@ -85,7 +85,7 @@ def evaluate(context: Context) -> None:
         "baselines": {k: v["mean"] for k, v in headline["scores"].items() if k != "tuned"},
         "verdict": headline.get("verdict"),
         "by_labels": [{k: v for k, v in s.items() if k != "metrics"} for s in sets],
-        "pretrain": pretraining(lines),
+        "pretrain": before and before | run.drawn(),
         "weights_sha256": weights_hash(run),
         "compute": run.manifest.get("compute", {}),
         "cpu_s": cpu_seconds(run),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptmrun.config import parsing
+from ptmrun.config import choices, parsing
 from ptmrun.config.schema import Config
 from ptmrun.data.modality import Unreadable
 from ptmrun.downstream.base import Model
@@ -18,7 +18,7 @@ from ptmrun.errors import UserError
 from ptmrun.models.base import Encoder
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
-from ptmrun.runs.lineage import ENCODER, EXAMPLES, PROCESSOR, REFERENCE, START, source
+from ptmrun.runs.lineage import ENCODER, EXAMPLES, PROCESSOR, REFERENCE, START, load_weights, source
 from ptmrun.stages import probe
 from ptmrun.stages.networks import Networks, family_of, modality_of
 from ptmrun.stages.novelty import Reference
@@ -43,6 +43,28 @@ def networks_of(run: Run) -> Networks:
     changes, _ = family.resolve(cfg.model, processor.spec)
     cfg = parsing.replace(cfg, **{f"model__{key}": value for key, value in changes.items()})
     return Networks(run, cfg, where, processor, classes_of(run, cfg), facts)
+
+
+def pretrained(run: Run, needed: set[str], what: str) -> tuple[Networks, Encoder]:
+    """A run's networks, and its pretrained model. Raises UserError where there is none, or where the model does not provide what
+    is `needed`: `what` it does not."""
+    cfg: Any = config_file.load(run.sound("config.yaml"))
+    fits = models(needed)
+    if cfg.model.name not in fits:
+        raise UserError(f"{run.folder}: model={cfg.model.name} {what}; there is: model={', '.join(fits)}")
+    ready = cfg.stage not in ("all", "pretrain") or run.path(ENCODER).exists()
+    if getattr(cfg.model, "length", None) == "auto" or not ready:
+        raise UserError(f"{run.folder}: has not pretrained its model yet; go on with: ptmrun resume {run.typed}")
+    networks = networks_of(run)
+    encoder = networks.encoder()
+    if not load_weights(encoder, run, cfg):
+        raise UserError(f"{run.folder}: its model was never pretrained; start from one that was: init=RUN")
+    return networks, encoder.eval()
+
+
+def models(needed: set[str]) -> list[str]:
+    """Those that provide it."""
+    return [name for name in choices.names("model") if choices.spec("model", name).provides >= needed]
 
 
 def classes_of(run: Run, cfg: Config) -> list[str]:

@@ -10,7 +10,7 @@ from ptmrun.models.modes import eval_mode
 from ptmrun.objectives.base import Objective
 from ptmrun.reports import figures
 from ptmrun.runs.lineage import ENCODER, encoder_hash, same_weights
-from ptmrun.stages import compute, probe, text_samples
+from ptmrun.stages import compute, drawings, probe, text_samples
 from ptmrun.stages.context import Context, batches_of, labelled, planned
 from ptmrun.stages.pictures import draw_pretraining
 from ptmrun.storage import tensor_files
@@ -18,7 +18,7 @@ from ptmrun.training import loop as training
 from ptmrun.training.schedule import steps_of
 
 HEADS, CURVES = "checkpoints/heads.safetensors", "figures/curves.png"
-MOST = 1024  # held-out sequences that an objective is judged by
+MOST = 1024  # held-out samples that an objective is judged by
 
 
 def pretrain(context: Context) -> None:
@@ -34,7 +34,9 @@ def pretrain(context: Context) -> None:
         objective.encoder.save(folder, *context.processor.preprocessing)
     run.update(weights_sha256=same_weights(folder, encoder_hash(folder), run.manifest.get("weights_sha256")))
     if run.path(HEADS).exists() and not run.path(CURVES).exists():
-        draw_pretraining(context, objective or saved_objective(context))
+        objective = objective or saved_objective(context)
+        drawings.judge(context, objective, steps_of(context.cfg.pretrain, len(context.data.corpus)))
+        draw_pretraining(context, objective)
         figures.curves(run)  # the last picture, which says that there are all
 
 
@@ -61,13 +63,15 @@ def train_objective(context: Context) -> Objective:
         f"in its heads): {steps} steps of {size} {data.noun}, {steps * size / len(data.corpus):.1f} epochs"
     )
     tags = {"stage": "pretrain"}
+    own = objective.judged and data.corpus is data.train
+    val, test = (data.val, data.test) if own else (data.val_corpus, data.test_corpus)
 
     def probe_now(step: int) -> None:
         context.recompute_statistics(encoder, data.corpus)
         values = probe.probe(encoder, data.train, data.val, context.processor, context.autocast)
         said = [f"{probe.describe(values)} (held-out training {data.noun})"]
-        if data.val_corpus is not None:
-            judged = validate(context, objective, data.val_corpus)
+        if val is not None:
+            judged = validate(context, objective, val)
             text_samples.record(context, objective, step)
             values, said = values | judged, [describe(judged), *said]
         run.metric({**tags, "step": step, **values})
@@ -86,8 +90,8 @@ def train_objective(context: Context) -> Objective:
         training.fit(objective, batches, plan)
     if not loop.probes and labelled(context) and encoder.layered:  # else the last look has chosen the layer
         probe.probe(encoder, data.train, data.val, context.processor, context.autocast)
-    if data.val_corpus is not None and data.test_corpus is not None:
-        means = validate(context, objective, data.test_corpus)
+    if val is not None and test is not None:
+        means = validate(context, objective, test)
         run.metric({**tags, "step": steps, "split": "test", **means})
         run.say(f"  test split: {describe(means)}")
     return objective
@@ -95,10 +99,10 @@ def train_objective(context: Context) -> Objective:
 
 @torch.no_grad()
 def validate(context: Context, objective: Any, split: Any) -> dict[str, float]:
-    """What the objective says of sequences that it was not trained on (at most MOST, evenly spaced), with the same random numbers
+    """What the objective says of samples that it was not trained on (at most MOST, evenly spaced), with the same random numbers
     whenever it is asked: its loss as held_loss, its metrics, and what follows from these."""
     split = split.evenly_spaced(MOST)
-    loop = context.cfg.pretrain.model_copy(update={"accumulate": 1})
+    loop = context.data.without_augmentation(context.cfg.pretrain.model_copy(update={"accumulate": 1}))
     batches = batches_of(context, objective, split, loop, context.cfg.seed, "held")
     sums: dict[str, list[float]] = {}
     with eval_mode(objective):

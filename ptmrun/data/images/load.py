@@ -74,6 +74,11 @@ class Images(Data):
     def raw(self, kind: str, train: Split) -> tuple[np.ndarray, np.ndarray, float]:
         return pixels(train), self.test_pixels, 1.0
 
+    def derived_metrics(self, means: dict[str, float], split: Split) -> dict[str, float]:
+        """Where the likelihood of pixels is known, that of a channel of one (a dimension)."""
+        bits = means.get("bits_per_pixel")
+        return {} if bits is None else {"bits_per_dimension": bits / self.channels}
+
     def misfit(self, cfg: Any, parent: Any, error: UserError) -> UserError:
         side, own = parent.dataset.image_size, cfg.dataset.image_size
         hint = f"; dataset.image_size={side} gives images the side that it was made for" if side != own else ""

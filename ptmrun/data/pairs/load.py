@@ -1,6 +1,7 @@
 """Images with captions as the data of a run: decoded and tokenized once. Splits never depend on the run's seed."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,6 +70,13 @@ class Pairs(Data):
     ) -> PairBatches:
         parts, augment = min(loop.accumulate, size), cfg.dataset.augment
         return PairBatches(split, inputs, augment, loop.augment, size, parts, seed, purpose, model.views, model.alphas)
+
+    def captions(self, split: PairSplit) -> list[str]:
+        """The first of each image."""
+        return [own[0] for own in split.captions()]
+
+    def words(self, split: PairSplit) -> list[set[str]]:
+        return [set(re.findall(r"\w+", " ".join(own).casefold())) for own in split.captions()]
 
     def without_augmentation(self, loop: Any) -> Any:
         return self.images.without_augmentation(loop)

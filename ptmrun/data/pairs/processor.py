@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from ptmrun.batch import Pair, PairSpec, Tokens
 from ptmrun.data import modality
 from ptmrun.data.images.processor import ImageProcessor
@@ -36,9 +38,9 @@ class PairProcessor(modality.Processor):
     def read(self, raw: list[Any]) -> Pair:
         return Pair(self.image.read([picture for picture, _ in raw]), self.text.read([text for _, text in raw]))
 
-    def back(self, inputs: Pair) -> Any:
-        """The images."""
-        return self.image.back(inputs.images)
+    def back(self, inputs: Pair | Tensor) -> Any:
+        """The images, or those that a model gave."""
+        return self.image.back(inputs if isinstance(inputs, Tensor) else inputs.images)
 
     def noise(self, count: int) -> Pair:
         return Pair(self.image.noise(count), self.text.noise(count))
