@@ -48,6 +48,10 @@ class Facts(Record):
     levels: dict[Literal["whole", "decimal"], Levels] = {}
     unanswered: bool = False
     text_column: str = ""
+    described: str = ""
+    sizes: dict[str, Natural] = {}  # of the splits
+    counts: dict[str, list[Natural]] = {}  # of each class, by split
+    notes: list[Printable] = []
 
 
 class Parent(Record):
@@ -183,6 +187,15 @@ class Metrics(Record):
     groups: dict[str, Group] = {}  # absent where the data has none
     absent: list[str] = []
     signatures: dict[str, Printable] = {}
+    confusion: list[list[Natural]] = []
+    per_class: dict[str, dict[str, Any]] = {}
+    ece: float | None = None
+
+    @model_validator(mode="after")
+    def square(self) -> "Metrics":
+        if any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("confusion")
+        return self
 
 
 class Results(Record):
