@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ptmrun.errors import UserError
@@ -38,8 +39,8 @@ def read(run: Run, columns: tuple[str, ...]) -> pa.Table | None:
 
 def first_repeat(table: pa.Table, labels: int | None) -> pa.Table:
     """The rows of the first repeat with a number of labels."""
-    counts, repeats = (np.array(table[c].to_pylist(), dtype=object) for c in ("labels_per_class", "repeat"))
-    return table.filter(pa.array((counts == labels) & (repeats == 0)))
+    counts, first = table["labels_per_class"], pc.equal(table["repeat"], 0)
+    return table.filter(pc.and_(pc.is_null(counts) if labels is None else pc.equal(counts, labels), first))
 
 
 def mistakes(table: pa.Table) -> tuple[list[str], list[list[str]]]:
