@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import drop_digests
 
@@ -156,11 +157,31 @@ def test_a_page_that_would_be_too_large_names_its_pictures(copied, monkeypatch):
     assert "It is in the run folder: figures/reconstructions.png" in source
 
 
-def test_predictions_that_are_none_are_left_out_and_it_is_said(copied):
-    (copied.folder / "predictions.parquet").write_text("nothing")
+def broken(**columns) -> bytes:
+    """predictions.parquet with these columns in the place of its own."""
+    good = {"labels_per_class": [5], "repeat": [0], "label": ["a"], "prediction": ["b"], "confidence": [0.5], "score": [0.0]}
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table(good | columns), buffer)
+    return buffer.getvalue().to_pybytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"nothing", "no predictions of ptmrun"),
+        (broken(labels_per_class=["x"]), "no predictions of ptmrun"),
+        (broken(score=["x"]), "no predictions of ptmrun"),
+        (broken(label=pa.array([b"\xff"], pa.binary()).view(pa.string())), "codec can"),
+        (broken(confidence=[1e300]), ""),
+        (broken(confidence=["x"], label=[[1]]), ""),
+        (broken(prediction=["a"], score=[1.0]), ""),
+    ],
+)
+def test_predictions_that_are_none_are_left_out_and_it_is_said(copied, content, why):
+    (copied.folder / "predictions.parquet").write_bytes(content)
     drop_digests(copied.folder)
     source = report.write(Run.open(copied.folder)).read_text()
-    assert re.search(r"Single samples are not shown: .*no predictions of ptmrun", source)
+    assert bool(re.search(rf"Single samples are not shown: .*{why}", source)) == bool(why)
     assert "Taken for one another most often" in source
 
 

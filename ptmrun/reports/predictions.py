@@ -32,9 +32,23 @@ def read(run: Run, columns: tuple[str, ...]) -> pa.Table | None:
             raise KeyError(min(absent))
         texts = [c for c in there if pa.types.is_string(file.schema_arrow.field(c).type)]
         table = pq.ParquetFile(path, metadata=file.metadata, read_dictionary=texts).read(columns=there)
-        return table.set_column(there.index("score"), "score", table["score"].cast(pa.float32()))
+        for name, kind in {"labels_per_class": pa.int32(), "repeat": pa.int32(), "score": pa.float32()}.items():
+            table = table.set_column(there.index(name), name, table[name].cast(kind))
+        return table
     except (pa.ArrowException, KeyError, OSError) as error:
         raise UserError(f"{path}: no predictions of ptmrun ({str(error).splitlines()[0][:80]}); refused") from None
+
+
+def judged(run: Run, labels: int | None) -> dict[str, Any]:
+    """`mistakes` and `calibration` of the first repeat with a number of labels; nothing without a file. Raises UserError as
+    `read` does."""
+    table = read(run, (*TEXTS, "confidence", "labels_per_class", "repeat", "score"))
+    if table is None or not len(mine := first_repeat(table, labels)):
+        return {}
+    try:
+        return {"mistakes": mistakes(mine), "calibration": calibration(mine)}
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{run.path('predictions.parquet')}: {str(error).splitlines()[0][:80]}") from None
 
 
 def first_repeat(table: pa.Table, labels: int | None) -> pa.Table:
@@ -55,7 +69,7 @@ def mistakes(table: pa.Table) -> tuple[list[str], list[list[str]]]:
         titles.remove("score")  # right or wrong, no more
     if "confidence" in titles and not sure.any():
         titles.remove("confidence")
-    shown = table.take(order).select(titles).to_pylist()
+    shown = table.take(order).select(titles).to_pylist() if order else []
     return titles, [[cell(row[t]) for t in titles] for row in shown]
 
 
@@ -63,7 +77,7 @@ def certainty(table: pa.Table) -> np.ndarray:
     """How sure the model was, [N]; 0 where that is not one number a sample."""
     if "confidence" not in table.column_names or not pa.types.is_floating(table["confidence"].type):
         return np.zeros(len(table))
-    return np.nan_to_num(np.asarray(table["confidence"], dtype=float))
+    return np.nan_to_num(np.asarray(table["confidence"], dtype=float)).clip(0, 1)
 
 
 def cell(value: Any) -> str:

@@ -228,11 +228,10 @@ def wrong(run: Run, results: dict[str, Any], album: Album) -> dict[str, Any]:
         "pictures": album.of("errors", but=("confusion",) if drawn else ()),
     }
     try:
-        table = predictions.read(run, (*predictions.TEXTS, "confidence", "labels_per_class", "repeat", "score"))
-        if table is not None and len(table := predictions.first_repeat(table, entry["labels_per_class"])):
-            titles, rows = predictions.mistakes(table)
+        if judged := predictions.judged(run, entry["labels_per_class"]):
+            titles, rows = judged["mistakes"]
             shown["mistakes"] = {"titles": titles, "rows": rows} if rows else None
-            shown["calibration"] = calibration(predictions.calibration(table)) if matrix else None
+            shown["calibration"] = calibration(judged["calibration"]) if matrix else None
     except UserError as error:
         shown["refused"] = f"Single samples are not shown: {error}"
     return shown if any(v for k, v in shown.items() if k != "ece") else {}
