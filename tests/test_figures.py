@@ -64,7 +64,7 @@ def test_a_run_draws_grad_cam_or_says_what_is_missing(ptmrun, monkeypatch):
     code, out, _ = ptmrun(*quick)
     assert (code, "No picture of attributions" in out) == (0, False)
     folder = latest()
-    assert 'alt="grad_cam"' in (folder / "report.html").read_text()
+    assert 'id="grad_cam"' in (folder / "report.html").read_text()
     assert (folder / "figures" / "grad_cam.png").exists()
     monkeypatch.setitem(sys.modules, "captum", None)
     monkeypatch.setitem(sys.modules, "captum.attr", None)

@@ -168,6 +168,7 @@ TUNED = "checkpoints/finetuned/5-tuned-0.safetensors"
 LOGITS = "checkpoints/logits/5-tuned-0.safetensors"
 PLAIN = "not a plain YAML file"
 REFUSED = "; refused"
+LINE = '{"stage": "pretrain", "step": 1, %s}\n'
 INSIDE = "<script>alert(1)</script>"
 ESCAPE = "\x1b[2J\x1b]0;owned\x07"
 NOTHING = ""
@@ -268,6 +269,10 @@ CASES = [
     Case("times of text", change("manifest.json", wall_s={"pretrain": "x"}), "wall_s.pretrain is not what"),
     Case("alarms of numbers", change("manifest.json", alarms=[1]), "alarms.0 is not what", ("report",)),
     Case("alarm with an escape", change("manifest.json", alarms=[{"step": 1, "what": ESCAPE}]), "alarms.0.what", ("report",)),
+    Case("counts of text", change("manifest.json", data__counts={"train": ["x"]}), "data.counts.train.0", ("report",)),
+    Case("notes with an escape", change("manifest.json", data__notes=[ESCAPE]), "data.notes.0 is not what", ("report",)),
+    Case("fewer counts than classes", change("manifest.json", data__counts={"train": [1]}), NOTHING, ("report",)),
+    Case("script as a class", change("manifest.json", data__classes=[INSIDE] * 10), NOTHING, ("report",)),
     Case("status with an escape", change("manifest.json", status="\x1b[2Jdone"), "expected a status"),
     # results.json and metrics.jsonl
     Case("results are a list", put("results.json", "[]"), "the content is not what", ("report",)),
@@ -283,8 +288,14 @@ CASES = [
     Case("metric with an escape", change("results.json", metric=ESCAPE), "metric is not what", ("report",)),
     Case("words with an escape", change("results.json", words={"tuned": ESCAPE}), "words.tuned is not what", ("report",)),
     Case("text in groups", change("results.json", metrics__groups={"a": {"n": "x"}}), "groups.a.n is not what", ("report",)),
+    Case("confusion of text", change("results.json", metrics__confusion=[["x"]]), "confusion.0.0 is not what", ("report",)),
+    Case("half a confusion", change("results.json", metrics__confusion=[[1], [2]]), "metrics is not what", ("report",)),
+    Case("huge score", change("results.json", by_labels__0__scores__tuned__mean=1e308), NOTHING, ("report",)),
+    Case("text in a class", change("results.json", metrics__per_class={INSIDE: {INSIDE: INSIDE}}), NOTHING, ("report",)),
     Case("large n_test", change("results.json", n_test=10**400), "n_test is not what", ("report",)),
     Case("results of another kind", change("results.json", by_labels__0__labels_per_class="x"), "is not", ("reproduce",), "done"),
+    Case("huge loss", put("metrics.jsonl", LINE % '"held_loss": 1e308, "probe_linear": -1e308'), NOTHING, ("report",)),
+    Case("text as held-out loss", put("metrics.jsonl", LINE % '"held_loss": "x", "time": "y"'), NOTHING, ("report",)),
     Case("a line of a number", put("metrics.jsonl", "3\n"), "metrics.jsonl line 1", ("resume",)),
     Case("a line without step", put("metrics.jsonl", '{"stage": "pretrain"}\n'), "step is not what", ("resume",)),
     Case("loss of text", put("metrics.jsonl", '{"stage": "a", "step": 1, "loss": "x"}\n'), "loss is not what", ("resume",)),
@@ -352,7 +363,7 @@ CASES = [
     Case("link as a part", link(".config.yaml.part"), NOTHING, ("resume",)),
     *(Case(f"FIFO as {n}", fifo(n), "a FIFO or a device; refused", EVERY) for n in ("config.yaml", "manifest.json")),
     *(Case(f"FIFO as {n}", fifo(n), REFUSED, ("resume",)) for n in ("metrics.jsonl", "log.txt", ".lock", LOGITS, "splits.json")),
-    *(Case(f"FIFO as {n}", fifo(n), REFUSED, ("report",)) for n in ("results.json", "report.html", "figures/scores.png")),
+    *(Case(f"FIFO as {n}", fifo(n), REFUSED, ("report",)) for n in ("results.json", "report.html", "figures/attention.png")),
     Case("FIFO as weights", fifo(WEIGHTS), "not a regular file; refused", READERS),
     Case("FIFO as a part", fifo(".manifest.json.part"), NOTHING, ("resume",)),
     Case("FIFO as encoder config", fifo("checkpoints/encoder/config.json"), NOTHING, ("finetune",)),
@@ -360,7 +371,8 @@ CASES = [
     Case("folder as config", folder("config.yaml"), "is missing"),
     *(Case(f"folder as {n}", folder(n), n, ("resume",)) for n in ("metrics.jsonl", "log.txt", ".lock", "results.json")),
     Case("folder as report", folder("report.html"), "report.html", ("report", "resume")),
-    Case("folder as figure", folder("figures/scores.png"), "scores.png", ("report", "resume")),
+    Case("folder as figure", folder("figures/scores.png"), "scores.png", ("resume",)),
+    Case("folder as picture", folder("figures/attention.png"), "attention.png", ("report",)),
     Case("folder as weights", folder(WEIGHTS), "not a regular file", READERS),
     Case("folder as a part", folder(".manifest.json.part"), NOTHING, ("resume",)),
     Case("file as checkpoints", put("checkpoints", "x"), "checkpoints", READERS),

@@ -11,7 +11,6 @@ from ptmrun.commands.table import Call
 from ptmrun.config import parsing, schema, secrets
 from ptmrun.config.init_source import origin
 from ptmrun.errors import UserError
-from ptmrun.reports.report import esc, html_table
 from ptmrun.reports.scores_table import REPEATS, Row, cells, csv_text, page, pretraining, table
 from ptmrun.runs import config_file
 from ptmrun.runs.console import console, for_programs, print_json
@@ -86,24 +85,21 @@ def compare(runs: list[Run], outputs: str) -> Path:
     differing_keys = differences([row.runs[0] for row in rows])
     names = [(row.setting["run"], ", ".join(str(run.folder) for run in row.runs)) for row in rows]
     changed = [
-        ([key, *("" if v is None else str(v) for v in values)], False)
-        for key, values in differing_keys.items()
-        if key not in REPEATS
+        [key, *("" if v is None else str(v) for v in values)] for key, values in differing_keys.items() if key not in REPEATS
     ]
     for name, folders in names:
         console.print(f"{name}: {folders}", markup=False)
     settings = Table(title="Settings that differ", title_justify="left")
     for title in ("", *(name for name, _ in names)):
         settings.add_column(title, overflow="fold")
-    for texts, _ in changed:
+    for texts in changed:
         settings.add_row(*map(escape, texts))
     console.print(settings if changed else "The settings do not differ.")
     console.print(table(rows, "Scores"))
     folder = new_folder(Path(outputs), f"{stamp()}_compare")
-    before = "".join(f"<p><b>{name}</b> {esc(folders)}</p>" for name, folders in names)
-    if changed:
-        before += f"<h2>Settings that differ</h2>{html_table(['', *(name for name, _ in names)], changed)}<h2>Scores</h2>"
-    write_atomic(folder / "compare.html", secrets.masked(page(rows, "Comparison", before)))
+    titles = ["", *(name for name, _ in names)]
+    made = page(rows, "Comparison", names=names, settings=(titles, changed) if changed else None)
+    write_atomic(folder / "compare.html", secrets.masked(made))
     write_atomic(folder / "scores.csv", secrets.masked(csv_text(rows)))
     return folder
 

@@ -22,10 +22,6 @@ class Objective(Learner):
         """What speaks for a training that collapses, beside what probes of the features say; None when nothing does."""
         return None
 
-    def alarm(self) -> str | None:
-        """What speaks for a training that collapses, beside what probes of the features say; None when nothing does."""
-        return None
-
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """{title: images} that show what it makes of a few images; of sounds, hidden: which frames are, [B, t] bool; none where
         there is nothing to see."""

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptmrun.config.compared import METHODS, UNPRETRAINED
+from ptmrun.config.compared import METHODS
 from ptmrun.reports import compute_table, phrases
 from ptmrun.runs.folder import Run
 
@@ -221,32 +221,6 @@ def curves(run: Run) -> None:
     save(run, "curves", figure)
 
 
-def overlay(runs: dict[str, list[list[dict[str, Any]]]]) -> bytes | None:
-    """Pretraining loss and linear probe of several settings, {title: metrics of each run}, as a PNG; None without curves."""
-    panels = {"pretraining loss": "loss", "linear probe": "probe_linear"}
-    figure = Figure(figsize=(8.6, 3.2))
-    axes = figure.subplots(1, 2)
-    palette = mpl.colormaps["tab20" if len(runs) > 10 else "tab10"]
-    drawn = False
-    for place, (title, lines) in enumerate(runs.items()):
-        for number, metrics in enumerate(lines):
-            for axis, (ylabel, name) in zip(axes, panels.items(), strict=True):
-                points = [(x["step"], x[name]) for x in metrics if x["stage"] == "pretrain" and name in x]
-                drawn |= bool(points)
-                axis.plot(
-                    *zip(*points, strict=True) if points else ([], []),
-                    color=palette(place % palette.N),
-                    lw=1,
-                    label=None if number else title,
-                )
-                axis.set(xlabel="step", ylabel=ylabel)
-    if not drawn:
-        return None
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, frameon=False)
-    arrange(figure)
-    return png(figure)
-
-
 def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
     """Rows: true classes, as shares of the row."""
     counts = np.array(matrix, dtype=float)
@@ -280,7 +254,7 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
 def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str, pretrained: bool) -> None:
     """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations.
     pretrained: whether what was fine-tuned had been."""
-    titles = {kind: method.title for kind, method in METHODS.items()} | ({} if pretrained else {"tuned": UNPRETRAINED.title})
+    titles = phrases.titles(pretrained)
     figure = Figure(figsize=(3.7 * len(panels) + 0.6, 2.6))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (labels, spreads) in zip(axes, panels.items(), strict=True):

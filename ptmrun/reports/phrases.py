@@ -42,6 +42,22 @@ def methods(results: dict[str, Any]) -> dict[str, str]:
     return words if "curve" in first else words | {"scratch": OLDER_SCRATCH}
 
 
+def titles(pretrained: bool) -> dict[str, str]:
+    """What each method is called in a picture. pretrained: whether what was fine-tuned had been."""
+    return {kind: method.title for kind, method in METHODS.items()} | ({} if pretrained else {"tuned": UNPRETRAINED.title})
+
+
+def some(names: list[str]) -> str:
+    """The number of names, and the first of them."""
+    return f"{len(names):,}: " + ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
 def warnings(results: dict[str, Any]) -> list[str]:
     """What scores leave out, or that they flatter."""
     seen, count = results.get("test_seen", 0), results["n_test"]

@@ -1,27 +1,23 @@
 """Scores of several settings in one table, with the noise of their differences."""
 
-import base64
 import functools
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.markup import escape
 from rich.table import Table
 
 from ptmrun.config.schema import Role, keys_with
-from ptmrun.errors import UserError
-from ptmrun.reports import figures, phrases, significance, verdict
+from ptmrun.reports import charts, curves, phrases, predictions, significance, verdict
 from ptmrun.reports.cells import csv_text as cells_as_csv
-from ptmrun.reports.report import STYLE, esc, html_table
+from ptmrun.reports.page import render
 from ptmrun.runs.folder import Run
 
 NOTE = """Mean ± standard deviation over the runs of a setting (over the repeats, where there is one run). A difference within
 noise is smaller than the 95 % interval from the seeds and from the test samples; the best of many looks better than it is. What
 pretraining gave is the difference from the same network trained from scratch with the same compute."""
-MOST = 10_000_000  # rows of predictions
+MOST_VALUES = 12  # of a setting, each of which has a line of its own
 REPEATS = tuple(keys_with(Role.REPEAT))  # what runs of one setting may differ in
 
 
@@ -57,19 +53,12 @@ def scores(run: Run) -> dict[str, list[float]]:
 @functools.cache
 def correctness(run: Run, column: str) -> list[np.ndarray]:
     """How right the prediction of each test sample is, 0 ... 1, one array [N] a repeat; empty where there are no predictions."""
-    path = run.sound("predictions.parquet")
-    if not path.exists():
+    table = predictions.read(run, ("labels_per_class", "repeat", "score"))
+    if table is None:
         return []
     counted = (results_of(run) or {}).get("counted", "labels per class")
-    try:
-        file = pq.ParquetFile(path)
-        if file.metadata.num_rows > MOST:
-            raise UserError(f"{path}: {file.metadata.num_rows:,} rows, more than the {MOST:,} that can be compared; refused")
-        table = file.read(columns=["labels_per_class", "repeat", "score"])
-        right = np.asarray(table["score"].cast(pa.float32()))
-        counts, repeats = (table[c].cast(pa.int32()).to_pylist() for c in ("labels_per_class", "repeat"))
-    except (pa.ArrowException, KeyError, OSError) as error:
-        raise UserError(f"{path}: no predictions of ptmrun ({str(error).splitlines()[0][:80]}); refused") from None
+    right = np.asarray(table["score"])
+    counts, repeats = (table[c].to_pylist() for c in ("labels_per_class", "repeat"))
     mine = np.array([phrases.labels(n, counted) for n in counts]) == column
     return [right[mine & (np.array(repeats) == r)] for r in sorted({r for r, m in zip(repeats, mine, strict=True) if m})]
 
@@ -149,7 +138,7 @@ def lines(rows: list[Row]) -> tuple[list[str], list[tuple[list[str], bool]]]:
             best = cell is not None and cell.gap == 0
             texts += [phrases.score({"mean": cell.mean, "sd": cell.sd}), cell.words] if cell else ["", "no score"]
             texts += [verdict.short(gain) if gain else ""] if any(gains[column]) else []
-        body.append(([*texts, str(len(row.runs)), duration(row.seconds)], best))
+        body.append(([*texts, str(len(row.runs)), phrases.duration(row.seconds)], best))
     return [*keys, *(title for c in table for title in titles[c]), "runs", "time"], body
 
 
@@ -162,11 +151,6 @@ def table(rows: list[Row], title: str) -> Table:
     for texts, best in body:
         made.add_row(*map(escape, texts), style="bold" if best else None)
     return made
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def csv_text(rows: list[Row]) -> str:
@@ -186,13 +170,118 @@ def csv_text(rows: list[Row]) -> str:
     return cells_as_csv(written)
 
 
-def page(rows: list[Row], title: str, before: str = "") -> str:
-    """A self-contained page with the table and the curves; `before` is HTML to come first."""
+@dataclass(frozen=True)
+class Grid:
+    """A table of scores for a document: its caption, titles and rows; of each cell its text and whether it is the best of its
+    row."""
+
+    caption: str
+    titles: list[str]
+    rows: list[list[tuple[str, bool]]]
+
+
+def page(
+    rows: list[Row],
+    title: str,
+    *,
+    status: str = "",
+    names: list[tuple[str, str]] | None = None,
+    settings: tuple[list[str], list[list[str]]] | None = None,
+    failures: list[list[str]] | None = None,
+    grids: list[Grid] | None = None,
+) -> str:
+    """A self-contained page with the table and the curves. status: how the jobs ended; names: what rows are called, and
+    what they are; settings: titles and rows of a table of them; failures: for each job without a result its setting, how it ended
+    and why."""
     titles, body = lines(rows)
-    parts = [f"<h1>{esc(title)}</h1>", before, html_table(titles, body) + f"<p>{NOTE}</p>"]
-    if curves := figures.overlay({", ".join(row.setting.values()): [run.metrics() for run in row.runs] for row in rows}):
-        data = base64.b64encode(curves).decode()
-        caption = "Pretraining loss (of different objectives not comparable) and linear probe; one line a run."
-        parts.append(f'<figure><img alt="curves" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>')
-    style = f'<meta charset="utf-8"><title>{esc(title)}</title><style>{STYLE}</style>'
-    return f'<!doctype html><html lang="en">{style}{"".join(parts)}</html>\n'
+    return render(
+        "sweep.html",
+        name=title,
+        answer=best_of(rows),
+        status=status,
+        table={"titles": titles, "rows": [texts for texts, _ in body], "chosen": [i for i, (_, best) in enumerate(body) if best]},
+        note=NOTE,
+        curves=[] if not rows else overlaid(rows),
+        effects=effects(rows),
+        names=names or [],
+        settings=settings,
+        failures=failures or [],
+        grids=grids or [],
+    )
+
+
+def best_of(rows: list[Row]) -> str:
+    """The best setting in a sentence, and how many others are not told from it."""
+    table = cells(rows)
+    if not table:
+        return "No scores yet"
+    column, line = list(table.items())[-1]
+    known = [(row, cell) for row, cell in zip(rows, line, strict=True) if cell]
+    row, cell = next((row, cell) for row, cell in known if cell.gap == 0)
+    near = sum(c.gap != 0 and (c.noise is None or -c.gap <= c.noise) for _, c in known)
+    if len(known) == 1:
+        others = ""
+    elif near:
+        others = f"; {near} of the {len(known) - 1} others cannot be told from it"
+    else:
+        others = "; all others are below it, beyond the noise"
+    return f"Best ({column}): {name_of(row)}, {phrases.score({'mean': cell.mean, 'sd': cell.sd})}{others}"
+
+
+def name_of(row: Row) -> str:
+    return ", ".join(f"{k}={v}" for k, v in row.setting.items()) or "the only setting"
+
+
+def overlaid(rows: list[Row]) -> list[charts.Chart]:
+    """Pretraining loss and linear probe of all settings: one line a run, one colour a setting."""
+    few, made = len(rows) <= len(curves.COLORS), []
+    for title, key, y_title in (
+        ("Pretraining", "loss", "loss (of different objectives not comparable)"),
+        ("Linear probe", "probe_linear", "accuracy"),
+    ):
+        series = []
+        for place, row in enumerate(rows):
+            color = curves.COLORS[place] if few else f"hsl({360 * place // len(rows)} 60% 50%)"
+            for run in row.runs:
+                of_run = f"{name_of(row)}, {run.folder.resolve().name}" if len(row.runs) > 1 else name_of(row)
+                points = pretraining_curves(run).points(key)
+                series.append(charts.Series(of_run, points, color, dots=key != "loss", legend=name_of(row)))
+        made.append(charts.lines(title, series, "step", y_title))
+    return [chart for chart in made if chart]
+
+
+@functools.cache
+def pretraining_curves(run: Run) -> curves.Lines:
+    return curves.read(run, None)
+
+
+def effects(rows: list[Row]) -> list[charts.Bars | charts.Chart]:
+    """The mean score of all settings that have a value, for each value of each setting, where several settings vary: what one of
+    them does, whatever the others are; a dot for each of many numbers. In the last column."""
+    keys = list(dict.fromkeys(k for row in rows for k in row.setting))
+    column = next(reversed(cells(rows)), None) if len(keys) > 1 else None
+    made: list[charts.Bars | charts.Chart | None] = []
+    for key in keys if column else ():
+        of_value: dict[str, list[float]] = {}
+        for row in rows:
+            if scored := row.values(column or ""):
+                of_value.setdefault(row.setting.get(key, "default"), []).append(float(np.mean(scored)))
+        title = f"{key} ({column})"
+        if 1 < len(of_value) <= MOST_VALUES:
+            spreads = {f"{value} ({len(scores)})": significance.spread(scores) for value, scores in of_value.items()}
+            made.append(
+                charts.bars(title, [charts.Bar(name, s["mean"], s["sd"]) for name, s in spreads.items()], from_zero=False)
+            )
+        elif len(of_value) > 1:
+            made.append(scattered(title, key, of_value))
+    return [chart for chart in made if chart]
+
+
+def scattered(title: str, key: str, of_value: dict[str, list[float]]) -> charts.Chart | None:
+    """Scores against the values of a setting; None where these are no numbers."""
+    try:
+        points = sorted((float(value), score) for value, scored in of_value.items() for score in scored)
+    except ValueError:
+        return None
+    log = points[0][0] > 0 and points[-1][0] / points[0][0] > 30
+    return charts.lines(title, [charts.Series("a setting", points, dots=True, line=False)], key, "score", log_x=log)

@@ -49,6 +49,10 @@ class Facts(Record):
     levels: dict[Literal["whole", "decimal"], Levels] = {}
     unanswered: bool = False
     text_column: str = ""
+    described: str = ""
+    sizes: dict[str, Natural] = {}  # of the splits
+    counts: dict[str, list[Natural]] = {}  # of each class, by split
+    notes: list[Printable] = []
 
 
 class Parent(Record):
@@ -204,6 +208,15 @@ class Metrics(Record):
     cer: float = 0
     exact: float = 0
     worst: list[Utterance] = []
+    confusion: list[list[Natural]] = []
+    per_class: dict[str, dict[str, Any]] = {}
+    ece: float | None = None
+
+    @model_validator(mode="after")
+    def square(self) -> "Metrics":
+        if any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("confusion")
+        return self
 
 
 class Results(Record):

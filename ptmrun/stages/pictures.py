@@ -8,9 +8,9 @@ from ptmrun.data.modality import Picture
 from ptmrun.models.modes import eval_mode
 from ptmrun.objectives.base import Objective
 from ptmrun.reports import attribution, figures, projection
+from ptmrun.reports.curves import LAYER
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import weights_hash
-from ptmrun.stages import probe
 from ptmrun.stages.baselines import FeatureCache
 from ptmrun.stages.context import Context, batches_of
 from ptmrun.stages.trials import best_trial, load_finetuned
@@ -27,7 +27,7 @@ def draw(run: Run, pictures: list[Picture]) -> None:
 
 def draw_pretraining(context: Context, objective: Objective) -> None:
     """What the kind of data shows of an objective, and the layers' probes."""
-    figures.layers(context.run, probe.LAYER)
+    figures.layers(context.run, LAYER)
 
     def batch_of(split: Any) -> dict[str, Any]:
         loop = context.cfg.pretrain.model_copy(update={"batch_size": len(split), "accumulate": 1})

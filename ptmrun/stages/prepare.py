@@ -1,6 +1,7 @@
 """What comes before the stages: device, data, sizes, and the weights that a run starts from."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from ptmrun.training import device
 from ptmrun.training.signals import Stop, check_stop
 
 SHOWN = 8  # test samples that go with the weights
+MOST_COUNTED = 200  # classes whose samples the manifest counts
 
 
 def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
@@ -58,7 +60,8 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     decided += doubts(context)
     sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
     run.say(f"Data: {cfg.dataset.name}, {sizes}, {data}")
-    for line in [*data.notes, *notes, *chosen, *why, *decided]:
+    told = [*data.notes, *notes, *chosen, *why, *decided]
+    for line in told:
         run.say(f"  {line}")
     if data.created_splits:
         run.write_json("splits.json", data.created_splits)
@@ -75,13 +78,25 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         context.cfg = cfg
         for line in why:
             run.say(f"  {line}")
-    run.update(data={"fingerprint": data.fingerprint, "classes": data.classes, **data.facts})
+    run.update(data={"fingerprint": data.fingerprint, "classes": data.classes, **data.facts, **for_report(data, told)})
     if not run.path(EXAMPLES).exists():
         tensor_files.save(run.path(EXAMPLES), packed(next(data.test.evenly_spaced(SHOWN).all())))
     note_trained_on(context)
     run.write("config.yaml", parsing.dump(cfg))
     draw(run, data.pictures_of_samples(cfg, context.processor))
     return context
+
+
+def for_report(data: Data, notes: list[str]) -> dict[str, Any]:
+    """What the report says of the data: samples of each split, of each class in it, what was decided."""
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    counts = {
+        name: (labels.bincount(minlength=len(data.classes)) if labels.ndim == 1 else labels.sum(0)).tolist()
+        for name, split in splits.items()
+        if (labels := split.labels) is not None and len(data.classes) <= MOST_COUNTED
+    }
+    sizes = {name: len(split) for name, split in splits.items()}
+    return {"described": str(data), "sizes": sizes, "counts": counts, "notes": [printable(line) for line in notes]}
 
 
 def note_trained_on(context: Context) -> None:

@@ -8,9 +8,9 @@ import torch
 
 from ptmrun.downstream.classical import USUAL, logistic, neighbours
 from ptmrun.models.modes import eval_mode, has_dropout
+from ptmrun.reports.curves import LAYER
 
 MOST = 4000  # training images that a probe uses, evenly spaced
-LAYER = "probe_linear_layer_"  # and its number, in metrics
 MOST_VALUE = 1e6  # of a feature: what a training that diverges gives can be probed too, and scores what it is worth
 
 

@@ -347,7 +347,6 @@ def shown(ledger: Ledger) -> Iterator[None]:
 def finish(ledger: Ledger) -> None:
     """Writes results.csv and report.html and shows the table: one row a setting, seeds and folds together."""
     from ptmrun.reports import scores_table
-    from ptmrun.reports.report import esc
     from ptmrun.sweeps import markdown_table
 
     for entry in ledger.jobs():
@@ -362,10 +361,10 @@ def finish(ledger: Ledger) -> None:
             write_atomic(ledger.folder / "matrix.md", text)
             console.print(f"Table: {os.path.relpath(ledger.folder / 'matrix.md')}", markup=False)
     settings = varying(jobs)
-    left = [f"{title(settings[j.number])}: {j.status}. {j.reason or ''}" for j in jobs if j.status != "done"]
-    missing = [f"<li>{esc(line)}</li>" for line in left]
-    before = f"<p>{len(jobs)} jobs, {len(missing)} of them without a result.</p><ul>{''.join(missing)}</ul>" if missing else ""
-    page = scores_table.page(rows, ledger.folder.resolve().name, before)
+    failures = [[title(settings[j.number]), j.status, j.reason or ""] for j in jobs if j.status != "done"]
+    name, grids = ledger.folder.resolve().name, markdown_table.grids(rows)
+    status = f"{len(jobs)} jobs, {len(failures)} of them without a result." if failures else f"{len(jobs)} jobs, all done."
+    page = scores_table.page(rows, name, status=status, failures=failures, grids=grids)
     write_atomic(ledger.folder / "report.html", secrets.masked(page))
     console.print(f"Report: {os.path.relpath(ledger.folder / 'report.html')}", markup=False)
 
