@@ -96,7 +96,7 @@ def test_misfit_lists_what_fits(monkeypatch):
 def test_no_torch_and_under_a_second():
     """A mistake, the help and --cfg job are answered without torch; CPU time of the whole process is bounded generously."""
     code = "import sys; from ptmrun import cli; c = cli.run(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(c)"
-    for argv, expected in ((["model=vitt"], 2), (["--help"], 0), (["--cfg", "job"], 0)):
+    for argv, expected in ((["model=vitt"], 2), (["--help"], 0), (["--cfg", "job"], 0), (["help", "vit"], 0)):
         start = time.perf_counter()
         done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
         assert done.returncode == expected, done.stderr
