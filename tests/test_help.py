@@ -84,6 +84,13 @@ def test_every_key_has_a_type_and_a_meaning():
     assert not lacking
 
 
+def test_keys_of_one_kind_of_data_say_so():
+    meanings = {key.name: key.meaning for key in keys.common()}
+    assert meanings["pretrain.document_mask"].endswith("(of text)")
+    assert "(of images" in meanings["dataset.augment.flip"]
+    assert not meanings["pretrain.lr"].endswith(")")
+
+
 def test_every_key_of_a_run_is_explained():
     named = {key.name for key in keys.common()}
     for section in (*schema.BASES, "sweep"):

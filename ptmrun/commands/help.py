@@ -38,9 +38,11 @@ def screen() -> str:
 
 
 def brief(entry: table.Verb) -> str:
-    """The first clause of what a verb does."""
+    """The first clause of what a verb does, in a line of the screen."""
     clause = re.split(r"; | \(|: ", entry.what)[0]
-    return clause if len(clause) <= WIDTH - 20 else clause.rpartition(", ")[0]
+    while len(clause) > WIDTH - 20 and ", " in clause:
+        clause = clause.rpartition(", ")[0]
+    return textwrap.shorten(clause, WIDTH - 20, placeholder=" ...")
 
 
 def explained(words: list[str]) -> str:

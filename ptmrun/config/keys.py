@@ -80,8 +80,13 @@ def setters(key: str) -> Iterator[tuple[str, str]]:
 
 
 def meaning(key: str, meanings: dict[str, str]) -> str:
-    """Fine-tuning's loop has the keys of pretraining's, which explains them."""
-    return meanings.get(key) or meanings.get(key.replace("finetune.", "pretrain."), "")
+    """Fine-tuning's loop has the keys of pretraining's, which explains them. Of what only some kinds of data have, these."""
+    text = meanings.get(key) or meanings.get(key.replace("finetune.", "pretrain."), "")
+    section, _, name = key.partition(".")
+    if not name or section not in schema.BASES or name in schema.BASES[section].model_fields:
+        return text
+    kinds = [kind for kind in schema.KINDS if name.split(".")[0] in schema.base(section, kind).model_fields]
+    return f"{text} (of {' and '.join(kinds)})"
 
 
 def comments(text: str) -> dict[str, str]:
