@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint bench mutants clean
+.PHONY: run test lint docs bench mutants clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -23,6 +23,11 @@ lint: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/mypy
 
+docs: .venv/installed
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: .venv/installed
 	$(BIN)/python tests/bench.py
 
@@ -30,4 +35,4 @@ mutants: .venv/installed
 	$(BIN)/python tests/mutants.py
 
 clean:
-	rm -rf .venv dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv dist site docs/reference .mypy_cache .pytest_cache .ruff_cache

@@ -5,13 +5,12 @@ import os
 import re
 import signal
 import sys
-import textwrap
 import traceback
 from pathlib import Path
 from types import TracebackType
 
 import ptmrun
-from ptmrun.commands import table
+from ptmrun.commands import help, table
 from ptmrun.compose import compose
 from ptmrun.config import choices, parsing, secrets
 from ptmrun.config.grammar import hydra_main
@@ -63,10 +62,14 @@ def run(argv: list[str]) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
-    if argv and argv[0] in table.VERBS and {"-h", "--help"} & set(argv):
-        print(verb_help(argv[0]))
+    argv = with_own_choices(argv)
+    if not argv:
+        print(help.screen())
         return 0
-    if not argv or argv[0] in ("-h", "--help", "help") or "--help" in argv or "-h" in argv:
+    if argv[0] in table.VERBS and {"-h", "--help"} & set(argv):
+        print(help.verb(argv[0]))
+        return 0
+    if argv[0] in ("-h", "--help") or "--help" in argv or "-h" in argv:
         print(help_text())
         return 0
     if argv[0] == "--version":
@@ -90,7 +93,9 @@ def dispatch(argv: list[str]) -> int:
         print(parsing.dump(compose(overrides)), end="")
         return 0
     if flags:
-        raise UserError(f"{flags[0]}: no such option; there is: --help, --version, -m (sweep), --cfg job, -sc (completion)")
+        raise UserError(
+            f"{flags[0]}: no such option; there is: --help, --version, -m (sweep), --cfg job, --config-dir, -sc (completion)"
+        )
     if "=" not in overrides[0]:
         raise UserError(f"{overrides[0]}: no such verb{nearest(overrides[0], table.VERBS)}; settings have the form key=value")
     cfg = compose(overrides)
@@ -98,6 +103,20 @@ def dispatch(argv: list[str]) -> int:
 
     stages.run(cfg, overrides)
     return 0
+
+
+def with_own_choices(argv: list[str]) -> list[str]:
+    """The words without `--config-dir FOLDER`, whose choices are there from now on."""
+    rest, words = [], iter(argv)
+    for word in words:
+        option, equals, folder = word.partition("=")
+        if option != "--config-dir":
+            rest.append(word)
+        elif folder := folder if equals else next(words, ""):
+            choices.add_folder(Path(folder))
+        else:
+            raise UserError("--config-dir: expected a folder with choices of your own, as in: --config-dir my_study/conf")
+    return rest
 
 
 def verb(name: str, argv: list[str]) -> int:
@@ -133,14 +152,6 @@ def sorted_words(known: table.Verb, argv: list[str]) -> tuple[list[str], list[st
     return settings, [a for a in argv if a not in settings]
 
 
-def verb_help(name: str) -> str:
-    known = table.VERBS[name]
-    lines = [f"ptmrun {name} {known.usage}", "", *textwrap.wrap(known.what, 100), "", f"As in: ptmrun {known.example}"]
-    own = known.settings.model_fields.items() if known.settings else ()
-    lines += [f"  {key}={parsing.shown(field.default)}" for key, field in own]
-    return "\n".join([*lines, *(f"  {flag}" for flag in known.flags)])
-
-
 def help_text() -> str:
     lines = [
         "ptmrun: pretrain, fine-tune and evaluate pre-trained models",
@@ -169,5 +180,6 @@ def help_text() -> str:
         "  skip_done=true (stages that an earlier run did)    strict=true (no unread keys)    on_nan=recover|stop",
         "",
         'Options: --help  --version  -m (sweep)  --cfg job (print the config)  eval "$(ptmrun -sc install=bash)" (completion)',
+        "  --config-dir FOLDER: choices of your own, such as FOLDER/experiment/NAME.yaml (ptmrun new STUDY writes such a folder)",
     ]
     return "\n".join(lines)

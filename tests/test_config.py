@@ -1,9 +1,9 @@
 """The command line and the config: every mistake is one line, found before torch is imported."""
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -96,11 +96,11 @@ def test_misfit_lists_what_fits(monkeypatch):
 def test_no_torch_and_under_a_second():
     """A mistake, the help and --cfg job are answered without torch; CPU time of the whole process is bounded generously."""
     code = "import sys; from ptmrun import cli; c = cli.run(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(c)"
-    for argv, expected in ((["model=vitt"], 2), (["--help"], 0), (["--cfg", "job"], 0)):
-        start = time.perf_counter()
+    for argv, expected in ((["model=vitt"], 2), (["--help"], 0), (["--cfg", "job"], 0), (["help", "vit"], 0)):
+        start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
         done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
         assert done.returncode == expected, done.stderr
-        assert time.perf_counter() - start < 5
+        assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start < 5
 
 
 @pytest.mark.parametrize(

@@ -144,4 +144,21 @@ VERBS = {
         settings=schema.Outputs,
         flags=("--quick", "--json"),
     ),
+    "new": Verb(
+        "new",
+        "STUDY",
+        "new my_study",
+        "make a folder with an experiment of your own and a script that runs it, both commented",
+        runs=0,
+    ),
+    "help": Verb(
+        "help",
+        "[WORD]",
+        "help vit",
+        "what a group (model), a choice (vit), a verb (predict) or a key (pretrain.lr) is; alone: the first screen",
+        least=0,
+        most=2,
+        runs=0,
+        settings=None,
+    ),
 }

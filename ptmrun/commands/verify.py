@@ -77,7 +77,7 @@ def certificate(name: str) -> Full | None:
     """Of an experiment, None where its file has none. Raises UserError with one line for every mistake in it."""
     if name not in choices.names("experiment"):
         raise UserError(f"{name}: no such experiment{nearest(name, choices.names('experiment'))}")
-    path = choices.CONF / "experiment" / f"{name}.yaml"
+    path = choices.files("experiment")[name][1]
     settings = config_file.load_plain(path)
     if not isinstance(settings, dict):
         raise UserError(f"{path.name}: expected a mapping of keys to values")

@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import re
 from importlib import metadata
 from pathlib import Path
@@ -11,13 +12,15 @@ import yaml
 from pydantic import Field, create_model
 
 from ptmrun.config.schema import SECTIONS, TYPES, Role, Strict, base, flat
-from ptmrun.errors import UserError
+from ptmrun.errors import UserError, nearest
 
 PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf" if (PACKAGE / "conf").is_dir() else PACKAGE.parent / "conf"  # in a wheel, or in the source tree
 GROUPS = ("model", "task", "dataset", "downstream", "finetune", "device", "logger", "experiment")
 FOLDERS = {"model": "models", "task": "objectives", "downstream": "downstream", "dataset": "data/sources", "logger": "loggers"}
 PLUGINS = "ptmrun.plugins"  # entry points: packages with the same folders as this one, and conf in them
+CONFIG_DIR = "PTMRUN_CONFIG_DIR"  # environment variable: a folder with choices of the user's, as --config-dir gives it
+HEADER = "# @package _global_"  # how Hydra knows that a file names whole keys
 
 
 @functools.cache
@@ -33,8 +36,55 @@ def packages() -> dict[str, Path]:
 
 
 def folders() -> dict[str, Path]:
-    """The folder of YAML files of each package."""
-    return {name: CONF if name == "ptmrun" else place / "conf" for name, place in packages().items()}
+    """The folder of YAML files of each package, and the user's own, which is called by its path."""
+    own = os.environ.get(CONFIG_DIR)
+    known = {name: CONF if name == "ptmrun" else place / "conf" for name, place in packages().items()}
+    return known | ({own: Path(own)} if own else {})
+
+
+def add_folder(folder: Path) -> None:
+    """Choices of the user's, for this process and those that it starts: settings alone, each built on a choice that there is.
+
+    So a run that is made with them has the name of that one and is read again without the folder. Raises UserError."""
+    if not folder.is_dir():
+        raise UserError(f"--config-dir {folder}: no such folder; expected one with experiment/NAME.yaml, dataset/NAME.yaml, ...")
+    os.environ[CONFIG_DIR] = str(folder.resolve())
+    files.cache_clear()
+    there = sorted(place.name for place in folder.iterdir() if place.is_dir() and not place.name.startswith((".", "_")))
+    mistakes = [f"{folder / name}: no such group{nearest(name, GROUPS)}" for name in there if name not in GROUPS]
+    own = [(group, file) for group in GROUPS for file in sorted((folder / group).glob("*.yaml"))]
+    if not own and not mistakes:
+        mistakes = [f"--config-dir {folder}: holds no choices; expected files such as {Path('experiment', 'NAME.yaml')} in it"]
+    if mistakes := mistakes or [line for group, file in own for line in misuse(group, file)]:
+        raise UserError(*mistakes)
+
+
+def misuse(group: str, file: Path) -> list[str]:
+    """What is wrong with a file of the user's own folder."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        block = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return [f"{file}: not a YAML file ({' '.join(str(error).split())})"]
+    if not text.startswith(HEADER) or not isinstance(block, dict):
+        return [f"{file}: expected {HEADER} as its first line, and keys below it; ptmrun new STUDY writes an example"]
+    if group == "experiment":
+        return []
+    part = block.get(group)
+    taken = [key for key in ("name", "spec") if isinstance(part, dict) and key in part]
+    lines = [f"{file}: {group}.{key}: leave it out; it comes with the choice that this one is built on" for key in taken]
+    if built_on(group, file.stem) not in names(group):
+        lines.append(
+            f"{file}: expected the choice that it is built on, as in defaults: [{names(group)[0]}, _self_]; "
+            "new code comes as a package (docs/plugins.md)"
+        )
+    return lines
+
+
+def built_on(group: str, name: str) -> str | None:
+    """The choice of the same group that a choice begins with, by the `defaults` of its YAML."""
+    lines = (yaml.safe_load(text(group, name)) or {}).get("defaults", [])
+    return next((line for line in lines if isinstance(line, str) and line != "_self_"), None)
 
 
 @functools.cache
@@ -45,6 +95,8 @@ def files(group: str) -> dict[str, tuple[str, Path]]:
         for file in sorted((folder / group).glob("*.yaml")):
             if file.stem in places:
                 both = f"{places[file.stem][0]} and {package}"
+                if package not in packages():
+                    raise UserError(f"{group}={file.stem}: is in {both}; rename it")
                 raise UserError(f"{group}={file.stem}: is in the packages {both}; rename it, or uninstall the plug-in")
             places[file.stem] = package, file
     return places
@@ -91,6 +143,8 @@ class Spec(NamedTuple):
 @functools.cache
 def spec(group: str, name: str) -> Spec:
     """The `spec` block of a choice, always from the installed YAML, never from a saved config."""
+    if files(group)[name][0] not in packages() and (lower := built_on(group, name)):
+        return spec(group, lower)  # of a choice in the user's own folder
     block = yaml.safe_load(text(group, name))[group].get("spec", {})
     roles = {key: Role[role.upper()] for key, role in block.get("roles", {}).items()}
     needs, provides, requires = (frozenset(block.get(k, ())) for k in ("needs", "provides", "requires"))

@@ -1,4 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2021): transformers' ViTModel, sized for the data."""
+"""Vision Transformer (Dosovitskiy et al. 2021, arXiv:2010.11929): transformers' ViTModel, sized for the data."""
 
 import math
 import re

@@ -3,7 +3,7 @@
 import time
 from types import TracebackType
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import Run
@@ -27,9 +27,9 @@ class Bar:
                 BarColumn(bar_width=24),
                 TextColumn("{task.completed}/{task.total}"),
             )
-            times = (TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+            times = (TimeElapsedColumn(), TextColumn("{task.fields[left]}"), TextColumn("{task.fields[text]}"))
             self.live = Progress(*columns, *times, console=console, transient=self.quiet, refresh_per_second=4)
-            self.task = self.live.add_task(self.title, total=self.steps, text="")
+            self.task = self.live.add_task(self.title, total=self.steps, text="", left="")
             self.live.start()
         return self
 
@@ -51,17 +51,23 @@ class Bar:
             self.text = describe(values)
         if self.first is None:
             self.first, self.start = step, time.monotonic()
-        if self.live:
-            self.live.update(self.task, completed=step, text=self.text)
         now = time.monotonic()
+        left = (now - self.start) / max(1, step - self.first) * (self.steps - step)
+        if self.live:
+            self.live.update(self.task, completed=step, text=self.text, left=to_go(left) if step > self.first else "")
         if values and not self.quiet and (now - self.last >= EVERY or step == self.steps):
             self.last = now
-            each = (now - self.start) / max(1, step - self.first)
-            line = f"{self.title} {step}/{self.steps} eta {each * (self.steps - step):.0f} s {self.text}"
+            line = "  ".join([f"{self.title} {step}/{self.steps}", *([to_go(left)] if step < self.steps else []), self.text])
             if self.live:
                 self.run.note(line)
             else:
                 self.run.say(line)
+
+
+def to_go(seconds: float) -> str:
+    """Of a training, in words: "about 40 s to go in this training"."""
+    size, unit = (3600, "h") if seconds >= 5400 else (60, "min") if seconds >= 90 else (1, "s")
+    return f"about {seconds / size:.{int(unit == 'h')}f} {unit} to go in this training"
 
 
 def describe(values: dict[str, float]) -> str:

@@ -78,6 +78,12 @@ def chosen_stages(context: Context) -> list[str]:
     return stages if context.problem.trains else [stage for stage in stages if stage != "finetune"]
 
 
+def place_of(context: Context, stage: str) -> str:
+    """Where in its run a stage stands, in words before its name: "stage 2 of 3: "; "" where it is the only one."""
+    stages = chosen_stages(context)
+    return f"stage {stages.index(stage) + 1} of {len(stages)}: " if len(stages) > 1 and stage in stages else ""
+
+
 def batches_of(context: Context, model: Any, split: Any, loop: Any, seed: int, purpose: str) -> Epochs:
     """Batches of a split as `model` wants them."""
     size = min(loop.batch_size, len(split))
@@ -120,7 +126,8 @@ def planned(
 
     if context.cfg.device.compile:
         rng.leave_untraced()
-    with Bar(run, purpose, steps, quiet=tags["stage"] != "pretrain") as bar:
+    place = place_of(context, "evaluate" if tags["stage"] == "baseline" else tags["stage"])
+    with Bar(run, f"{place}{purpose}", steps, quiet=tags["stage"] != "pretrain") as bar:
         yield (
             batches,
             Plan(

@@ -8,7 +8,7 @@ from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.models import batchnorm
 from ptmrun.runs.lineage import hash_of, same_weights
 from ptmrun.stages import novelty, side_by_side
-from ptmrun.stages.context import Context
+from ptmrun.stages.context import Context, place_of
 from ptmrun.stages.trials import (
     Trial,
     best_trial,
@@ -67,7 +67,9 @@ def finetune(context: Context) -> None:
     missing = [trial for trial in wanted if not run.path(weights_file(trial)).exists()]
     if len(missing) > 1 and side_by_side.possible(context, every):
         steps = sum(trial_steps(cfg, trial, len(chosen_labels(context, trial))) for trial in missing)
-        side_by_side.train(context, "finetune", [partial(train, trial) for trial in missing], steps)
+        side_by_side.train(
+            context, f"{place_of(context, 'finetune')}finetune", [partial(train, trial) for trial in missing], steps
+        )
     for trial in wanted:
         file = run.path(weights_file(trial))
         if not file.exists():

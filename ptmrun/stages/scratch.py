@@ -16,7 +16,7 @@ from ptmrun.downstream.base import Model, Predictions
 from ptmrun.errors import UserError
 from ptmrun.reports import significance, verdict
 from ptmrun.stages import compute, side_by_side
-from ptmrun.stages.context import Context, planned
+from ptmrun.stages.context import Context, place_of, planned
 from ptmrun.stages.trials import (
     Trial,
     chosen_labels,
@@ -130,7 +130,8 @@ def train(context: Context, allowed: dict[int | None, Allowance], repeats: int) 
     longest = sorted(tasks, key=lambda task: -task[1].steps * task[1].step)
     if len(tasks) > 1 and side_by_side.possible(context, new_model(context, tasks[0][0])[1][1]):
         steps = sum(each.steps for _, each in tasks)
-        side_by_side.train(context, "from scratch", [partial(curve, context, trial, each) for trial, each in longest], steps)
+        title = f"{place_of(context, 'evaluate')}from scratch"
+        side_by_side.train(context, title, [partial(curve, context, trial, each) for trial, each in longest], steps)
 
 
 def compared(context: Context, labels: int | None, tuned: list[Predictions], allowed: Allowance, repeats: int) -> dict[str, Any]:
