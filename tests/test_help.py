@@ -215,7 +215,7 @@ def test_time_in_words(seconds, text):
 
 def test_the_place_of_a_stage(monkeypatch):
     def context(stage):
-        return SimpleNamespace(cfg=SimpleNamespace(stage=stage))
+        return SimpleNamespace(cfg=SimpleNamespace(stage=stage), problem=SimpleNamespace(trains=True))
 
     assert place_of(context("finetune+evaluate"), "evaluate") == "stage 2 of 2: "
     assert place_of(context("pretrain"), "pretrain") == ""

@@ -3,6 +3,7 @@ crash, a leak or an empty memory stays in one of them."""
 
 import multiprocessing
 import os
+import runpy
 import sys
 from multiprocessing import reduction
 from multiprocessing.process import BaseProcess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 NEEDED = [  # by every run; imported once, before any thread is there
+    "ptmrun.cli",
     "ptmrun.stages.run",
     "matplotlib.backends.backend_agg",
     "sklearn.linear_model",
@@ -53,10 +55,8 @@ def run(words: list[str], folder: str, environment: dict[str, str], errors: Path
     for number, target in enumerate((null, null, file)):
         os.dup2(target, number)
     sys.argv = ["ptmrun", *words]
-    from ptmrun.cli import main
-
     try:
-        main()
+        runpy.run_module("ptmrun", run_name="__main__")
     except Exception:  # multiprocessing would print it as it is
         sys.excepthook(*sys.exc_info())
         sys.exit(1)
