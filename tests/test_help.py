@@ -11,7 +11,7 @@ import yaml
 from ptmrun.commands import help, table
 from ptmrun.compose import compose
 from ptmrun.config import choices, keys, schema
-from ptmrun.runs import progress
+from ptmrun.runs import progress, provenance
 from ptmrun.stages.context import place_of
 
 
@@ -151,7 +151,9 @@ def test_choices_built_on_those_that_there_are(ptmrun, tmp_path, own):
     (tmp_path / "mine/dataset/photos.yaml").write_text(
         "# @package _global_\n# My photos\ndefaults: [imagefolder, _self_]\ndataset: {root: photos, image_size: 48}\nseed: 4\n"
     )
+    before = provenance.code_hash()
     choices.add_folder(tmp_path / "mine")
+    assert provenance.code_hash() == before
     cfg = compose(["dataset=photos"])
     assert (cfg.dataset.name, cfg.dataset.root, cfg.dataset.image_size, cfg.seed) == ("imagefolder", "photos", 48, 4)
     assert compose(["dataset=photos", "seed=5"]).seed == 5

@@ -33,9 +33,9 @@ def manifest(argv: list[str]) -> dict[str, Any]:
 
 
 def code_hash() -> str:
-    """A hash of the Python and YAML files of the package and of plug-ins."""
+    """A hash of the Python and YAML files of the package and of plug-ins; not of the user's own choices, which a config holds."""
     digest = hashlib.sha256()
-    roots = [(place, "*.py") for place in packages().values()] + [(folder, "*.yaml") for folder in folders().values()]
+    roots = [(place, "*.py") for place in packages().values()] + [(folders()[name], "*.yaml") for name in packages()]
     for root, pattern in roots:
         for path in sorted(root.rglob(pattern)):
             digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
