@@ -54,7 +54,7 @@ def quick(monkeypatch):
 
 def settings_of_run(words: list[str], sweep: bool) -> list[str]:
     """The overrides of a run; of a sweep those of its first job."""
-    words = [w for w in (OWN.get(word, word) for word in words) if w and not w.startswith(("init=outputs/", "init=RUN"))]
+    words = [w for w in (OWN.get(word, word) for word in words) if w]
     _, _, mistakes = grammar.sort_overrides(words, sweep=sweep)
     assert not mistakes
     result = []
@@ -90,6 +90,12 @@ def check(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = words[0] == "-m"
     words = [word for word in words if word not in ("-m", "--cfg", "job")]
     assert all("=" in word for word in words)
+    if any(word.startswith(("init=outputs/", "init=RUN")) for word in words):  # whose data and model are that run's
+        groups, values, mistakes = grammar.sort_overrides(words, sweep)
+        known = grammar.composed_choices(*(f"{group}={choice}" for group, choice in groups.items()))
+        assert not mistakes
+        assert not [key for key in values if grammar.unknown(key, known)]
+        return
     compose(settings_of_run(words, sweep))
 
 
