@@ -355,7 +355,7 @@ def test_a_whole_run(run):
         assert all(0 <= drawn[f"{name}{what}"] <= 1 for what in ("", "_real", "_other_captions"))
     assert drawn["nearest"] > 0
     assert Run.open(run).drawn() == {k: v for k, v in drawn.items() if k not in ("stage", "step", "split", "time")}
-    assert "<h2>Drawings</h2>" in (run / "report.html").read_text()
+    assert "Drawings of held-out captions" in (run / "report.html").read_text()
     assert {p.stem for p in (run / "figures").glob("*.png")} >= {"reconstructions", "drawn", "curves"}
     assert json.loads((run / "manifest.json").read_text())["status"] == "done"
 
