@@ -704,7 +704,9 @@ def test_a_run_that_recognises(ptmrun):
     results = json.loads((latest() / "results.json").read_text())
     assert results["metrics"].keys() == {"wer", "cer", "exact", "worst"}
     assert f"Word error rate {100 * results['metrics']['wer']:.1f} %" in out
-    assert "Worst sounds" in (latest() / "report.html").read_text()
+    page = (latest() / "report.html").read_text()
+    assert "The worst mistakes" in page
+    assert ">heard<" in page
     code, out, err = ptmrun("export", latest(), "exported")
     assert code == 0, err
     assert "largest difference" in out
