@@ -114,7 +114,7 @@ VERBS = {
         "generate",
         "RUN",
         'generate outputs/latest prompt="Once upon" samples=3',
-        "go on with a text by a pretrained language model (gpt, lstm); "
+        "go on with a text, or draw, by a pretrained model (gpt, lstm; imagegpt, dalle); "
         "tokens=auto (100, or as many as fit) temperature=0.8 (0: the likeliest) top_k= top_p=0.95 samples=1 seed=0; or draw "
         "pictures (dalle, of the prompt; imagegpt): temperature=1 top_k= top_p=0.95 guidance=2 samples=16 seed=0 out=FOLDER "
         "rerank=RUN",
