@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import ViTModel
 
-from ptmrun.batch import ImageSpec, TextSpec, Tokens, Vocabulary
+from ptmrun.batch import AudioSpec, ImageSpec, TextSpec, Tokens, Vocabulary, Waves
 from ptmrun.compose import compose
 from ptmrun.config import choices, compatibility
 from ptmrun.downstream.classification import Classifier
@@ -38,6 +38,9 @@ def made(model):
         spec: tuple = TextSpec(Vocabulary(100, 0, 3, 3, 1, 2, torch.arange(100) < 4, none, none), 32)
         ids = torch.randint(4, 100, (6, 20))
         inputs = Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
+    elif "audio" in choices.spec("model", model).needs:
+        spec, values = AudioSpec(8000, 4000), torch.randn(6, 4000)
+        inputs = Waves(values, torch.ones_like(values, dtype=torch.bool))
     else:
         spec, inputs = ImageSpec(32, 3), torch.randn(6, 3, 32, 32)
     settings = SimpleNamespace(**cfg.model.model_dump() | family.resolve(cfg.model, spec)[0])

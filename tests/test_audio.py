@@ -595,8 +595,8 @@ def test_transcripts_are_learned_and_counted_alike():
 def test_transcripts_longer_than_their_frames_are_named_before_training():
     split = transcribed(["ab", "abcdefghijklmnop", "aabbccddeeff"])
     what = "2 of 3 training transcripts want more frames than their sound has and teach nothing, the first that of 1"
-    assert split.doubts(encoder()) == [f"Warning: {what}; half the model.stack gives twice as many"]
-    assert split.doubts(encoder(stack=1)) == []
+    assert split.doubts(encoder) == [f"Warning: {what}; half the model.stack gives twice as many"]
+    assert split.doubts(lambda: encoder(stack=1)) == []
 
 
 def test_error_rates_of_languages_with_and_without_spaces():

@@ -195,8 +195,8 @@ def test_warned_of_what_teaches_or_tells_nothing():
     for task, size, held, count in (("simclr", 1, 19, 2), ("simclr", 2, 19, 1), ("simclr", 2, 20, 0), ("mim", 1, 20, 0)):
         cfg = compose(["dataset=digits", f"task={task}", f"pretrain.batch_size={size}"])
         train = SimpleNamespace(labels=torch.arange(40) % 2)
-        data = SimpleNamespace(train=train, val=range(held), corpus=range(40), noun="images")
-        lines = doubts(SimpleNamespace(cfg=cfg, data=data, classes=["a", "b"]))
+        data = SimpleNamespace(train=train, val=range(held), corpus=range(40), noun="images", doubts=lambda _: [])
+        lines = doubts(SimpleNamespace(cfg=cfg, data=data, classes=["a", "b"], encoder=None))
         assert len(lines) == count
         assert any("there are none: nothing is learned; raise pretrain.batch_size=1" in x for x in lines) == (count == 2)
         assert any("the validation split has 19 images, too few to tell anything" in x for x in lines) == (held < 20)

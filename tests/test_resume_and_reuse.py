@@ -212,7 +212,9 @@ def test_a_step_is_measured_after_the_first_two(prepared, monkeypatch):
         monkeypatch.setattr(budget, "time", SimpleNamespace(thread_time=thread_time, perf_counter=None))
         monkeypatch.setattr(budget, "gradients", lambda *_: None)
         steps = SimpleNamespace(iterate=lambda start, stop: ([] for _ in range(start, stop)))
-        assert budget.seconds_per_step(prepared, nn.Linear(1, 1), steps, prepared.cfg.pretrain) == pytest.approx(expected)
+        model = nn.Linear(1, 1)
+        model.begin_at = lambda progress: None
+        assert budget.seconds_per_step(prepared, model, steps, prepared.cfg.pretrain) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20m", 1200), ("2h", 7200)])

@@ -103,7 +103,8 @@ def test_from_raw_text_to_a_classifier_and_again(ptmrun, corpus, model, task):
     assert "bit-exact" in out
     code, out, err = ptmrun("export", first, "exported")
     assert code == 0, err
-    assert "and its linear head apart. Loaded again: largest difference 0.0e+00 on 8 test samples" in " ".join(out.split())
+    assert "and its linear head apart" in out
+    assert "Loaded again: largest difference 0.0e+00 on 8 test samples" in " ".join(out.split())
     assert json.loads(Path("exported/classes.json").read_text()) == ["bad", "good"]
     if model != "lstm":
         texts = AutoTokenizer.from_pretrained("exported")(["How lovely."], return_tensors="pt")

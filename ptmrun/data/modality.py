@@ -267,8 +267,8 @@ class Data(abc.ABC):
         """Notes on what an encoder changes in these data."""
         return []
 
-    def doubts(self, encoder: Any) -> list[str]:
-        """Warnings of what an encoder cannot learn of these data."""
+    def doubts(self, encoder: Callable[[], Any]) -> list[str]:
+        """Warnings of what the encoder that it makes cannot learn of these data."""
         return []
 
     def pictures_of_samples(self, cfg: Any, processor: Processor) -> list[Picture]:

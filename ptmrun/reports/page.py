@@ -24,6 +24,7 @@ def environment() -> Environment:
         autoescape=True,
         finalize=shown,
         undefined=StrictUndefined,
+        keep_trailing_newline=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )

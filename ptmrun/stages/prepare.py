@@ -163,7 +163,7 @@ def doubts(context: Context) -> list[str]:
         what = f"the validation split has {len(data.val)} {data.noun}, too few to tell anything"
         lines.append(f"Warning: {what}: probes, finetune.keep_probe and searches judge by it; raise dataset.val_fraction")
     if labelled(context) and cfg.stage != "pretrain":
-        lines += data.doubts(context.encoder())
+        lines += data.doubts(context.encoder)
     return lines
 
 

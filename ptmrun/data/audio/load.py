@@ -74,7 +74,7 @@ class Audio(Data):
     ) -> AudioBatches:
         return AudioBatches(split, inputs, size, min(loop.accumulate, size), seed, purpose)
 
-    def doubts(self, encoder: Any) -> list[str]:
+    def doubts(self, encoder: Callable[[], Any]) -> list[str]:
         return self.train.doubts(encoder)
 
     def raw(self, kind: str, train: AudioSplit) -> tuple[np.ndarray, np.ndarray, float]:

@@ -57,8 +57,8 @@ class AudioSplit(modality.Split):
             places = zip(self.firsts[rows].tolist(), self.all_lengths[rows].tolist(), strict=True)
             yield padded([self.values[first : first + length] for first, length in places])
 
-    def doubts(self, encoder: Any) -> list[str]:
-        """Warnings of what an encoder cannot learn of these."""
+    def doubts(self, encoder: Callable[[], Any]) -> list[str]:
+        """Warnings of what the encoder that it makes cannot learn of these."""
         return []
 
     def subset(self, indices: Tensor) -> Self:

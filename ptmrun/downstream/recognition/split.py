@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +49,9 @@ class TranscribedSplit(AudioSplit):
         """Rows of numbers [N, T], padded with 0, as text."""
         return ["".join(self.characters[i - 1] for i in row if i) for row in ids.tolist()]
 
-    def doubts(self, encoder: Any) -> list[str]:
+    def doubts(self, encoder: Callable[[], Any]) -> list[str]:
         """What of these transcripts is longer than the frames of its sound has, so that it teaches nothing."""
-        frames = encoder.mel.count(self.lengths).tolist()
+        frames = encoder().mel.count(self.lengths).tolist()
         long = [i for i, text in enumerate(self.right()) if ctc.needed(self.target(text)) > frames[i]]
         if not long:
             return []
