@@ -200,8 +200,9 @@ def texts_of(part: TextPart, progress: Callable[[str, int, int], None] = lambda 
     for number, document in enumerate(islice(part.documents(), 0, None, step)):
         batch += pieces(document)
         if len(batch) > tokenizer.TOGETHER:
-            yield from slices(batch)
+            for some in slices(batch):  # of one long document there may be many
+                yield some
+                progress("training the tokenizer", number * step, part.count)
             batch = []
-            progress("training the tokenizer", number * step, part.count)
     yield batch
     progress("training the tokenizer", part.count, part.count)
