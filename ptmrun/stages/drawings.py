@@ -38,8 +38,8 @@ def judge(context: Context, objective: Any, step: int) -> None:
     real = encoder.images_of(inputs)
     if drawn.shape != real.shape:
         real = F.interpolate(real, drawn.shape[-2:], mode="bilinear", antialias=True)
-    distance, nearest = nearest_training(context, encoder, drawn)
-    real_distance, _ = nearest_training(context, encoder, real)
+    distances, images = nearest_training(context, encoder, torch.cat([drawn, real]))
+    (distance, real_distance), nearest = distances.chunk(2), images[: len(drawn)]
     found: dict[str, float] = {
         "nearest": float(distance.mean()),
         "nearest_real": float(real_distance.mean()),
