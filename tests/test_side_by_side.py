@@ -111,6 +111,22 @@ def test_a_signal_saves_all_of_them(parent, together, tmp_path, monkeypatch, ptm
     same((tmp_path / "latest").resolve(), together)
 
 
+def test_no_state_is_saved_before_the_lines_that_belong_to_it(parent, tmp_path, monkeypatch, ptmrun):
+    metric, early = Run.metric, []
+
+    def slow(self, line):
+        time.sleep(0.1)
+        early.extend(self.folder.glob(f"checkpoints/{line['stage']}*/{line['trial']}*"))
+        early.extend(self.folder.glob(f"checkpoints/logits/{line['trial']}*"))
+        metric(self, line)
+
+    monkeypatch.setattr(Run, "metric", slow)
+    few = ("device.threads=2", "finetune.log_every=100", "downstream.labels_per_class=[2]")
+    assert ptmrun(*command(parent, tmp_path, *few))[0] == 0
+    assert len((tmp_path / "latest" / "metrics.jsonl").read_text().splitlines()) > 3
+    assert not [file for file in early if "-tuned-" in file.name]
+
+
 @pytest.mark.parametrize("how", ["mistake", "bug", "killed"])
 def test_one_that_fails_ends_the_run_after_the_others_have_saved(parent, together, tmp_path, monkeypatch, ptmrun, how):
     tune = finetune.tune

@@ -2,7 +2,8 @@
 
 A child is forked, so that data and weights are there already, and saves what it trains in the run folder as ever. What it would
 write into files that the trainings share (manifest.json, metrics.jsonl, log.txt) goes through a pipe to the parent, which writes
-it. The stages then go on as after an interruption: they see in files what is trained.
+it while the child waits: no state is saved before the lines that belong to it, whenever the parent is killed. The stages then go on
+as after an interruption: they see in files what is trained.
 """
 
 import contextlib
@@ -81,6 +82,8 @@ def train(context: Context, title: str, tasks: list[Callable[[], Any]], steps: i
                         errors += arguments
                         continue
                     getattr(context.run, name)(*arguments)
+                    with contextlib.suppress(BrokenPipeError):  # it was killed, which the next turn sees
+                        child.pipe.send("written")
                     if name == "metric":
                         done = min(done + every, steps)
                         bar.show(done, {})
@@ -95,7 +98,7 @@ def train(context: Context, title: str, tasks: list[Callable[[], Any]], steps: i
 
 @dataclass
 class Child:
-    """A process that runs a task, and the pipe from it."""
+    """A process that runs a task, and the pipe between it and its parent."""
 
     pid: int
     pipe: Connection
@@ -103,7 +106,7 @@ class Child:
 
     @classmethod
     def start(cls, context: Context, task: Callable[[], Any], others: "list[Child]") -> "Child":
-        mine, its = Pipe(duplex=False)
+        mine, its = Pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         parent = os.getpid()
@@ -161,21 +164,26 @@ class Remote(Run):
     def update(self, **entries: Any) -> None:
         self.manifest = {**self.manifest, **entries}
 
+    def tell(self, name: str, *arguments: Any) -> None:
+        """Lets the parent call its run's method of that name, and waits until it has."""
+        self.pipe.send((name, arguments))
+        self.pipe.recv()
+
     def say(self, text: str) -> None:
-        self.pipe.send(("say", [text]))
+        self.tell("say", text)
 
     def note(self, text: str) -> None:
-        self.pipe.send(("note", [text]))
+        self.tell("note", text)
 
     def metric(self, line: dict[str, Any]) -> None:
-        self.pipe.send(("metric", [line]))
+        self.tell("metric", line)
 
     def cut_metrics(self, tags: dict[str, Any], step: int) -> None:
-        self.pipe.send(("cut_metrics", [tags, step]))
+        self.tell("cut_metrics", tags, step)
 
     def spend(self, name: str, seconds: float) -> None:
-        self.pipe.send(("spend", [name, seconds]))
+        self.tell("spend", name, seconds)
 
     def replace_recoveries(self, purpose: str, events: list[dict[str, Any]]) -> None:
         super().replace_recoveries(purpose, events)
-        self.pipe.send(("replace_recoveries", [purpose, events]))
+        self.tell("replace_recoveries", purpose, events)
