@@ -201,6 +201,19 @@ def test_failures_are_shown_and_the_others_go_on(swept):
     assert "https:" not in page
 
 
+def test_its_report_can_be_written_again_and_meanwhile(swept, ptmrun):
+    folder = the_sweep(swept[0] / "outputs")
+    page, job = (folder / "report.html").read_text(), folder / "000" / "job.json"
+    before = job.read_text()
+    job.write_text(before.replace('"done"', '"running"'))
+    assert ptmrun("report", folder)[0] == 0
+    assert "5 of them without a result" in (folder / "report.html").read_text()
+    assert '"running"' in job.read_text(), "another process may be about to begin it"
+    job.write_text(before)
+    assert ptmrun("report", folder)[0] == 0
+    assert (folder / "report.html").read_text() == page
+
+
 def test_the_table_is_that_of_the_runs(swept):
     folder, *_ = swept
     ledger = Ledger(the_sweep(folder / "outputs"))

@@ -76,7 +76,13 @@ VERBS = {
         "replay outputs/latest",
         "run the step at which training diverged again and say where it begins (exit code 0, or 1 if it does not here)",
     ),
-    "report": Verb("report", "RUN", "report outputs/latest", "write report.html of a run again"),
+    "report": Verb(
+        "report",
+        "RUN|SWEEP",
+        "report outputs/latest",
+        "write report.html of a run again, or of a sweep (its folder), also while it goes on",
+        runs=0,
+    ),
     "export": Verb(
         "export",
         "RUN FOLDER",

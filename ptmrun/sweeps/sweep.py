@@ -345,13 +345,18 @@ def shown(ledger: Ledger) -> Iterator[None]:
 
 
 def finish(ledger: Ledger) -> None:
-    """Writes results.csv and report.html and shows the table: one row a setting, seeds and folds together."""
-    from ptmrun.reports import scores_table
-    from ptmrun.sweeps import markdown_table
-
+    """Enters jobs whose process is gone as killed, and writes the report."""
     for entry in ledger.jobs():
         if entry.status == "running" and not ledger.alive(entry):
             ledger.write(entry, status="killed", reason=f"its process ({entry.process}) is gone")
+    report(ledger)
+
+
+def report(ledger: Ledger) -> None:
+    """Writes results.csv and report.html of what has been done and shows the table: one row a setting, seeds and folds together."""
+    from ptmrun.reports import scores_table
+    from ptmrun.sweeps import markdown_table
+
     jobs = ledger.jobs()
     rows = rows_of(ledger, jobs)
     if rows:
