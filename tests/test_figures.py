@@ -131,12 +131,16 @@ def test_the_map_has_a_colour_a_class(count, monkeypatch):
     figures.png(figure)
 
 
+def test_what_trains_nothing_is_not_called_tuned():
+    assert phrases.titles(pretrained=True, trains=False)["tuned"] == "pretrained, as it is"
+
+
 @pytest.mark.parametrize("weights", ["0" * 64, None])
 def test_what_was_never_pretrained_is_not_called_so(weights, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "save", lambda run, name, figure: drawn.append(figure))
     scores = {"chance": {"mean": 0.1, "sd": None}, "tuned": {"mean": 0.8, "sd": 0.1}}
-    figures.scores(None, {"all labels": scores}, "accuracy", pretrained=weights is not None)
+    figures.scores(None, {"all labels": scores}, "accuracy", phrases.titles(weights is not None, trains=True))
     names = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
     words = phrases.methods({"weights_sha256": weights, "by_labels": [{"curve": []}]})["tuned"]
     assert (names, words) == (

@@ -21,6 +21,7 @@ BASELINES = {
 }
 METHODS = {**BASELINES, "tuned": Method("pretrained, then fine-tuned", "pretrained, tuned", "fine-tuned")}
 UNPRETRAINED = Method("trained on the labels from random weights", "trained", "trained")  # `tuned`, where nothing was pretrained
+AS_IT_IS = Method("the pretrained model as it is", "pretrained, as it is", "as it is")  # `tuned`, where nothing is trained
 UNTRAINED = tuple(name for name in BASELINES if name != "scratch")  # without a training loop
 FLOORS = tuple(name for name in UNTRAINED if name != "frozen")  # what owes nothing to pretraining
 RAW = tuple(name for name in BASELINES if name.startswith("raw"))  # on inputs that the kind of data gives

@@ -251,10 +251,9 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
     save(run, "confusion", figure)
 
 
-def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str, pretrained: bool) -> None:
-    """Every method's score, a panel for each number of labels, by its words; bars are means, lines standard deviations.
-    pretrained: whether what was fine-tuned had been."""
-    titles = phrases.titles(pretrained)
+def scores(run: Run, panels: dict[str, dict[str, Any]], metric: str, titles: dict[str, str]) -> None:
+    """Every method's score, by its title, a panel for each number of labels, by its words; bars are means, lines standard
+    deviations."""
     figure = Figure(figsize=(3.7 * len(panels) + 0.6, 2.6))
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axis, (labels, spreads) in zip(axes, panels.items(), strict=True):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ptmrun.config.compared import FLOORS, METHODS, UNPRETRAINED
+from ptmrun.config.compared import AS_IT_IS, FLOORS, METHODS, UNPRETRAINED
 from ptmrun.reports import verdict
 
 OLDER_SCRATCH = "the same model from random weights, trained as briefly as the fine-tuning"  # of versions that did not count
@@ -42,9 +42,10 @@ def methods(results: dict[str, Any]) -> dict[str, str]:
     return words if "curve" in first else words | {"scratch": OLDER_SCRATCH}
 
 
-def titles(pretrained: bool) -> dict[str, str]:
-    """What each method is called in a picture. pretrained: whether what was fine-tuned had been."""
-    return {kind: method.title for kind, method in METHODS.items()} | ({} if pretrained else {"tuned": UNPRETRAINED.title})
+def titles(pretrained: bool, trains: bool) -> dict[str, str]:
+    """What each method is called in a picture. pretrained: whether what was fine-tuned had been; trains: whether it was at all."""
+    tuned = UNPRETRAINED if not pretrained else METHODS["tuned"] if trains else AS_IT_IS
+    return {kind: method.title for kind, method in METHODS.items()} | {"tuned": tuned.title}
 
 
 def some(names: list[str]) -> str:

@@ -137,7 +137,8 @@ def scores(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def titles_of(results: dict[str, Any]) -> dict[str, str]:
-    return phrases.titles(results.get("weights_sha256", "") is not None)
+    trains = results["by_labels"][0].get("compute") != {}
+    return phrases.titles(results.get("weights_sha256", "") is not None, trains)
 
 
 def score_charts(results: dict[str, Any]) -> list[charts.Bars]:

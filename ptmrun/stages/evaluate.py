@@ -62,7 +62,7 @@ def evaluate(context: Context) -> None:
     if "confusion" in headline["metrics"]:
         figures.confusion(run, headline["metrics"]["confusion"], data.classes)
     panels = {phrases.labels(entry["labels_per_class"], problem.counted): entry["scores"] for entry in sets}
-    figures.scores(run, panels, problem.metric, pretrained)
+    figures.scores(run, panels, problem.metric, phrases.titles(pretrained, problem.trains))
     if allowed:
         figures.compute(run, sets, problem.metric, problem.counted)
         run.write("compute.csv", compute_table.csv_text(sets))
