@@ -114,6 +114,17 @@ def test_the_scale_is_clamped_after_a_step_and_a_bias_that_is_not_used_is_not_tr
     assert not made.encoder.bias.requires_grad
 
 
+@pytest.mark.parametrize(("apart", "loss", "alarms"), [(False, "clip", True), (True, "clip", False), (False, "siglip", False)])
+def test_a_loss_that_stays_where_it_began_gives_an_alarm(apart, loss, alarms):
+    made = objective(loss)
+    pairs = torch.eye(6)[:, None].expand(6, 2, 6) if apart else torch.ones(6, 2, 5)
+    for step in range(200):
+        assert step > 190 or made.alarm() is None
+        made.compare(pairs, [{"same": torch.arange(6)}])
+        made.after_step(step + 1, 300)
+    assert bool(made.alarm()) == alarms
+
+
 @pytest.mark.parametrize("loss", ["clip", "siglip"])
 def test_a_batch_of_64_is_the_same_in_four_parts_the_temperature_too(data, loss):
     spec, inputs = data.processor(torch.device("cpu")).spec, data.processor(torch.device("cpu"))

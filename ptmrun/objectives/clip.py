@@ -13,6 +13,8 @@ from ptmrun.objectives import base
 
 LARGEST = math.log(100)  # of the scale's logarithm
 SIGLIP = (math.log(10), -10.0)  # its first scale and bias
+MEMORY = 0.98  # of the losses, from a step to the next: 200 steps at the loss of the beginning give the alarm
+STUCK = 0.98  # of the loss of embeddings that do not tell pairs apart
 
 
 class Objective(base.Objective):
@@ -21,6 +23,9 @@ class Objective(base.Objective):
     compares = True
     collapse_hints = "a lower pretrain.lr, a larger pretrain.batch_size, captions that differ more"
 
+    recent: Tensor
+    now: Tensor
+
     def __init__(self, encoder: Any, options: Any):
         super().__init__()
         self.encoder, self.pairwise = encoder, options.loss == "siglip"
@@ -28,6 +33,8 @@ class Objective(base.Objective):
             for parameter, value in zip((encoder.scale, encoder.bias), SIGLIP, strict=True):
                 torch.nn.init.constant_(parameter, value)
         encoder.bias.requires_grad_(self.pairwise)
+        self.register_buffer("recent", torch.zeros(()))  # the loss as a share of that of equal embeddings, lately
+        self.register_buffer("now", torch.zeros(()))  # in this step
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
         """batch: inputs (Pair), same [B]: equal numbers where a caption fits the other image too. The mean over the pairs."""
@@ -46,6 +53,8 @@ class Objective(base.Objective):
             images, texts = F.normalize(embedded.to(torch.promote_types(embedded.dtype, torch.float32)), dim=-1).unbind(1)
             logits = self.encoder.scale.exp() * images @ texts.T
             loss = siglip(logits + self.encoder.bias, fits) if self.pairwise else clip(logits, fits)
+        if self.training and count > 1:
+            self.now.fill_(loss.detach() / count / math.log(count))
         first = [fits.gather(dim, logits.argmax(dim, keepdim=True)).sum() for dim in (0, 1)]
         shown = {"text_first": Loss(first[1], count), "image_first": Loss(first[0], count)}
         return Loss(loss, count), {**shown, "scale": Loss(self.encoder.scale.detach().exp(), 1)}
@@ -53,6 +62,12 @@ class Objective(base.Objective):
     def after_step(self, done: int, steps: int) -> None:
         with torch.no_grad():
             self.encoder.scale.clamp_(max=LARGEST)
+            self.recent.lerp_(self.now, 1 - MEMORY)
+
+    def alarm(self) -> str | None:
+        if self.pairwise or float(self.recent) < STUCK:
+            return None
+        return "the loss stays that of embeddings which do not tell the pairs of a batch apart (the logarithm of its size)"
 
     def initial_loss(self, batch: dict[str, Any]) -> float | None:
         """Of embeddings that do not tell pairs apart."""
