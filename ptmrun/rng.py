@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ROUNDS = 6  # of a Feistel network
+
 
 def key(seed: int, purpose: str, index: int = 0) -> int:
     """A 63-bit seed from (seed, purpose, index)."""
@@ -25,6 +27,32 @@ def generator(seed: int, purpose: str, index: int = 0) -> torch.Generator:
 def permutation(seed: int, purpose: str, n: int, index: int = 0) -> Tensor:
     """A permutation of range(n), [n] int64."""
     return torch.randperm(n, generator=generator(seed, purpose, index))
+
+
+def scattered(seed: int, purpose: str, n: int, places: Tensor, index: int = 0) -> Tensor:
+    """What a permutation of range(n) has at these places, [m] int64 both: another one than `permutation`'s, of which no more than
+    what is asked for is in memory. A Feistel network on the smallest even number of bits that holds n; what goes beyond n goes
+    through it again (Black and Rogaway 2002, "Ciphers with arbitrary finite domains")."""
+    half = max(1, (n - 1).bit_length() + 1 >> 1)
+    low, keys = (1 << half) - 1, [key(seed, f"{purpose}/round {i}", index) for i in range(ROUNDS)]
+
+    def once(x: Tensor) -> Tensor:
+        left, right = x >> half, x & low
+        for each in keys:
+            left, right = right, left ^ (mixed(right ^ each) & low)
+        return left << half | right
+
+    found = once(places)
+    while bool((outside := found >= n).any()):
+        found[outside] = once(found[outside])
+    return found
+
+
+def mixed(x: Tensor) -> Tensor:
+    """Bits that depend on all bits, int64 both (SplitMix64's finaliser: Steele et al. 2014)."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> shift & (1 << 64 - shift) - 1)) * (factor - (1 << 64))
+    return x ^ (x >> 31 & (1 << 33) - 1)
 
 
 def seed_everything(seed: int, purpose: str, index: int = 0) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ptmrun import rng
 
+LARGE = 1 << 24  # samples, beyond which the order of an epoch is not in memory, nor by length
 BUCKET = 32  # batches whose samples are sorted by length together, so that little is padded
 
 
@@ -35,6 +36,13 @@ class Epochs(ABC):
             self.orders[epoch] = rng.permutation(self.seed, f"{self.purpose}/shuffle", len(self.split), epoch)
         return self.orders[epoch]
 
+    def ordered(self, epoch: int, first: int, last: int) -> Tensor:
+        """The samples at places first ... last-1 of an epoch."""
+        n = len(self.split)
+        if n <= LARGE:
+            return self.order(epoch)[first:last]
+        return rng.scattered(self.seed, f"{self.purpose}/shuffle", n, torch.arange(first, last), epoch)
+
     def by_length(self, epoch: int, drawn: Tensor, lengths: Tensor) -> Tensor:
         """The same order but for samples [N] of about one length, which stand beside each other; lengths [N]."""
         parts = []
@@ -52,7 +60,7 @@ class Epochs(ABC):
         while place < stop:
             epoch, first = divmod(place, n)
             last = min(n, first + stop - place)
-            parts.append(self.order(epoch)[first:last])
+            parts.append(self.ordered(epoch, first, last))
             place += last - first
         return torch.cat(parts)
 

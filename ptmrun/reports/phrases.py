@@ -43,7 +43,7 @@ def methods(results: dict[str, Any]) -> dict[str, str]:
 
 
 def titles(pretrained: bool, trains: bool) -> dict[str, str]:
-    """What each method is called in a picture. pretrained: whether what was fine-tuned had been; trains: whether it was at all."""
+    """What each method is called in a picture. pretrained: whether what was fine-tuned had been; trains: whether anything was."""
     tuned = UNPRETRAINED if not pretrained else METHODS["tuned"] if trains else AS_IT_IS
     return {kind: method.title for kind, method in METHODS.items()} | {"tuned": tuned.title}
 

@@ -2,8 +2,8 @@
 
 A child is forked, so that data and weights are there already, and saves what it trains in the run folder as ever. What it would
 write into files that the trainings share (manifest.json, metrics.jsonl, log.txt) goes through a pipe to the parent, which writes
-it while the child waits: no state is saved before the lines that belong to it, whenever the parent is killed. The stages then go on
-as after an interruption: they see in files what is trained.
+it while the child waits: no state is saved before the lines that belong to it, whenever the parent is killed. The stages then go
+on as after an interruption: they see in files what is trained.
 """
 
 import contextlib

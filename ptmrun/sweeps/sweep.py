@@ -353,7 +353,7 @@ def finish(ledger: Ledger) -> None:
 
 
 def report(ledger: Ledger) -> None:
-    """Writes results.csv and report.html of what has been done and shows the table: one row a setting, seeds and folds together."""
+    """Writes results.csv and report.html of what has been done; shows the table: one row a setting, seeds and folds together."""
     from ptmrun.reports import scores_table
     from ptmrun.sweeps import markdown_table
 
