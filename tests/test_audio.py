@@ -357,7 +357,7 @@ def test_a_batch_holds_sounds_of_about_one_length():
 
 def encoder(frontend="mel", rate=RATE, seed=0, **changes):
     torch.manual_seed(seed)
-    known = {"frontend": frontend, "stack": 4, "size": "tiny", "shape": [32, 2, 2], "dropout": 0.0}
+    known = {"frontend": frontend, "stack": 4, "size": "tiny", "shape": [32, 2, 2], "dropout": 0.0, "hide": 0.0}
     made = wav2vec2.build(SimpleNamespace(**(known | changes)), AudioSpec(rate, 4 * rate), "sdpa")
     made.load_state_dict(made.learn_buffers(waves(rate)), strict=False)
     return made.eval()
@@ -368,6 +368,33 @@ def waves(rate=RATE, count=3):
     values = torch.randn(count, rate, generator=torch.Generator().manual_seed(1))
     mask = torch.arange(rate) < torch.tensor([rate, rate // 3, 100])[:count, None]
     return Waves(values * mask, mask)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_spans_of_frames_and_blocks_of_bands_are_hidden(share):
+    torch.manual_seed(0)
+    stack, bands = 2, 40
+    hidden = wav2vec2.spec_augment(torch.ones(200, 300, stack * bands), share, stack) == 0
+    frames, blocks = hidden.all(2), hidden.all(1)
+    assert torch.equal(hidden, frames[..., None] | blocks[:, None])
+    assert torch.equal(blocks[:, :bands], blocks[:, bands:]), "the same bands of each spectrum of a frame"
+    assert frames.float().mean().item() == pytest.approx(1 - (1 - share / 4) ** 4, rel=0.1)
+    assert blocks.float().mean().item() == pytest.approx(share, rel=0.25)
+    starts = (frames[:, 1:] & ~frames[:, :-1]).sum().item()
+    assert frames.sum().item() / starts >= 4, "spans of 4 and more"
+
+
+def test_only_training_with_labels_hides_frames():
+    made = encoder(hide=0.3)
+    assert torch.equal(made.features(waves()), made.features(waves()))
+    extracted = made.extract(waves())
+    made.train()
+    assert torch.equal(made.encode(*extracted), made.encode(*extracted)), "of pretraining"
+    torch.manual_seed(0)
+    first = made.features(waves())
+    assert not torch.equal(first, made.features(waves()))
+    torch.manual_seed(0)
+    assert torch.equal(first, made.features(waves())), "by the seed, as dropout"
 
 
 @pytest.mark.parametrize("rate", [8000, 16000])

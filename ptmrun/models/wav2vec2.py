@@ -20,6 +20,7 @@ from ptmrun.storage import tensor_files
 
 SIZES = {"tiny": (192, 4), "mini": (256, 6), "small": (384, 12), "base": (768, 12), "large": (1024, 24)}  # width, blocks
 KERNELS, STRIDES = (10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2)  # of the convolutions, as published
+SPAN, BLOCKS = 4, 2  # frames of a span, and blocks of bands, that are hidden in training with labels
 LEARNED = 32  # sounds at a time whose spectra are averaged
 
 
@@ -59,7 +60,19 @@ def build(options: Any, spec: AudioSpec, attention: str) -> "Encoder":
         layerdrop=0.0,
         attn_implementation=attention,
     )
-    return Encoder(config, mel, options.frontend, spec.length, text_base.named("wav2vec2", options))
+    return Encoder(config, mel, options.frontend, spec.length, text_base.named("wav2vec2", options), options.hide)
+
+
+def spec_augment(frames: Tensor, share: float, stack: int) -> Tensor:
+    """SpecAugment (Park et al. 2019, arXiv:1904.08779) of frames [B, t, stack * bands] with mean 0: spans of frames and, over the
+    whole sound, blocks of bands become 0; each `share` of them in the mean."""
+    count, length, bands = frames.shape[0], frames.shape[1], frames.shape[2] // stack
+    begins = torch.rand(count, length + SPAN - 1) < share / SPAN
+    hidden = begins.unfold(1, SPAN, 1).any(2)[..., None]
+    width, place = (torch.rand(2, count, BLOCKS, 1) * torch.tensor([2 * share / BLOCKS, 1.0]).view(2, 1, 1, 1) * bands).unbind()
+    at = torch.arange(bands)
+    blocks = ((place - at) % bands < width).any(1).repeat(1, stack)[:, None]
+    return frames.masked_fill((hidden | blocks).to(frames.device), 0.0)
 
 
 def receptive() -> int:
@@ -83,10 +96,10 @@ class Encoder(base.Encoder):
         "feed_forward": r".*\.feed_forward\.output_dense",
     }
 
-    def __init__(self, config: Wav2Vec2Config, mel: LogMel, frontend: str, length: int, kind: str):
+    def __init__(self, config: Wav2Vec2Config, mel: LogMel, frontend: str, length: int, kind: str, hide: float):
         super().__init__()
         self.width, self.depth, self.kind = config.hidden_size, config.num_hidden_layers, kind
-        self.mel, self.frontend = mel, frontend
+        self.mel, self.frontend, self.hide = mel, frontend, hide
         self.most = int(mel.count(torch.tensor(length)))  # frames of a sound
         self.net = Wav2Vec2Model(config)
         self.from_library = frontend == "conv"
@@ -146,21 +159,28 @@ class Encoder(base.Encoder):
             hidden = torch.where(hide[..., None], self.net.masked_spec_embed.to(hidden.dtype), hidden)
         return self.net.encoder(hidden, attention_mask=there).last_hidden_state
 
+    def encoded(self, waves: Waves) -> tuple[Tensor, Tensor]:
+        """What the last block gives, [B, t, D], and which frames are no padding; while it is trained with labels, `spec_augment`
+        hides some."""
+        extracted, there = self.extract(waves)
+        if self.training and self.hide:
+            extracted = spec_augment(extracted, self.hide, self.mel.stack if self.frontend == "mel" else 1)
+        return self.encode(extracted, there), there
+
     def normalised(self, extracted: Tensor) -> Tensor:
         """What the front end gives, through the norm that follows it: [B, t, F]."""
         return self.net.feature_projection.layer_norm(extracted)
 
     def local_features(self, waves: Waves) -> Tensor:
         """Of each frame: [B, T] -> [B, t, D]."""
-        return self.encode(*self.extract(waves))
+        return self.encoded(waves)[0]
 
     def local_mask(self, waves: Waves) -> Tensor:
         return self.log_mel(waves)[1]
 
     def features(self, waves: Waves) -> Tensor:
         """[B, T] -> [B, D]: the mean of the frames."""
-        extracted, there = self.extract(waves)
-        return text_base.mean(self.encode(extracted, there), there)
+        return text_base.mean(*self.encoded(waves))
 
     def trim(self) -> None:
         """Leaves out for good what `features` does not need: the vector of hidden frames."""
