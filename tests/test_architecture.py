@@ -14,8 +14,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = [  # a package imports from those below it, and on its own floor from itself alone
     {"__main__"},
     {"cli", "api"},
-    {"sweeps"},
     {"commands"},
+    {"sweeps"},
     {"exports"},
     {"stages"},
     {"objectives", "finetuning", "reports"},

@@ -3,15 +3,16 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptmrun.config.compared import UNTRAINED
 from ptmrun.data.modality import Input, InputRequest
 from ptmrun.loss import Learner
+from ptmrun.models import batchnorm
 
 MAX_BASELINE_SAMPLES = 10_000  # training samples that a baseline without a training loop sees
 
@@ -33,11 +34,25 @@ class ProblemSetup:
     facts: dict[str, Any]
 
 
+def frozen(module: nn.Module) -> bool:
+    """It has parameters, and none of them is trained."""
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+
 class Model(Learner):
     """An encoder with a head. Its `forward` takes batches with labels."""
 
     linear_probe = False  # whether it has `classified`, `set_head` and `init_head_from_probe`
     library_task = ""  # what libraries' models of its kind do: classes (one a sample), several, tags (one a token), answers
+
+    def train(self, mode: bool = True) -> Self:
+        """What is frozen stays as in evaluation: no dropout, and batch normalisation keeps its statistics."""
+        super().train(mode)
+        for module in self.modules():
+            if frozen(module) or batchnorm.has_frozen_statistics(module):
+                module.eval()
+        return self
 
     @abstractmethod
     def predict(self, batches: Iterable[Any]) -> Predictions:

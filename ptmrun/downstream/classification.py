@@ -17,7 +17,6 @@ from ptmrun.downstream.base import Model, Problem, ProblemSetup
 from ptmrun.downstream.class_counts import counts
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss, smoothed_entropy
-from ptmrun.models import batchnorm
 from ptmrun.models.modes import eval_mode
 
 AUXILIARY = 0.4  # weight of the auxiliary classifier's loss, where the encoder has one (torchvision's recipe of Inception v3)
@@ -39,14 +38,6 @@ class Classifier(Model):
         if encoder.auxiliary_width:
             encoder.auxiliary()
             self.auxiliary_head = linear(encoder.auxiliary_width, classes)
-
-    def train(self, mode: bool = True) -> "Classifier":
-        """What is frozen stays as in evaluation: no dropout, and batch normalisation keeps its statistics."""
-        super().train(mode)
-        for module in self.modules():
-            if frozen(module) or batchnorm.has_frozen_statistics(module):
-                module.eval()
-        return self
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
         """batch: inputs [B, C, S, S], labels [B]; where images are mixed, partners and share [B]. The loss is the cross-entropy
@@ -161,12 +152,6 @@ def linear(width: int, classes: int) -> nn.Linear:
     nn.init.trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
     return layer
-
-
-def frozen(module: nn.Module) -> bool:
-    """It has parameters, and none of them is trained."""
-    parameters = list(module.parameters())
-    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def build(encoder: Any, setup: ProblemSetup, options: Any) -> Classifier:

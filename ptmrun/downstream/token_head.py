@@ -8,7 +8,7 @@ from torch import Tensor
 from ptmrun import rng
 from ptmrun.batch import Tokens
 from ptmrun.downstream.base import Model
-from ptmrun.downstream.classification import exactly, frozen, linear
+from ptmrun.downstream.classification import exactly, linear
 from ptmrun.errors import UserError
 
 
@@ -19,14 +19,6 @@ class Tokenwise(Model):
         super().__init__()
         self.encoder = encoder
         self.head = linear(encoder.width, outputs)
-
-    def train(self, mode: bool = True) -> "Tokenwise":
-        """What is frozen stays as in evaluation: no dropout."""
-        super().train(mode)
-        for module in self.modules():
-            if frozen(module):
-                module.eval()
-        return self
 
     def logits(self, tokens: Tokens, chosen: Tensor) -> Tensor:
         """Of the chosen tokens: [B, T], bool [B, T] -> float32 [n, outputs]"""

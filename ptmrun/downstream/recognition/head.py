@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ptmrun.batch import Tokens, Waves
 from ptmrun.downstream.base import Model, ProblemSetup
-from ptmrun.downstream.classification import exactly, frozen, linear
+from ptmrun.downstream.classification import exactly, linear
 from ptmrun.downstream.recognition import ctc
 from ptmrun.loss import Loss
 from ptmrun.models.modes import eval_mode
@@ -22,14 +22,6 @@ class Recogniser(Model):
         super().__init__()
         self.encoder, self.beams = encoder, beams
         self.head = linear(encoder.width, characters + 1)
-
-    def train(self, mode: bool = True) -> "Recogniser":
-        """What is frozen stays as in evaluation: no dropout."""
-        super().train(mode)
-        for module in self.modules():
-            if frozen(module):
-                module.eval()
-        return self
 
     def frames(self, waves: Waves) -> tuple[Tensor, Tensor]:
         """(log-probabilities float32 [B, t, V], how many frames each sound has [B])"""
