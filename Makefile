@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test lint docs bench mutants clean
+.PHONY: run test test-all lint docs bench mutants clean
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -17,6 +17,9 @@ test: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest -n auto -m ""
 
 lint: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -49,6 +49,54 @@ CNN = [  # of a run in which it does not matter what learns: the library that ta
     "task.projection=16",
 ]
 
+SLOW = (  # of about 25 seconds and more: in `make test-all`, where another test looks at the same thing in less
+    "test_adapt.py::test_linear_takes_the_best_rate_on_features_computed_once",
+    "test_adapt.py::test_the_probe_stays_where_training_harms",
+    "test_added_parameters.py::test_a_run_saves_what_it_trained_and_exports_it[adalora]",
+    "test_added_parameters.py::test_a_run_saves_what_it_trained_and_exports_it[adapter]",
+    "test_added_parameters.py::test_a_run_saves_what_it_trained_and_exports_it[prefix]",
+    "test_check.py::test_disk_matches_a_real_run",
+    "test_cli_runs.py::test_a_signal_saves_and_resume_is_bit_exact[15]",
+    "test_cli_runs.py::test_kill_at_any_moment_and_resume_is_bit_exact",
+    "test_cli_runs.py::test_workers_do_not_change_results",
+    "test_corpus.py::test_a_corpus_need_not_fit_into_memory",
+    "test_dalle.py::test_codes_of_an_earlier_run_stay",
+    "test_disk_full.py::test_a_run_that_meets_a_full_disk_at_every_write",
+    "test_imagegpt.py::test_resume_and_reproduce_are_bit_exact",
+    "test_lineage.py::test_longer_is_taken_and_said",
+    "test_mutations.py::test_a_mutated_config_is_refused_or_runs",
+    "test_nan.py::test_a_kill_anywhere_and_resume_change_nothing[1000]",
+    "test_nan.py::test_bf16_goes_on_in_fp32[13]",
+    "test_nan.py::test_bf16_goes_on_in_fp32[14]",
+    "test_nan.py::test_bf16_goes_on_in_fp32[20]",
+    "test_scratch.py::test_of_a_parent_that_did_not_count_it_is_not_known",
+    "test_sweep.py::test_a_job_that_is_killed_does_not_touch_the_others",
+    "test_sweep.py::test_joblib_gives_the_same_scores",
+    "test_sweep.py::test_optuna_searches_prunes_and_goes_on",
+    "test_sweep.py::test_sigterm_lets_jobs_of_other_processes_save_and_begins_no_more",
+    "test_text_runs.py::test_from_raw_text_to_a_classifier_and_again[bert-mlm_nsp]",
+    "test_text_runs.py::test_from_raw_text_to_a_classifier_and_again[transformer-denoising]",
+    "test_text_runs.py::test_from_raw_text_to_a_classifier_and_again[xlnet-plm]",
+    "test_text_runs.py::test_micro_batches_and_resuming_change_nothing[bert-mlm_nsp]",
+    "test_text_runs.py::test_micro_batches_and_resuming_change_nothing[transformer-denoising]",
+    "test_text_runs.py::test_other_labelled_texts_need_no_other_pretraining",
+    "test_text_runs.py::test_packed_documents_read_alone[xlnet]",
+    "test_tracking.py::test_a_tracker_that_fails_changes_nothing[metrics]",
+    "test_verify.py::test_quick_certificates_hold[mnist5k_mae]",
+    "test_verify.py::test_quick_certificates_hold[mnist5k_simmim]",
+    "test_vision_runs.py::test_a_folder_of_photos_works_for_every_model[alexnet]",
+    "test_vision_runs.py::test_a_folder_of_photos_works_for_every_model[bit]",
+    "test_vision_runs.py::test_a_folder_of_photos_works_for_every_model[inception]",
+    "test_vision_runs.py::test_a_folder_of_photos_works_for_every_model[vgg]",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.nodeid.removeprefix("tests/") in SLOW:
+            item.add_marker("slow")
+
 
 class HandMade(Encoder):
     """An encoder of a test, which is not saved; of its methods it has what the test needs."""
