@@ -145,7 +145,7 @@ def source_of(found: Found, options: Any) -> Source:
             written = [scenes[i].corners.tolist(), scenes[i].classes.tolist(), scenes[i].ignored.tolist(), picture.raw]
             digest.update(f"{name}/{picture.name}/{contents[i]}/{json.dumps(written)}\n".encode("utf-8", "surrogateescape"))
         together = np.array([number(contents[window.scene].encode()) for window in windows], dtype=np.int64)
-        shown = Scenes(scenes, windows, found.numbers)
+        shown = Scenes(scenes, windows, found.numbers, tile, options.overlap)
         parts[name] = Part(Windows(pictures, windows), None, together=together, shown=shown)
         if tile:
             found.notes.append(f"{name}: {len(pictures):,} images are cut into {len(windows):,} squares; they are split by image")
