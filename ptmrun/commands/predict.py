@@ -14,7 +14,7 @@ from ptmrun.stages.predictor import Predictor
 from ptmrun.storage.files import write_atomic
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
-FEW = 16  # inputs at a time, where a problem opens large ones itself
+FEW = 8  # inputs at a time, where a problem opens large ones itself
 
 
 def command(call: Call) -> int:

@@ -373,7 +373,8 @@ def framed(axis: Any, box: Any, words: str, color: str) -> None:
     axis.add_patch(mpl.patches.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color, lw=1.1))
     if words:
         back = {"facecolor": color, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        axis.text(left, top, words, fontsize=4.5, color="white", va="bottom", bbox=back, clip_on=True)
+        place = "bottom" if top > 10 else "top"  # above the box, where there is room
+        axis.text(left, top, words, fontsize=4.5, color="white", va=place, bbox=back, clip_on=True)
 
 
 def precision_recall(run: Run, name: str, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:

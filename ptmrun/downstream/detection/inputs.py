@@ -48,7 +48,9 @@ def one(raw: Any, setup: ProblemSetup) -> Opened | Unreadable:
             image = raw if isinstance(raw, Image.Image) else Image.fromarray(np.asarray(raw))
             windows = windows_of(0, *image.size, facts.get("tile"), facts.get("overlap", 0.0))
             channels, scales = len(processor.mean), processor.scales
-            pixels = torch.stack([decode.tensor(cut(image, w), processor.size, channels, scales) for w in windows])
+            pixels = torch.empty(len(windows), channels, processor.size, processor.size, dtype=torch.uint8)
+            for row, window in zip(pixels, windows, strict=True):
+                row.copy_(decode.tensor(cut(image, window), processor.size, channels, scales))
     except decode.Broken as error:
         return Unreadable(decode.reason(error.__cause__ or error))
     return Opened(pixels, Scene(name, *image.size, *NOTHING), windows)

@@ -46,7 +46,7 @@ class Dense(FCOSHead):
         self.counted = int(sum(int((own >= 0).sum()) for own in matched_idxs))
         outputs = without_ignored(targets, head_outputs, anchors, matched_idxs)
         losses = super().compute_loss(targets, outputs, anchors, matched_idxs)
-        return {name: loss * max(1, self.counted) for name, loss in losses.items()}
+        return {name: loss * max(1, self.counted) for name, loss in losses.items()}  # which are divided by it there
 
 
 class Anchored(RetinaNetHead):

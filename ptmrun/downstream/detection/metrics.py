@@ -14,6 +14,7 @@ from ptmrun.downstream.detection.merge import Found, Truth, of_images, of_scenes
 from ptmrun.downstream.detection.split import BoxedSplit
 
 SIZES = ("small", "medium", "large")  # below 32 x 32 pixels of the scene, below 96 x 96, and above
+IOUS = np.linspace(0.5, 0.95, 10).tolist()  # as pycocotools has them: torchmetrics' own are rounded to float32
 SHOWN = 0.3  # the score from which boxes are answers, where no labels tell a better one
 
 
@@ -52,7 +53,9 @@ def library(pairs: list[tuple[Found, Truth]], classes: list[str]) -> dict[str, A
     """torchmetrics' numbers; null where there is nothing to be found. ap: over overlaps from 0.5 to 0.95."""
     from torchmetrics.detection import MeanAveragePrecision
 
-    metric = MeanAveragePrecision(backend="faster_coco_eval", class_metrics=True)
+    metric = MeanAveragePrecision(
+        iou_thresholds=IOUS, rec_thresholds=ap.RECALLS.tolist(), backend="faster_coco_eval", class_metrics=True
+    )
     metric.warn_on_many_detections = False
     for found, truth in pairs:
         one = {"boxes": found.corners, "scores": found.scores, "labels": found.classes}

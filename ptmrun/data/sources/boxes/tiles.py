@@ -54,9 +54,8 @@ class Windows:
 def whole(picture: Annotated) -> Image.Image:
     """The decoded picture. Raises decode.Broken, or as `Pictures.picture` does."""
     if picture.raw:
-        image: Image.Image = Image.open(picture.path)
-        image.load()
-        return image
+        with Image.open(picture.path) as image:
+            return image.copy()
     return decode.picture(One(picture), 0)
 
 
