@@ -1,7 +1,6 @@
 """`ptmrun predict`: what a run's fine-tuned model says of new inputs."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +41,8 @@ def command(call: Call) -> int:
         for row in made:
             print(json.dumps(row, ensure_ascii=False) if as_json else line(row))
     if path:
-        own = problem.written.get(path.suffix)
-        inputs.write(path, rows, partial(own, setup=predictor.networks.problem_setup) if own else None)
+        own, setup = problem.written.get(path.suffix), predictor.networks.problem_setup
+        inputs.write(path, rows, (lambda written: own(written, setup)) if own else None)
         inputs.note(f"{len(rows):,} rows written to {path}")
     return inputs.summary(errors, len(given))
 
@@ -55,7 +54,8 @@ class Album:
     def __init__(self, folder: str, networks: Networks):
         self.folder, self.names = Path(folder).expanduser(), set[str]()
         if networks.problem.drawn is None:
-            raise UserError(f"pictures={folder}: downstream={networks.cfg.downstream.name} says nothing that is drawn; leave it out")
+            name = networks.cfg.downstream.name
+            raise UserError(f"pictures={folder}: downstream={name} says nothing that is drawn; leave it out")
         self.drawn = networks.problem.drawn
         try:
             self.folder.mkdir()

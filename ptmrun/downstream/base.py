@@ -105,10 +105,10 @@ class Problem:
     files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda predictions, split, options: {}  # {name: content as JSON}
     written: Mapping[str, Callable[[list[dict[str, Any]], ProblemSetup], Any]] = field(default_factory=dict)
     """{ending of a file: (rows of `ptmrun predict`, setup) -> its content as JSON}"""
-    drawn: Callable[[Any, dict[str, Any]], bytes] | None = None  # (what was read, its row of `ptmrun predict`) -> a picture, as PNG
+    drawn: Callable[[Any, dict[str, Any]], bytes] | None = None  # (what was read, its row of `ptmrun predict`) -> a PNG
     pictures: Callable[[Predictions, Any, list[str], Any], list[Picture]] | None = None
     """(predictions, test split, classes, processor) -> what is drawn of them"""
-    frozen_heads: bool = False  # random_frozen and frozen are heads that are trained as `tuned` is, on encoders that stay as they are
+    frozen_heads: bool = False  # random_frozen and frozen are heads trained as `tuned` is, on encoders that stay as they are
     untrained_baselines: tuple[str, ...] = UNTRAINED  # those without a training loop that it has
     baseline_phrases: dict[str, str] = field(default_factory=dict)  # instead of the usual phrases in tables
     max_baseline_samples: int = MAX_BASELINE_SAMPLES

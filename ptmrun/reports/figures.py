@@ -370,11 +370,12 @@ def boxes(run: Run, name: str, images: Tensor, shown: list[tuple[list, list, str
 
 def framed(axis: Any, box: Any, words: str, color: str) -> None:
     left, top, right, bottom = (float(x) for x in box)
-    axis.add_patch(mpl.patches.Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=color, lw=1.1))
+    place, sides = (left - 0.5, top - 0.5), (right - left, bottom - top)
+    axis.add_patch(mpl.patches.Rectangle(place, *sides, fill=False, edgecolor=color, lw=1.1))
     if words:
         back = {"facecolor": color, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        place = "bottom" if top > 10 else "top"  # above the box, where there is room
-        axis.text(left, top, words, fontsize=4.5, color="white", va=place, bbox=back, clip_on=True)
+        above = "bottom" if top > 10 else "top"  # of the box, where there is room
+        axis.text(left, top, words, fontsize=4.5, color="white", va=above, bbox=back, clip_on=True)
 
 
 def precision_recall(run: Run, name: str, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:

@@ -137,7 +137,7 @@ class Predictor:
         """What the fine-tuned model says of each of these, pictures, paths, texts ...: see Problem.answer_rows; {"error": why} of
         what cannot be read. unlike: how many of a hundred held-out samples are more like the training data."""
         own, setup = self.networks.problem.opened, self.networks.problem_setup
-        answers = self.opened(raw, partial(self.rows, top=top), partial(own, setup=setup) if own else None)
+        answers = self.opened(raw, partial(self.rows, top=top), (lambda x: own(x, setup)) if own else None)
         return [{"error": x.reason} if isinstance(x, Unreadable) else x for x in answers]
 
     @torch.no_grad()

@@ -276,7 +276,8 @@ def as_split(
 ) -> tuple[Split, list[str]]:
     """The split with its unreadable pictures left out, and their names."""
     labels = None if part.labels is None else torch.from_numpy(part.labels)
-    also = {"together": None if part.together is None else torch.from_numpy(part.together), "shown": part.shown}
+    together = None if part.together is None else torch.from_numpy(part.together)
+    also: dict[str, Any] = {"together": together, "shown": part.shown}
     images = part.images
     if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
         pixels = torch.from_numpy(np.ascontiguousarray(images.reshape(len(images), size, size, channels).transpose(0, 3, 1, 2)))

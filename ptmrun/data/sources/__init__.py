@@ -48,8 +48,8 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenes:
-    """What the pictures of a split show: each is a window of a scene. numbers: how the source numbers its categories; tile: side of
-    the squares that large scenes are cut into, None: they are not; overlap: the share that neighbours have in common."""
+    """What the pictures of a split show: each is a window of a scene. numbers: how the source numbers its categories; tile: side
+    of the squares that large scenes are cut into, None: they are not; overlap: the share that neighbours have in common."""
 
     scenes: list[Scene]
     windows: list[Window]

@@ -53,7 +53,7 @@ def drawn(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]
             shape(marker, SHAPES[number], centre, radius, turn, 255, 255)  # type: ignore[arg-type]
             box = np.array(mask.getbbox(), dtype=np.float32) / FINE
             if all(covered(box, other) <= APART for other in corners):
-                under = tuple(int(c) for c in canvas.getpixel((int(centre[0]), int(centre[1]))))
+                under = tuple(np.asarray(canvas)[int(centre[1]), int(centre[0])].tolist())
                 shape(pen, SHAPES[number], centre, radius, turn, tuple(int(c) for c in fill), under)
                 corners.append(box)
                 classes.append(number)

@@ -1,5 +1,5 @@
-"""The model of detection: torchvision's FCOS (Tian et al. 2020, arXiv:2006.09214) or RetinaNet (Lin et al. 2017, arXiv:1708.02002)
-on a small feature pyramid."""
+"""The model of detection: torchvision's FCOS (Tian et al. 2020, arXiv:2006.09214) or RetinaNet (Lin et al. 2017,
+arXiv:1708.02002) on a small feature pyramid."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,12 +21,14 @@ from ptmrun.models import batchnorm
 from ptmrun.models.modes import eval_mode
 
 MOST = 100  # boxes of an image, as COCO counts
+TWICE = 0.5  # intersection over union of two found boxes of a class, from which the less sure one is left out
 UNSURE = 0.05  # a score below which nothing is found
 CONVOLUTIONS = 2  # of each branch of the head; torchvision's 4 are for larger images
 
 
 class Detector(Model):
-    """encoder.stage_maps -> levels -> at each place classes and a box. net: torchvision's detector, whose backbone is the pyramid."""
+    """encoder.stage_maps -> levels -> at each place classes and a box. net: torchvision's detector, with the pyramid as its
+    backbone."""
 
     def __init__(self, encoder: Any, classes: int, size: int, detector: str):
         super().__init__()
@@ -36,7 +38,7 @@ class Detector(Model):
         with eval_mode(encoder), torch.no_grad():
             maps = encoder.stage_maps(torch.zeros(1, encoder.channels, size, size, device=device))
         pyramid = Pyramid([x.shape[1] for x in maps], [x.shape[-1] for x in maps], size)
-        common = {"score_thresh": UNSURE, "detections_per_img": MOST}
+        common = {"score_thresh": UNSURE, "detections_per_img": MOST, "nms_thresh": TWICE}
         if detector == "fcos":
             anchors = AnchorGenerator(tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES))
             head = Dense(pyramid.out_channels, 1, classes, CONVOLUTIONS)
@@ -56,7 +58,7 @@ class Detector(Model):
         return self
 
     def places(self, images: Tensor) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
-        """(what the head says of each place, float32 [B, L, n] by name, the anchors [L, 4] of each image, places of each level)"""
+        """(what the head says of each place, float32 [B, L, n] by name, anchors [L, 4] of each image, places of each level)"""
         levels = self.net.backbone(self.encoder.stage_maps(images))
         outputs = {name: x.float() for name, x in self.net.head(levels).items()}
         anchors = self.anchors(images, levels)
@@ -77,7 +79,7 @@ class Detector(Model):
         outputs, anchors, counts = self.places(batch["inputs"])
         with torch.autocast(batch["inputs"].device.type, enabled=False):
             losses = self.losses(batch["labels"], outputs, anchors, counts)
-        number = self.net.head.counted or self.empty
+        number = self.net.head.counted or torch.tensor(self.empty)
         total = sum(losses.values(), torch.zeros((), device=batch["inputs"].device))
         return Loss(total, number), {name: Loss(loss, number) for name, loss in losses.items()}
 
@@ -98,8 +100,8 @@ class Detector(Model):
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
-        """Of all images, the surest first: boxes [N, MOST, 4] in pixels, their scores and classes [N, MOST], NO_BOX where there are
-        fewer, on the CPU."""
+        """Of all images, the surest first: boxes [N, MOST, 4] in pixels, their scores and classes [N, MOST], NO_BOX where there
+        are fewer, on the CPU."""
         found = []
         with eval_mode(self):
             for images in batches:

@@ -32,7 +32,7 @@ class Opened(NamedTuple):
 
 
 def opened(raw: list[Any], setup: ProblemSetup) -> list[Any]:
-    """Paths, pictures, arrays uint8 [H, W] or [H, W, C] -> Opened, or Unreadable. Of large pictures two are in memory at a time."""
+    """Paths, pictures, arrays uint8 [H, W] or [H, W, C] -> Opened, or Unreadable; two are decoded at a time."""
     with warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
         warnings.simplefilter("ignore")
         return list(pool.map(partial(one, setup=setup), raw))

@@ -23,7 +23,9 @@ def targets_of(labels: Boxes) -> Targets:
     return made
 
 
-def without_ignored(targets: Targets, outputs: dict[str, Tensor], anchors: list[Tensor], matched: list[Tensor]) -> dict[str, Tensor]:
+def without_ignored(
+    targets: Targets, outputs: dict[str, Tensor], anchors: list[Tensor], matched: list[Tensor]
+) -> dict[str, Tensor]:
     """Outputs whose class logits say nothing at places that lie in an ignored box and have none of their own."""
     if not any(len(target["ignored"]) for target in targets):
         return outputs

@@ -9,9 +9,9 @@ from torchvision.ops import batched_nms, box_iou
 
 from ptmrun.batch import NO_BOX
 from ptmrun.data.sources import Scene, Window
+from ptmrun.downstream.detection.head import TWICE
 from ptmrun.downstream.detection.split import VISIBLE, BoxedSplit, area
 
-OVERLAP = 0.6  # of two boxes of a class, intersection over union, of which the surer one stays
 INSIDE = 0.7  # share of a box that a window has cut, within another one of its class, at which it is part of that
 EDGE = 1.5  # pixels of the window's image, nearer to its border than which a box is cut by it
 
@@ -96,5 +96,5 @@ def merged(boxes: Tensor, scores: Tensor, classes: Tensor, cut: Tensor) -> Found
         part = (shared / sizes[:, None].clamp(min=1e-6) > INSIDE) & same & ~cut & (sizes > sizes[:, None])
         whole = ~(cut & part.any(1))
         boxes, scores, classes = boxes[whole], scores[whole], classes[whole]
-    keep = batched_nms(boxes, scores, classes, OVERLAP)
+    keep = batched_nms(boxes, scores, classes, TWICE)
     return Found(boxes[keep].numpy(), scores[keep].numpy(), classes[keep].numpy())

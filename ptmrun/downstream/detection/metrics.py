@@ -75,8 +75,9 @@ def library(pairs: list[tuple[Found, Truth]], classes: list[str]) -> dict[str, A
 
 
 def metrics(predictions: dict[str, Tensor], split: BoxedSplit, classes: list[str], bins: int) -> dict[str, Any]:
-    """mAP over overlaps from 0.5 to 0.95, AP50, AP75, by size (in pixels of the scenes) and class, at most 100 found boxes an image;
-    the best F1 and its threshold; AP50 of whole scenes, where these were cut into squares; classes that no test image has."""
+    """mAP over overlaps from 0.5 to 0.95, AP50, AP75, by size (in pixels of the scenes) and class, at most 100 found boxes an
+    image; the best F1 and its threshold; AP50 of whole scenes, where these were cut into squares; classes that no test image
+    has."""
     pairs = of_images(predictions, split)
     found = ap.matches(pairs, len(classes))
     result = library(in_pixels_of_scenes(pairs, split), classes)
@@ -94,8 +95,8 @@ def metrics(predictions: dict[str, Tensor], split: BoxedSplit, classes: list[str
 
 
 def columns_of_predictions(predictions: dict[str, Tensor], split: BoxedSplit, classes: list[str]) -> dict[str, pa.Array]:
-    """Of predictions.parquet: boxes (left, top, right, bottom in pixels of the image), names and scores of what is found, and F1 of
-    each image at the threshold that is best for all (a row's `score` is its part in the AP50)."""
+    """Of predictions.parquet: boxes (left, top, right, bottom in pixels of the image), names and scores of what is found, and F1
+    of each image at the threshold that is best for all (a row's `score` is its part in the AP50)."""
     pairs = of_images(predictions, split)
     found = ap.matches(pairs, len(classes))
     f1 = ap.image_f1(found, ap.best_threshold(found)[0])
@@ -107,8 +108,8 @@ def columns_of_predictions(predictions: dict[str, Tensor], split: BoxedSplit, cl
 
 
 def answer_rows(predictions: dict[str, Tensor], split: BoxedSplit, classes: list[str], top: int) -> list[dict[str, Any]]:
-    """Of each picture, in its own pixels: how many of each class are found with a score of SHOWN or more, and all boxes [left, top,
-    right, bottom] from there on with their classes and scores."""
+    """Of each picture, in its own pixels: how many of each class are found with a score of SHOWN or more, and these boxes [left,
+    top, right, bottom] with their classes and scores."""
     rows = []
     for scene, found, _ in of_scenes(predictions, split):
         sure = found.scores >= SHOWN

@@ -15,7 +15,8 @@ MOST_CURVES = 8  # classes with most boxes
 
 
 def pictures(predictions: dict[str, Tensor], split: BoxedSplit, classes: list[str], processor: Any) -> list[Picture]:
-    """The best and the worst test images by F1 at the best threshold, those with most boxes of equal ones; precision-recall curves."""
+    """The best and the worst test images by F1 at the best threshold, of equal ones those with most boxes; precision-recall
+    curves."""
     pairs = of_images(predictions, split)
     found = ap.matches(pairs, len(classes))
     threshold, _ = ap.best_threshold(found)

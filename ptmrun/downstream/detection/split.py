@@ -91,9 +91,7 @@ def in_window(scene: Scene, window: Window, side: int) -> Shown:
     return scaled[there].astype(np.float32), scene.classes[there], ignored[there]
 
 
-def with_boxes(
-    splits: tuple[Split, Split, Split], options: Any, notes: list[str]
-) -> tuple[BoxedSplit, BoxedSplit, BoxedSplit]:
+def with_boxes(splits: tuple[Split, Split, Split], options: Any, notes: list[str]) -> tuple[BoxedSplit, BoxedSplit, BoxedSplit]:
     """Training, validation and test split. Raises UserError where the training images have no box."""
     made: dict[int, list[Shown]] = {}
     result = []

@@ -51,10 +51,11 @@ def coco(rows: list[dict[str, Any]], setup: ProblemSetup) -> dict[str, Any]:
 def files(predictions: dict[str, Tensor], split: BoxedSplit, options: Any) -> dict[str, Any]:
     """detections.json: what was found in the test scenes, as pycocotools' loadRes takes it; image_id is the place of a scene in
     test_scenes.json."""
-    numbers, found, names = split.scenes.numbers, [], []
+    found: list[dict[str, Any]] = []
+    names: list[dict[str, Any]] = []
     for scene, boxes, _ in of_scenes(predictions, split):
         names.append({"id": len(names) + 1, "file_name": scene.name, "width": scene.width, "height": scene.height})
-        found += of_scene(len(names), boxes, numbers, len(found) + 1)
+        found += of_scene(len(names), boxes, split.scenes.numbers, len(found) + 1)
     return {"detections.json": found, "test_scenes.json": names}
 
 

@@ -85,6 +85,6 @@ class Images:
 
 
 def listed(what: str, names: Iterable[str], most: int = 3) -> str:
-    """"3 images without a label (a.png, b.png, ...)" """
+    """ "3 images without a label (a.png, b.png, ...)" """
     names = list(names)
     return f"{len(names):,} {what} ({', '.join(names[:most])}{', ...' if len(names) > most else ''})"

@@ -59,11 +59,10 @@ def sizes(found: Found, options: Any) -> None:
                 turned.append(picture.name)
                 kept.append(picture)
             elif told and abs(told[0] * upright[1] / (told[1] * upright[0]) - 1) < SHAPE:
-                scale = (upright[0] / told[0], upright[1] / told[1]) * 2
+                x, y = upright[0] / told[0], upright[1] / told[1]
                 found.faults.append(f"{picture.name}: is {sized(upright)}, its boxes are for {sized(told)}; scaled")
-                picture.boxes = [
-                    box._replace(corners=tuple(c * s for c, s in zip(box.corners, scale, strict=True))) for box in picture.boxes
-                ]
+                corners_of = [(box, *box.corners) for box in picture.boxes]
+                picture.boxes = [box._replace(corners=(x * a, y * b, x * c, y * d)) for box, a, b, c, d in corners_of]
                 scaled.append(picture.name)
                 kept.append(picture)
             else:

@@ -48,7 +48,8 @@ def read(root: Path, options: Any) -> Found:
     ids = found.numbers
     if ids != list(range(ids[0], ids[0] + len(ids))):
         shown = ", ".join(map(str, ids[:6])) + (", ..." if len(ids) > 6 else "")
-        found.notes.append(f"category ids have gaps ({shown}): classes are numbered without; predictions are written with these ids")
+        told = "classes are numbered without; predictions are written with these ids"
+        found.notes.append(f"category ids have gaps ({shown}): {told}")
     used = {picture.path for part in found.parts.values() for picture in part}
     if more := [images.name_of(p) for p in images.paths if p not in used]:
         found.notes.append(f"{listed('images are in no JSON and left out', more)}")
@@ -143,12 +144,12 @@ def pictures(
     if twice:
         found.notes.append(f"{listed(f'images are listed twice in {path.name}: their boxes are put together', twice)}")
         found.faults += [f"{path.name}: image {name}: is listed twice; its boxes are put together" for name in twice]
-    for place, entry in enumerate(content["annotations"]):
-        where = f"annotation {printable(str(entry.get('id', f'number {place}')))}"
-        if "image_id" not in entry or not isinstance(entry["image_id"], int | str) or entry["image_id"] not in by_id:
-            found.faults.append(f"{path.name}: {where}: no image has its image_id {printable(str(entry.get('image_id')))}; left out")
+    for order, entry in enumerate(content["annotations"]):
+        where, image = f"annotation {printable(str(entry.get('id', f'number {order}')))}", entry.get("image_id")
+        if not isinstance(image, int | str) or image not in by_id:
+            found.faults.append(f"{path.name}: {where}: no image has its image_id {printable(str(image))}; left out")
             continue
-        picture, box = by_id[entry["image_id"]], entry.get("bbox")
+        picture, box = by_id[image], entry.get("bbox")
         if picture is None:
             continue
         if entry.get("category_id") not in known:
@@ -164,5 +165,6 @@ def pictures(
         crowds += crowd
         picture.boxes.append(made)
     if crowds:
-        found.notes.append(f"{crowds:,} crowd boxes (iscrowd) of the {split} split are ignored: what is found there is not counted")
+        what = f"{crowds:,} crowd boxes (iscrowd) of the {split} split"
+        found.notes.append(f"{what} are ignored: what is found there is not counted")
     return list(by_path.values())

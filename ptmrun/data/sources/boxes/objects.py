@@ -33,13 +33,13 @@ def read(root: Path, options: Any) -> Found:
             try:
                 row = json.loads(line)
                 name, objects = row["file_name"], row.get("objects") or {}
-                boxes = next((objects[key] for key in BOXES if key in objects), [])
-                categories = next((objects[key] for key in CATEGORIES if key in objects), [])
+                boxes: list[Any] = next((objects[key] for key in BOXES if key in objects), [])
+                categories: list[Any] = next((objects[key] for key in CATEGORIES if key in objects), [])
                 fine = len(boxes) == len(categories)
             except (ValueError, KeyError, TypeError, AttributeError):
                 fine = False
             if not fine:
-                raise UserError(f"{path}:{number}: expected file_name and objects with lists of bbox and categories of one length")
+                raise UserError(f"{path}:{number}: expected file_name and objects, with as many bbox as categories")
             place = images.named(str(path.parent.relative_to(root) / str(name)), split)
             if place is None:
                 absent.append(printable(str(name)))
@@ -47,7 +47,8 @@ def read(root: Path, options: Any) -> Found:
             picture = Annotated(place, images.name_of(place), [])
             for i, (box, category) in enumerate(zip(boxes, categories, strict=True), start=1):
                 where = f"box {i} of {path.name}:{number}"
-                if not isinstance(box, list) or len(box) != 4 or not all(type(x) in (int, float) and math.isfinite(x) for x in box):
+                four = isinstance(box, list) and len(box) == 4
+                if not four or not all(type(x) in (int, float) and math.isfinite(x) for x in box):
                     found.faults.append(f"{picture.name}: {where}: bbox is not four numbers; left out")
                     continue
                 left, top, width, height = map(float, box)

@@ -13,11 +13,12 @@ from ptmrun.data.sources.folders import files_below, nfc
 from ptmrun.errors import UserError, printable
 
 NAMES = ("classes.txt", "obj.names", "names.txt", "classes.names")
-NO_LABELS = {*NAMES, "readme.txt", "requirements.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "labels.txt", "notes.json"}
+NO_LABELS = {*NAMES, "readme.txt", "requirements.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "labels.txt"}
 
 
 def files(root: Path) -> list[Path]:
-    return [path for path in files_below(root, {".txt"}) if path.name.lower() not in NO_LABELS and not path.name.startswith("README")]
+    paths = files_below(root, {".txt"})
+    return [path for path in paths if path.name.lower() not in NO_LABELS and not path.name.startswith("README")]
 
 
 def there(root: Path) -> bool:
@@ -58,13 +59,14 @@ def read(root: Path, options: Any) -> Found:
             values = [share(word) for word in words[1:]]
             several = len(values) >= 6 and len(values) % 2 == 0
             if not words[0].isdigit() or None in values or not (len(values) == 4 or several):
-                found.faults.append(f"{picture.name}: {where}: expected a class and four numbers, found {printable(line[:40])}; left out")
+                told = f"expected a class and four numbers, found {printable(line[:40])}"
+                found.faults.append(f"{picture.name}: {where}: {told}; left out")
                 continue
             if names and int(words[0]) >= len(names):
                 raise UserError(f"{path}:{number}: class {words[0]}; there are names of {len(names)} classes, from 0")
             shares: list[float] = [v for v in values if v is not None]
             if max(shares) > 1.5:
-                raise UserError(f"{path}:{number}: {max(shares):g}: expected shares of the image's sides, from 0 to 1, not pixels")
+                raise UserError(f"{path}:{number}: {max(shares):g}: expected shares of the image's sides, 0 to 1, not pixels")
             if several:
                 polygons += 1
                 corners = (min(shares[::2]), min(shares[1::2]), max(shares[::2]), max(shares[1::2]))
