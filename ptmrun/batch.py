@@ -75,6 +75,24 @@ class Waves(NamedTuple):
         return self.map(lambda x: x.to(device))
 
 
+class Boxes(NamedTuple):
+    """Boxes in the images of a batch, padded at the end to the most."""
+
+    corners: Tensor  # [B, n, 4] float32: left, top, right, bottom in pixels
+    classes: Tensor  # [B, n] int64: NO_BOX where there is padding
+    ignored: Tensor  # [B, n] bool: finding something there is neither right nor wrong
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Boxes":
+        """With each of its tensors changed."""
+        return Boxes(*map(change, self))
+
+    def to(self, device: torch.device) -> "Boxes":
+        return self.map(lambda x: x.to(device))
+
+
+NO_BOX = -1
+
+
 class Pair(NamedTuple):
     """Images with a text each."""
 

@@ -26,6 +26,8 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
     chosen = (choices.choices_of_experiment(experiment) if experiment else {}) | groups
     if parent:
         groups = {g: parent[g]["name"] for g in schema.SECTIONS if g not in own} | chosen
+    elif usual := choices.spec("downstream", chosen["downstream"]).dataset if "downstream" in chosen else None:
+        groups = {"dataset": usual, **chosen}  # unless another is chosen
     base = [f"{group}={choice}" for group, choice in groups.items()]
     known = composed_choices(*base)
     good = []

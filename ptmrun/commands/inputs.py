@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,9 @@ def note(line: str) -> None:
     print(f"ptmrun: {printable(line)}", file=sys.stderr)
 
 
-def in_chunks(inputs: list[Input], title: str) -> Iterator[list[Input]]:
+def in_chunks(inputs: list[Input], title: str, size: int = CHUNK) -> Iterator[list[Input]]:
     """The inputs, a number at a time, while stderr shows how far it is."""
-    chunks = [inputs[i : i + CHUNK] for i in range(0, len(inputs), CHUNK)]
+    chunks = [inputs[i : i + size] for i in range(0, len(inputs), size)]
     if sys.stderr.isatty() and len(chunks) > 1:
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task(title, total=len(inputs))
@@ -97,8 +97,11 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
     return values | {key: row[key] for key in ("unlike", "error") if key in row}
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as .csv, .jsonl or .parquet. In .csv "; " stands between the members of a list."""
+def write(path: Path, rows: list[dict[str, Any]], own: Callable[[list[dict[str, Any]]], Any] | None = None) -> None:
+    """Rows as .csv, .jsonl or .parquet, or as a problem's `own` JSON. In .csv "; " stands between the members of a list."""
+    if own:
+        write_atomic(path, json.dumps(own(rows), ensure_ascii=False))
+        return
     if path.suffix == ".jsonl":
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return

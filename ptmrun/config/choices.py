@@ -138,6 +138,7 @@ class Spec(NamedTuple):
     requires: frozenset[str]
     types: dict[str, str]
     roles: dict[str, Role]  # of keys in `types`
+    dataset: str | None = None  # that a problem has where none is chosen
 
 
 @functools.cache
@@ -149,7 +150,7 @@ def spec(group: str, name: str) -> Spec:
     roles = {key: Role[role.upper()] for key, role in block.get("roles", {}).items()}
     needs, provides, requires = (frozenset(block.get(k, ())) for k in ("needs", "provides", "requires"))
     module = block.get("module") and module_name(group, block["module"], files(group)[name][0])
-    return Spec(module, needs, provides, requires, block.get("types", {}), roles)
+    return Spec(module, needs, provides, requires, block.get("types", {}), roles, block.get("dataset"))
 
 
 def module_name(group: str, module: str, package: str) -> str:

@@ -200,6 +200,7 @@ class Data(abc.ABC):
     no_classes: str = ""  # why its labels cannot be meant as classes
     created_splits: dict[str, list[str]] = field(default_factory=dict)  # names of the samples in splits that were made here
     unreadable: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)  # by file, what of the labels was left out or mended
     val_corpus: Any = None  # what pretraining is judged by; None where probes alone judge it
     test_corpus: Any = None  # the same of the test split
 

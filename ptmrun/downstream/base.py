@@ -10,7 +10,7 @@ import pyarrow as pa
 from torch import Tensor, nn
 
 from ptmrun.config.compared import UNTRAINED
-from ptmrun.data.modality import Input, InputRequest
+from ptmrun.data.modality import Input, InputRequest, Picture
 from ptmrun.loss import Learner
 from ptmrun.models import batchnorm
 
@@ -109,13 +109,21 @@ class Problem:
     """(predictions, split without answers, classes, top) -> what `ptmrun predict` says of each sample; None: it is not there"""
     averaged: Callable[[list[Predictions]], Predictions] | None = None  # of several models, as those of one; None: of one alone
     inputs: Callable[[InputRequest, ProblemSetup], Iterator[Input]] | None = None  # None: as the kind of data has them
+    opened: Callable[[list[Any], ProblemSetup], list[Any]] | None = None
+    """(pictures, paths ..., setup) -> what `unlabelled` takes of each, or Unreadable; None: as `Processor.opened` has it"""
     unlabelled: Callable[[list[Any], ProblemSetup], Any] | None = None
-    """(what `Processor.opened` gave) -> a split without answers; None: as the processor has it. Raises UserError"""
+    """(what `opened` or `Processor.opened` gave) -> a split without answers; None: as the processor has it. Raises UserError"""
     read_splits: ReadSplits | None = None  # None: the labels of a data set
     own_answers: Callable[[tuple[Any, Any, Any], Any, list[str]], tuple[Any, Any, Any]] | None = None
     """(training, validation and test split of a data set, options, notes) -> the same with what is to be answered, where that is
     no class; None: their labels. Raises UserError"""
     files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda predictions, split, options: {}  # {name: content as JSON}
+    written: Mapping[str, Callable[[list[dict[str, Any]], ProblemSetup], Any]] = field(default_factory=dict)
+    """{ending of a file: (rows of `ptmrun predict`, setup) -> its content as JSON}"""
+    drawn: Callable[[Any, dict[str, Any]], bytes] | None = None  # (what was read, its row of `ptmrun predict`) -> a PNG
+    pictures: Callable[[Predictions, Any, list[str], Any], list[Picture]] | None = None
+    """(predictions, test split, classes, processor) -> what is drawn of them"""
+    frozen_heads: bool = False  # random_frozen and frozen are heads trained as `tuned` is, on encoders that stay as they are
     untrained_baselines: tuple[str, ...] = UNTRAINED  # those without a training loop that it has
     baseline_phrases: dict[str, str] = field(default_factory=dict)  # instead of the usual phrases in tables
     max_baseline_samples: int = MAX_BASELINE_SAMPLES

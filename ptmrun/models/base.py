@@ -17,6 +17,7 @@ An encoder knows nothing of the objective it serves. Beside what the class below
 """
 
 import abc
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +144,12 @@ class Encoder(nn.Module, abc.ABC):
     def local_features(self, inputs: Any) -> Tensor:
         """Of each patch, place of the feature map or token: [B, ...] -> [B, n, D]."""
         raise TypeError(f"{type(self).__name__} has no features of parts of its inputs")
+
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """Maps of an image in one or several sides, the finest first: [B, C, S, S] -> [B, D, h, w] each."""
+        local = self.local_features(images)
+        side = math.isqrt(local.shape[1])
+        return [local.transpose(1, 2).unflatten(2, (side, side))]
 
     def local_mask(self, inputs: Any) -> Tensor | None:
         """Which of these are no padding, [B, n] bool; None: all."""

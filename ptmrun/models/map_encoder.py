@@ -81,6 +81,18 @@ class Encoder(base.Encoder):
         """Of each place of the map: [B, C, S, S] -> [B, h * w, D]."""
         return self.feature_map(images).flatten(2).transpose(1, 2)
 
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """Of each side that a stage ends with, the last map."""
+        seen: list[Any] = []
+        hooks = [layer.register_forward_hook(lambda module, given, made: seen.append(made)) for layer in self.cam_layers]
+        try:
+            last = self.feature_map(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        by_side = {made.shape[-1]: made for made in (*seen, last)}
+        return [by_side[side] for side in sorted(by_side, reverse=True)]
+
     def depth_of(self, name: str) -> int:
         """How deep a parameter of this module sits."""
         own = name[name.index("net.") + 4 :]

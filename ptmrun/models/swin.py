@@ -102,5 +102,12 @@ class Encoder(map_encoder.Encoder):
         side = self.resize // (self.net.config.patch_size * 2 ** (self.net.config.num_layers - 1))
         return self.net(images).last_hidden_state.transpose(1, 2).unflatten(2, (side, side))
 
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        """Of each side that a stage ends with, the last map; after the last stage the normalised one."""
+        made = self.net(self.prepare(images), output_hidden_states=True)
+        *before, last = made.reshaped_hidden_states
+        by_side = {x.shape[-1]: x for x in before} | {last.shape[-1]: made.last_hidden_state.transpose(1, 2).view_as(last)}
+        return [by_side[side] for side in sorted(by_side, reverse=True)]
+
 
 FAMILY = Family(resolve=resolve, build=build, published=PUBLISHED, as_published=AS_PUBLISHED, shape=SHAPE, sizes=SIZES)

@@ -35,6 +35,12 @@ CAPTIONS = {
     "attention": Caption("How much each patch flows into the features: attention rollout (held-out images).", "pretrain"),
     "spectrograms": Caption("Spectra of held-out sounds, and what of them the objective hides (pale).", "pretrain"),
     "confusion": Caption("Which classes are taken for which (first repeat, most labels).", place="errors"),
+    "boxes": Caption(
+        "True boxes (above) and those found (below) at the threshold with the best F1, in the best and the worst test images "
+        "(first repeat, most labels).",
+        place="errors",
+    ),
+    "precision_recall": Caption("Precision against recall at an overlap of 0.5, by class.", place="errors"),
     "grad_cam": Caption(
         "Which places speak for the predicted class: Grad-CAM of the fine-tuned model (first repeat, most labels).",
         place="errors",

@@ -32,6 +32,7 @@ mpl.rcParams.update(
 
 
 TOP = 18  # characters above a picture
+CROWDED = 12  # boxes of a picture, of which more have no words
 BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#d9822b", "#3a8f5c", "#8a8f98"
 
 
@@ -345,6 +346,49 @@ def similarity(run: Run, images: Tensor, captions: list[str], values: Tensor) ->
     save(run, "similarity", figure)
 
 
+def boxes(run: Run, name: str, images: Tensor, shown: list[tuple[list, list, str]]) -> None:
+    """Images [B, C, S, S], above with their true boxes (green; gray where it does not count), below with those that are found.
+    shown: of each ((box, class, whether it is ignored) ..., (box, words) ..., title)."""
+    count = len(images)
+    figure = Figure(figsize=(1.75 * count, 4.0))
+    axes = figure.subplots(2, count, squeeze=False)
+    for i, (true, found, title) in enumerate(shown):
+        for axis in axes[:, i]:
+            axis.set_axis_off()
+            axis.imshow(as_array(images[i]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for box, words, ignored in true:
+            framed(axes[0, i], box, words if len(true) <= CROWDED else "", GRAY if ignored else GREEN)
+        for box, words in found:
+            framed(axes[1, i], box, words if len(found) <= CROWDED else "", ORANGE)
+        axes[1, i].set_title(title, fontsize=7)
+    for axis, text in zip(axes[:, 0], ("true", "found"), strict=True):
+        axis.text(-0.05, 0.5, text, transform=axis.transAxes, ha="right", va="center")
+    figure.subplots_adjust(wspace=0.04, hspace=0.12)
+    save(run, name, figure)
+
+
+def framed(axis: Any, box: Any, words: str, color: str) -> None:
+    left, top, right, bottom = (float(x) for x in box)
+    place, sides = (left - 0.5, top - 0.5), (right - left, bottom - top)
+    axis.add_patch(mpl.patches.Rectangle(place, *sides, fill=False, edgecolor=color, lw=1.1))
+    if words:
+        back = {"facecolor": color, "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+        above = "bottom" if top > 10 else "top"  # of the box, where there is room
+        axis.text(left, top, words, fontsize=4.5, color="white", va=above, bbox=back, clip_on=True)
+
+
+def precision_recall(run: Run, name: str, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """A curve of (recall, precision) for each title."""
+    figure = Figure(figsize=(4.6, 3.2))
+    axis = figure.subplots()
+    for i, (title, (recall, precision)) in enumerate(curves.items()):
+        axis.plot([0, *recall], [*precision[:1], *precision], color=mpl.colormaps["tab10"](i % 10), lw=1.2, label=title)
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    if curves:
+        axis.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(run, name, figure)
+
+
 DRAWERS: dict[str, Callable[..., None]] = {
     "rows": rows,
     "lengths": lengths,
@@ -352,4 +396,6 @@ DRAWERS: dict[str, Callable[..., None]] = {
     "attention_maps": attention_maps,
     "spectrograms": spectrograms,
     "similarity": similarity,
+    "boxes": boxes,
+    "precision_recall": precision_recall,
 }  # by data/modality.Picture

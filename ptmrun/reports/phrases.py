@@ -12,7 +12,8 @@ GROUP_TITLES = ["group", "samples", "accuracy", "macro F1"]
 
 def title(metric: str) -> str:
     """The name of a metric as a heading."""
-    return metric.replace("_", " ").capitalize()
+    words = metric.replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def score(spread: dict[str, Any]) -> str:

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ptmrun.downstream.base import Problem
+from ptmrun.downstream.base import Model, Problem
 from ptmrun.models.base import Encoder
 from ptmrun.stages.context import Context
-from ptmrun.stages.trials import chosen_labels, trials
+from ptmrun.stages.trials import FROZEN, Trial, chosen_labels, saved_predictions, trials, tune
 from ptmrun.training.signals import check_stop
 
 MOST = {"raw_svm": 4000}  # training samples of what takes the square of their number
@@ -39,10 +39,19 @@ class FeatureCache:
         return encoder
 
 
+def frozen_head(context: Context, trial: Trial) -> Model:
+    """A model whose head alone was trained, for as many steps as fine-tuning takes."""
+    with context.run.clock(f"baseline/{trial.name}"):
+        return tune(context, trial)
+
+
 def baseline_predictions(
     context: Context, problem: Problem, kind: str, labels: int | None, inputs: FeatureCache
 ) -> list[dict[str, Tensor]]:
     """Predictions for the test split of a baseline without a training loop, once a repeat where the labels differ."""
+    if kind in FROZEN and problem.frozen_heads:
+        trial = trials(context.cfg, kind, labels)[0]
+        return [saved_predictions(context, trial.name, context.data.test, lambda: (frozen_head(context, trial), {}))[0]]
     predictions: list[dict[str, Tensor]] = []
     for trial in trials(context.cfg, "tuned", labels)[: 1 if kind == "chance" else None]:
         chosen = chosen_labels(context, trial)

@@ -17,7 +17,7 @@ from ptmrun.runs.lineage import source, weights_hash
 from ptmrun.stages import compute, probe, scratch
 from ptmrun.stages.baselines import FeatureCache, baseline_predictions
 from ptmrun.stages.context import Context
-from ptmrun.stages.pictures import draw_attribution, draw_features
+from ptmrun.stages.pictures import draw_attribution, draw_features, draw_predictions
 from ptmrun.stages.summary import show
 from ptmrun.stages.trials import best_trial, label_counts, new_model, predict, trials, weights_file
 from ptmrun.storage import tensor_files
@@ -68,6 +68,7 @@ def evaluate(context: Context) -> None:
         run.write("compute.csv", compute_table.csv_text(sets))
     draw_features(context, inputs)
     draw_attribution(context)
+    draw_predictions(context)
     before = pretraining(run.metric_lines())
     result = {
         "metric": problem.metric,

@@ -13,7 +13,7 @@ from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import weights_hash
 from ptmrun.stages.baselines import FeatureCache
 from ptmrun.stages.context import Context, batches_of
-from ptmrun.stages.trials import best_trial, load_finetuned
+from ptmrun.stages.trials import best_trial, load_finetuned, predict
 
 SHOWN, MAPPED = 8, 2000  # test samples, evenly spaced, whose attribution is shown, and in the map of the features
 MOST_TOKENS = 80  # of a text in a picture
@@ -80,6 +80,13 @@ def draw_attribution(context: Context) -> None:
             figures.marked_texts(context.run, titles, pieces, [row[:n] for row, n in zip(attributions, lengths, strict=True)])
     except ImportError:
         context.run.say("No picture of attributions: it needs captum; install it with: pip install 'ptmrun[attribution]'")
+
+
+def draw_predictions(context: Context) -> None:
+    """What the problem shows of the first repeat with most labels."""
+    if context.problem.pictures:
+        found, test = predict(context, best_trial(context.cfg)), context.data.test
+        draw(context.run, context.problem.pictures(found, test, context.classes, context.processor))
 
 
 def single(split: Any) -> bool:

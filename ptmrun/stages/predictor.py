@@ -121,10 +121,13 @@ class Predictor:
         unlabelled = self.networks.problem.unlabelled
         return unlabelled(raw, self.networks.problem_setup) if unlabelled else self.networks.processor.split(raw)
 
-    def opened(self, raw: list[Any], then: Callable[[list[Any]], Iterable[Any]]) -> list[Any]:
-        """What `then` gives for each of those that can be read; of the others, why not: Unreadable."""
+    def opened(
+        self, raw: list[Any], then: Callable[[list[Any]], Iterable[Any]], opener: Callable[[list[Any]], list[Any]] | None = None
+    ) -> list[Any]:
+        """What `then` gives for each of those that can be read, by the processor or another opener; of the others, why not:
+        Unreadable."""
         fresh = [x for x in raw if not isinstance(x, Unreadable)]
-        opened = iter(self.networks.processor.opened(fresh) if fresh else [])
+        opened = iter((opener or self.networks.processor.opened)(fresh) if fresh else [])
         every = [x if isinstance(x, Unreadable) else next(opened) for x in raw]
         good = [x for x in every if not isinstance(x, Unreadable)]
         results = iter(then(good) if good else [])
@@ -133,7 +136,9 @@ class Predictor:
     def predict(self, raw: list[Any], top: int = 5) -> list[dict[str, Any]]:
         """What the fine-tuned model says of each of these, pictures, paths, texts ...: see Problem.answer_rows; {"error": why} of
         what cannot be read. unlike: how many of a hundred held-out samples are more like the training data."""
-        return [{"error": x.reason} if isinstance(x, Unreadable) else x for x in self.opened(raw, partial(self.rows, top=top))]
+        own, setup = self.networks.problem.opened, self.networks.problem_setup
+        answers = self.opened(raw, partial(self.rows, top=top), (lambda x: own(x, setup)) if own else None)
+        return [{"error": x.reason} if isinstance(x, Unreadable) else x for x in answers]
 
     @torch.no_grad()
     def rows(self, raw: list[Any], top: int) -> list[dict[str, Any]]:

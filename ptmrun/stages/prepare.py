@@ -67,6 +67,8 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         run.write_json("splits.json", data.created_splits)
     if data.unreadable:
         run.write("unreadable.txt", "\n".join(map(printable, data.unreadable)) + "\n")
+    if data.faults:
+        run.write("faults.txt", "\n".join(map(printable, data.faults)) + "\n")
     if origin(cfg.init) == "run":
         take_parent(context)
     elif cfg.init != "random":

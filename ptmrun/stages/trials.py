@@ -31,6 +31,7 @@ ENOUGH = 4000  # samples that are plenty without
 UNKNOWN_STEPS = 2**31  # of what an older version trained; they matter to ranks that are allocated while training
 CLASS_ROWS = re.compile(r"((auxiliary_)?head\.(weight|bias))|weights")  # tensors of a fine-tuned model that have a row a class
 MOST_NAMES = 5
+FROZEN = ("frozen", "random_frozen")  # kinds of trials that leave the encoder as it is
 JUDGES = 1000  # samples that say whether training made a classifier better
 
 
@@ -39,7 +40,7 @@ class Trial:
     """One fine-tuning: how many labels per class, from which weights, which repeat."""
 
     labels: int | None
-    kind: str  # tuned | scratch
+    kind: str  # tuned | scratch; where a problem has `frozen_heads`: frozen | random_frozen
     seed: int
 
     @property
@@ -67,6 +68,8 @@ def finetune_settings(cfg: Any, trial: Trial, samples: int) -> Any:
     """The settings of `finetune` for a trial with so many samples: random weights are all trained, at one rate, whatever the
     method, and have no statistics to keep."""
     options = cfg.finetune
+    if trial.kind in FROZEN:
+        return options.model_copy(update={"name": "linear", "freeze": None, "unfreeze": None, "layer_decay": 1.0})
     if trial.kind != "tuned":
         every = {"name": "full", "freeze": None, "unfreeze": None, "layer_decay": 1.0, "statistics": "batch"}
         return options.model_copy(update={**every, "lr": options.scratch_lr or options.lr})
@@ -85,7 +88,7 @@ def build_model(
 ) -> tuple[Model, tuple[int, int]]:
     """The same from the options of `finetune`, the steps that it is trained for and its labels; without these, weights of classes
     are those that are loaded later."""
-    encoder = networks.starting_encoder() if trial.kind == "tuned" else networks.encoder("scratch", trial.seed)
+    encoder = networks.starting_encoder() if trial.kind in ("tuned", "frozen") else networks.encoder("scratch", trial.seed)
     if drops_pretraining_parts(networks, encoder):
         encoder.trim()
     rng.seed_everything(trial.seed, "head")

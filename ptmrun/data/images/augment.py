@@ -12,10 +12,16 @@ from ptmrun.rng import BatchRandom
 
 def augment(images: Tensor, options: Augment, strength: float, rows: BatchRandom) -> Tensor:
     """float [B, C, H, W] -> the same shape: shift, rotation, scale, shear (times `strength`) and flip; edges are repeated."""
+    matrices = moves(options, strength, rows)
+    return images if matrices is None else warp(images, matrices)
+
+
+def moves(options: Augment, strength: float, rows: BatchRandom) -> Tensor | None:
+    """The affine maps [B, 2, 3] of `augment`; None where nothing is changed."""
     amounts = options.rotate, options.shear, options.scale, options.shift
     if strength == 0 or not (any(amounts) or options.flip):
-        return images
-    return warp(images, geometry(options, strength, rows, "augment"))
+        return None
+    return geometry(options, strength, rows, "augment")
 
 
 def geometry(options: Augment, strength: float, rows: BatchRandom, purpose: str) -> Tensor:

@@ -8,7 +8,7 @@ from ptmrun import rng
 from ptmrun.config.schema import Augment
 from ptmrun.data.epochs import Epochs
 from ptmrun.data.images import mixup, views
-from ptmrun.data.images.augment import augment
+from ptmrun.data.images.augment import augment, moves, warp
 from ptmrun.data.images.processor import ImageProcessor
 from ptmrun.data.images.split import Split
 from ptmrun.data.images.views import Views
@@ -39,12 +39,13 @@ class Batches(Epochs):
         place = slice(rows.start, rows.stop)
         x = self.inputs(samples[place])
         batch: dict[str, Any] = {"ids": ids[place], "rows": rows}
-        if self.split.labels is not None:
-            batch["labels"] = self.split.labels[ids[place]].to(x.device)
+        answers = self.split.answers(ids[place])
         if self.views:
             batch["views"] = views.make(x, self.options, self.strength, self.views, rows)
-        else:
-            x = augment(x, self.options, self.strength, rows)
+        elif (matrices := moves(self.options, self.strength, rows)) is not None:
+            x, answers = warp(x, matrices), self.split.moved(answers, matrices)
+        if answers is not None:
+            batch["labels"] = answers.to(x.device)
         if any(self.alphas):  # with the same geometry, and mixed after it, so that CutMix's share is the area that is seen
             assert self.split.labels is not None
             other = rng.permutation(rows.seed, "partners", len(ids), rows.step)[place]

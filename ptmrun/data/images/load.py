@@ -41,6 +41,11 @@ class Images(Data):
     std: Tensor
     normalise: str | list[float]
     scales: levels.Ranges
+    unanswered: Split | None = None  # the training images alone, where a problem has answers of its own
+
+    @property
+    def corpus(self) -> Split:
+        return self.unanswered or self.train
 
     @property
     def resolved_settings(self) -> dict[str, Any]:
@@ -49,7 +54,7 @@ class Images(Data):
     @property
     def facts(self) -> dict[str, Any]:
         deep = {"levels": self.scales} if self.scales else {}
-        return {"mean": self.mean.tolist(), "std": self.std.tolist(), **deep}
+        return {"mean": self.mean.tolist(), "std": self.std.tolist(), **deep, **self.train.facts}
 
     def __str__(self) -> str:
         channels = {1: "gray", 3: "colour"}.get(self.channels, f"{self.channels} channels")
@@ -122,7 +127,12 @@ class Images(Data):
 def of_run(request: modality.LoadRequest) -> Images:
     """The images of a run; see `load`."""
     cfg, fitting = request.cfg, partial(request.family.fitting, request.cfg.model) if request.cfg.init != "random" else int
-    return load(request.read, cfg.dataset, int(cfg.device.workers), request.progress, fitting)
+    data = load(request.read, cfg.dataset, int(cfg.device.workers), request.progress, fitting)
+    if request.problem.own_answers and cfg.stage != "pretrain":
+        data.unanswered, splits = data.train, (data.train, data.val, data.test)
+        data.train, data.val, data.test = request.problem.own_answers(splits, cfg.downstream, data.notes)
+        data.no_classes = ""
+    return data
 
 
 def load(
@@ -216,6 +226,7 @@ def images_of(
         scales=scales,
         fingerprint=fingerprint,
         older_fingerprint=older if source.older_fingerprint else "",
+        faults=list(source.faults),
         notes=found.notes,
         created_splits={name: split.sample_names for name, split in made.items()},
         unreadable=found.unreadable,
@@ -233,7 +244,7 @@ def shape(source: Source, options: Any) -> tuple[int, int, levels.Ranges]:
         side, channels, ranges = decode.survey(images)
         others = [part.images for name, part in source.parts.items() if name != "train"]
         ranges = decode.other_ranges([x for x in others if not isinstance(x, np.ndarray)], ranges)
-        side = min((32, 48, 64, 96, 128, 160, 192, 224), key=lambda s: abs(s - side))
+        side = source.side or min((32, 48, 64, 96, 128, 160, 192, 224), key=lambda s: abs(s - side))
     return (side if options.image_size == "auto" else options.image_size), channels, ranges
 
 
@@ -265,11 +276,13 @@ def as_split(
 ) -> tuple[Split, list[str]]:
     """The split with its unreadable pictures left out, and their names."""
     labels = None if part.labels is None else torch.from_numpy(part.labels)
+    together = None if part.together is None else torch.from_numpy(part.together)
+    also: dict[str, Any] = {"together": together, "shown": part.shown}
     images = part.images
     if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
         pixels = torch.from_numpy(np.ascontiguousarray(images.reshape(len(images), size, size, channels).transpose(0, 3, 1, 2)))
         contents = torch.tensor(decode.numbers(pixels, [True] * len(pixels)))
-        return Split(pixels, None, torch.arange(len(images)), labels, groups=part.groups, contents=contents), []
+        return Split(pixels, None, torch.arange(len(images)), labels, groups=part.groups, contents=contents, **also), []
     pictures = Arrays(images) if isinstance(images, np.ndarray) else images
     decoder, rows = decode.Decoder(pictures, size, channels, scales), torch.arange(len(pictures))
 
@@ -279,10 +292,10 @@ def as_split(
     if len(pictures) * channels * size**2 <= options.cache_gb * 2**30:
         decoded, good = decode.decoded_once(decoder, fingerprint, workers, decoding)
         contents = torch.from_numpy(decode.identities(decoder, fingerprint, lambda: decode.numbers(decoded, good.tolist())))
-        whole = Split(decoded, None, rows, labels, groups=part.groups, contents=contents, name_of=pictures.label_of)
+        whole = Split(decoded, None, rows, labels, groups=part.groups, contents=contents, name_of=pictures.label_of, **also)
     else:
         contents = torch.from_numpy(decode.identities(decoder, fingerprint, lambda: decode.streamed(decoder, workers, decoding)))
-        whole = Split(None, decoder, rows, labels, workers, part.groups, contents, pictures.label_of)
+        whole = Split(None, decoder, rows, labels, workers, part.groups, contents, pictures.label_of, **also)
     bad = [pictures.label_of(int(i)) for i in torch.nonzero(contents == 0)[:, 0]]
     return whole.subset(torch.nonzero(contents)[:, 0]), bad
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from ptmrun.data import modality
 from ptmrun.data.images import decode
+from ptmrun.data.sources import Scenes
+
+SCENES = 32  # images of a batch
 
 
 @dataclass
@@ -16,7 +20,8 @@ class Split(modality.Split):
     """Images of one split: uint8 [N, C, S, S] in memory (or memory-mapped), or a decoder; labels [N] or none.
 
     groups [N], or none: names of the subgroups (hospitals, cameras ...) that scores are told apart by. contents [N]: numbers that
-    only images of equal pixels share.
+    only images of equal pixels share. together [N], or none: numbers of what is to stay on one side of a split. shown: boxes of
+    all of the source's images, by row, or none.
     """
 
     pixels: Tensor | None
@@ -27,6 +32,16 @@ class Split(modality.Split):
     groups: np.ndarray | None = None
     contents: Tensor | None = None
     name_of: Callable[[int], str] = str  # of a row
+    together: Tensor | None = None
+    shown: Scenes | None = None
+
+    @property
+    def side(self) -> int:
+        """Of an image, in pixels."""
+        if self.pixels is not None:
+            return self.pixels.shape[-1]
+        assert self.decoder is not None
+        return self.decoder.size
 
     @property
     def sample_names(self) -> list[str]:
@@ -34,8 +49,8 @@ class Split(modality.Split):
 
     @property
     def group_ids(self) -> Tensor | None:
-        """Equal pixels stay together."""
-        return self.contents
+        """Equal pixels stay together, or what is to."""
+        return self.contents if self.together is None else self.together
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,13 +68,18 @@ class Split(modality.Split):
     def subset(self, indices: Tensor) -> "Split":
         labels = None if self.labels is None else self.labels[indices]
         groups = None if self.groups is None else self.groups[indices.numpy()]
-        contents = None if self.contents is None else self.contents[indices]
-        return replace(self, rows=self.rows[indices], labels=labels, groups=groups, contents=contents)
+        contents, together = (None if x is None else x[indices] for x in (self.contents, self.together))
+        return replace(self, rows=self.rows[indices], labels=labels, groups=groups, contents=contents, together=together)
+
+    def moved(self, answers: Any, matrices: Tensor) -> Any:
+        """Answers as they are after the images were sampled at affine maps [B, 2, 3] (see augment): the same, unless a subclass's
+        have places."""
+        return answers
 
     def some(self, count: int) -> Tensor:
         """At most `count` images, evenly spaced: uint8 [count, C, S, S]."""
         return next(self.evenly_spaced(count).all(count))
 
     def all(self, size: int = 512) -> Iterator[Tensor]:
-        """The whole split in order, in batches."""
-        return self.batches(torch.arange(len(self)).split(size))
+        """The whole split in order, in batches; of scenes, which are large, fewer at a time."""
+        return self.batches(torch.arange(len(self)).split(min(size, SCENES) if self.shown else size))

@@ -3,7 +3,7 @@ names its file in `spec.module`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -24,12 +24,50 @@ class Pictures(Protocol):
 
 
 @dataclass(frozen=True)
+class Scene:
+    """A whole picture and what stands in it. name: what the user calls it; corners float32 [n, 4]: left, top, right and bottom of
+    each box in pixels; classes int64 [n]; ignored bool [n]: crowds and the like, where finding something is neither right nor
+    wrong."""
+
+    name: str
+    width: int
+    height: int
+    corners: np.ndarray
+    classes: np.ndarray
+    ignored: np.ndarray
+
+
+class Window(NamedTuple):
+    """A square of a scene, which may reach beyond it."""
+
+    scene: int
+    left: int
+    top: int
+    side: int
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What the pictures of a split show: each is a window of a scene. numbers: how the source numbers its categories; tile: side
+    of the squares that large scenes are cut into, None: they are not; overlap: the share that neighbours have in common."""
+
+    scenes: list[Scene]
+    windows: list[Window]
+    numbers: list[int]
+    tile: int | None = None
+    overlap: float = 0.0
+
+
+@dataclass(frozen=True)
 class Part:
-    """A split: uint8 [N, H, W] or [N, H, W, C] in memory, or pictures; labels [N] int64 or none; groups [N] text or none."""
+    """A split: uint8 [N, H, W] or [N, H, W, C] in memory, or pictures; labels [N] int64 or none; groups [N] text or none;
+    together [N] int64 or none: pictures with equal numbers stay on one side of a split; shown: boxes, where there are any."""
 
     images: np.ndarray | Pictures
     labels: np.ndarray | None
     groups: np.ndarray | None = None
+    together: np.ndarray | None = None
+    shown: Scenes | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +79,8 @@ class Source:
     fingerprint: str  # of names, labels and contents
     notes: list[str]
     older_fingerprint: str = ""  # by which runs of earlier versions know the same data
+    side: int | None = None  # in pixels, that pictures want; None: their own
+    faults: tuple[str, ...] = ()  # by file, what was left out or mended
 
 
 @dataclass(frozen=True)
