@@ -12,12 +12,10 @@ from torchvision.models.detection.image_list import ImageList
 
 from ptmrun.batch import NO_BOX, Boxes
 from ptmrun.downstream.base import Model, ProblemSetup
-from ptmrun.downstream.classification import frozen
 from ptmrun.downstream.detection.losses import Anchored, Dense, targets_of
 from ptmrun.downstream.detection.pyramid import STRIDES, Pyramid
 from ptmrun.errors import UserError
 from ptmrun.loss import Loss
-from ptmrun.models import batchnorm
 from ptmrun.models.modes import eval_mode
 
 MOST = 100  # boxes of an image, as COCO counts
@@ -48,14 +46,6 @@ class Detector(Model):
             anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(STRIDES))
             head = Anchored(pyramid.out_channels, anchors.num_anchors_per_location()[0], classes)
             self.net = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **common)
-
-    def train(self, mode: bool = True) -> "Detector":
-        """What is frozen stays as in evaluation: no dropout, and batch normalisation keeps its statistics."""
-        super().train(mode)
-        for module in self.modules():
-            if frozen(module) or batchnorm.has_frozen_statistics(module):
-                module.eval()
-        return self
 
     def places(self, images: Tensor) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
         """(what the head says of each place, float32 [B, L, n] by name, anchors [L, 4] of each image, places of each level)"""
