@@ -2,6 +2,7 @@
 
 import abc
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -38,7 +39,10 @@ class Learner(nn.Module, abc.ABC):
         raise TypeError(f"{type(self).__name__} compares no samples")
 
     def count(self, micros: list[dict[str, Any]]) -> None:
-        """Called before the first of several micro-batches, for a loss that is normalised by several numbers of the batch."""
+        """Called before the first of several micro-batches, for a loss that is normalised by several numbers of the batch:
+        `self.add_up` of those of these micro-batches, as other processes may have others."""
+
+    add_up: Callable[[list[float]], list[float]] = staticmethod(list)
 
     def after_step(self, done: int, steps: int) -> None:
         """Called after each optimizer step, `done` of `steps`."""

@@ -64,8 +64,8 @@ class Epochs(ABC):
             place += last - first
         return torch.cat(parts)
 
-    def iterate(self, start: int, stop: int) -> Iterator[list[dict[str, Any]]]:
-        """The micro-batches of steps start ... stop-1."""
+    def iterate(self, start: int, stop: int, own: slice = slice(None)) -> Iterator[list[dict[str, Any]]]:
+        """The micro-batches of steps start ... stop-1, of each step those of `own`."""
         bounds = [round(i * self.batch_size / self.accumulate) for i in range(self.accumulate + 1)]
         seed = rng.key(self.seed, self.purpose)
         for step, samples in zip(
@@ -74,5 +74,5 @@ class Epochs(ABC):
             ids = self.indices(step)
             yield [
                 self.micro(samples, ids, rng.BatchRandom(seed, step, a, b, self.batch_size))
-                for a, b in itertools.pairwise(bounds)
+                for a, b in list(itertools.pairwise(bounds))[own]
             ]
