@@ -167,7 +167,9 @@ def follow() -> NoReturn:
         Path(meeting, f"ready-{rank}").touch()
     try:
         with stop.handled():
-            processes = meet(rank, size, Path(meeting) if meeting else None, lambda: "device.processes: the main process has ended")
+            processes = meet(
+                rank, size, Path(meeting) if meeting else None, lambda: "device.processes: the main process has ended"
+            )
             folder = Path(processes.send()[0])
             run = Follower.open(folder)
             context = prepare(run, config_file.load(run.sound("config.yaml")), stop)

@@ -105,7 +105,7 @@ def depth_of(encoder: Any, name: str) -> int:
 
 @contextlib.contextmanager
 def all_processes(context: Context, order: dict[str, Any]) -> Iterator[None]:
-    """What runs inside is a training of all processes, to which the main one calls the others; each has its part of the threads."""
+    """What runs inside is a training of all processes, to which the main one calls the others; each has a part of the threads."""
     processes, threads = context.processes, torch.get_num_threads()
     if processes.size == 1:
         yield

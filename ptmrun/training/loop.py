@@ -66,7 +66,12 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         if fine := math.isfinite(value + norm) and value <= recovery.limit(state):
             state.in_a_row = 0
             state.first = state.first or [value]
-            if plan.recover and processes.main and step % math.ceil(plan.steps / recovery.ANCHORS) == 0 and value <= state.first[0]:
+            if (
+                plan.recover
+                and processes.main
+                and step % math.ceil(plan.steps / recovery.ANCHORS) == 0
+                and value <= state.first[0]
+            ):
                 unchanged = {f"model.{name}": b for name, b in kept.items()}
                 state.good, state.good_step = copied(tensors_of(model, optimizer, average) | unchanged), step
             optimizer.step()
@@ -180,11 +185,12 @@ Inside = Callable[[int], contextlib.AbstractContextManager]
 def gradients(
     model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside, processes: Processes = ALONE
 ) -> dict[str, list[float]]:
-    """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of what is logged. With several
-    processes: that of the sum over this one's micro-batches, whose sums these are too."""
+    """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of what is logged. In one of
+    several processes: that of the sum over its own micro-batches, whose sums these are too."""
     several = len(micros) > 1 or processes.size > 1
-    if several:
+    if processes.size > 1:
         model.add_up = processes.total
+    if several:
         model.count(micros)
     if several and model.compares:
         return backward_together(model, micros, inside, processes)
@@ -212,9 +218,7 @@ def backward(
     return sums
 
 
-def backward_together(
-    model: Any, micros: list[dict[str, Any]], inside: Inside, processes: Processes
-) -> dict[str, list[float]]:
+def backward_together(model: Any, micros: list[dict[str, Any]], inside: Inside, processes: Processes) -> dict[str, list[float]]:
     """`gradients` of a loss that compares all samples of a batch, `compare(embed(batch))`: the micro-batches are embedded without
     gradients, the whole batch is compared, in every process, and each micro-batch is embedded again to pass its part of the
     gradient on (GradCache: Gao et al. 2021, arXiv:2101.06983)."""

@@ -3,7 +3,6 @@ added up, so that every process takes the same step. The main process decides, w
 
 import contextlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -100,7 +99,7 @@ class Processes:
 
     def total(self, values: list[float]) -> list[float]:
         """Their sums over all processes."""
-        return values if self.size == 1 else [sum(each) for each in zip(*self.gather(values), strict=True)]
+        return [sum(each) for each in zip(*self.gather(values), strict=True)]
 
     def compared(
         self, parts: list[Tensor], micros: list[dict[str, Any]], device: torch.device
@@ -192,5 +191,3 @@ def buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
         bucket.append(tensor)
     if bucket:
         yield bucket
-
-
