@@ -2,7 +2,6 @@
 
 import abc
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn

@@ -7,6 +7,7 @@ from ptmrun.config import schema
 from ptmrun.config.grammar import compose_raw
 from ptmrun.config.init_source import OUTSIDE, origin
 
+MEETING = "PTMRUN_MEETING"  # in the environment of processes that the main one of a run starts: the folder where they meet
 LARGE_SCRATCH_LR = 1e-3  # AdamW's, of networks that weights from outside are for: at 3e-3 MiniLM's stays at chance
 
 
@@ -47,7 +48,7 @@ def published_rates(raw: dict[str, Any], given: set[str]) -> None:
 
 def launched() -> int | None:
     """How many processes torchrun has started, or the main process of a run; None in a process of neither."""
-    known = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and {"MASTER_ADDR", "PTMRUN_MEETING"} & os.environ.keys()
+    known = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and {"MASTER_ADDR", MEETING} & os.environ.keys()
     return int(os.environ["WORLD_SIZE"]) if known else None
 
 

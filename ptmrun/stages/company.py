@@ -4,6 +4,7 @@ the stages and alone writes into the run folder; the others wait and take part i
 import contextlib
 import datetime
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -17,9 +18,9 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from ptmrun.config import choices
-from ptmrun.config.derived import launched
-from ptmrun.errors import UserError
+from ptmrun.config import choices, secrets
+from ptmrun.config.derived import MEETING, launched
+from ptmrun.errors import UserError, printable
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.stages.context import Context, planned
@@ -30,7 +31,7 @@ from ptmrun.training import loop as training
 from ptmrun.training.processes import ALONE, Lost, Processes
 from ptmrun.training.signals import Stop, check_stop
 
-MEETING, PARENT = "PTMRUN_MEETING", "PTMRUN_PARENT"  # in the environment of processes that the main one starts
+PARENT = "PTMRUN_PARENT"  # in the environment of processes that the main one starts: its number
 POLL = 0.1  # seconds between looks at whether the others are there
 SLOW = 5.0  # seconds in which a process that has ended is seen to have
 PATIENCE = datetime.timedelta(days=30)  # the others wait as long as the main one evaluates
@@ -74,8 +75,10 @@ class Company:
         for rank, child in enumerate(self.started, 1):
             if (code := child.poll()) is not None:
                 text = self.errors(rank).read_text(errors="replace").strip()
-                self.run.note(f"process {rank + 1} of {self.size}:\n{text}") if "\n" in text else None
-                what = text.splitlines()[-1].removeprefix("ptmrun: ") if text else f"ended with exit code {code}"
+                if "\n" in text:
+                    self.run.note(f"process {rank + 1} of {self.size}:\n{text}")
+                what = text.splitlines()[-1].removeprefix(f"ptmrun: process {rank + 1} of {self.size}: ").removeprefix("ptmrun: ")
+                what = what or f"ended with exit code {code}"
                 if code < 0:
                     short = ", as the system does where memory is short" if -code == signal.SIGKILL else ""
                     what = f"was ended by {signal.Signals(-code).name}{short}"
@@ -126,14 +129,16 @@ def company(run: Run, size: int, stop: Stop) -> Iterator[Company]:
 
 def meet(rank: int, size: int, folder: Path | None, lost: Any) -> Processes:
     """Waits for all processes: those of one machine in a folder, those that torchrun has started by its store."""
-    where = "env://"
     if folder:
-        where = f"file://{folder / 'meeting'}"
+        store: dist.Store = dist.FileStore(str(folder / "meeting"), size)
         if sys.platform in LOOPBACK:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK[sys.platform])
+    else:  # which holds addresses of processes that were there before torchrun started them again
+        store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=PATIENCE))
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", size))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, init_method=where, rank=rank, world_size=size, timeout=PATIENCE)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
     return Processes(rank, size, here, lost)
 
 
@@ -180,6 +185,10 @@ def follow() -> NoReturn:
             dist.destroy_process_group()
     except Lost:  # the main process says why
         sys.exit(1)
+    except UserError as error:
+        for line in error.args:
+            print(f"ptmrun: process {rank + 1} of {size}: {printable(secrets.masked(str(line)))}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
 
 
@@ -195,3 +204,17 @@ def take_part(context: Context, tags: dict[str, Any], steps: int, trial: list[An
         loop = finetune_settings(cfg, one, len(split))
     with planned(context, model, split, loop, steps, seed, tags) as (batches, plan):
         training.fit(model, batches, plan)
+
+
+def launch() -> str | None:
+    """Which launch of torchrun on this machine a process is of, also when that has started it again; None for no launch."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return name and f"{name} {platform.node()} {os.getppid()}"
+
+
+def run_before(outputs: Path) -> Run | None:
+    """The run that the main process was at work on when one of them died and torchrun started all of them again."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return None
+    runs = (Run.open(file.parent) for file in sorted(outputs.glob("2*/manifest.json"), reverse=True))
+    return next((run for run in runs if run.manifest.get("launch") == launch()), None)

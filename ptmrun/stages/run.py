@@ -20,7 +20,7 @@ from ptmrun.runs import changes, config_file, provenance
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import Run, now
 from ptmrun.stages import reuse
-from ptmrun.stages.company import company, follow
+from ptmrun.stages.company import company, follow, launch, run_before
 from ptmrun.stages.context import chosen_stages, labelled
 from ptmrun.stages.evaluate import evaluate
 from ptmrun.stages.finetune import finetune
@@ -35,13 +35,16 @@ def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any]
     follow it."""
     if follows():
         follow()
+    if before := run_before(Path(cfg.outputs)):
+        saved = config_file.load(before.sound("config.yaml"))
+        resume(before, parsing.replace(saved, device__processes=cfg.device.processes))
+        return before
     if origin(cfg.init) == "run":
         Run.open(Path(cfg.init))
     tracker.library(cfg.logger.name)  # what is not installed is said before there is a folder
     projection.library(cfg.evaluate.map)
-    run = Run.create(
-        cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | {k: v for k, v in (known or {}).items() if v}
-    )
+    more = {k: v for k, v in {"launch": launch(), **(known or {})}.items() if v}
+    run = Run.create(cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | more)
     with run.lock():
         execute(run, cfg)
     return run
