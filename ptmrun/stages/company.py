@@ -50,7 +50,7 @@ class Company:
     processes: Processes = ALONE
 
     def join(self) -> Processes:
-        """Waits until all are there, and tells them the run; itself and the others. Raises UserError when one of them has ended."""
+        """Waits until all are there, and tells them the run. Raises UserError when one of them has ended."""
         if self.size == 1:
             return ALONE
         while not all((self.folder / f"ready-{rank}").exists() for rank in range(1, len(self.started) + 1)):
