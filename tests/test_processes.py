@@ -19,6 +19,8 @@ from torch import nn
 from ptmrun import cli
 from ptmrun.compose import compose
 from ptmrun.config import choices
+from ptmrun.data.images.batches import Batches
+from ptmrun.data.images.split import Split
 from ptmrun.errors import Interrupted, UserError
 from ptmrun.loss import Learner, Loss
 from ptmrun.runs.folder import Run
@@ -165,6 +167,35 @@ def test_two_processes_are_one(tmp_path, task):
     both = in_two(lambda processes: trained(*arguments, tmp_path / "both", processes), tmp_path)
     assert any(not torch.equal(v, context.objective().state_dict()[k]) for k, v in alone[0].items())
     close(both, alone)
+
+
+class Decoder:
+    """Of images that are their own numbers, and which of them it has decoded."""
+
+    size, seen = 2, None
+
+    def batches(self, index_lists, workers):
+        for indices in index_lists:
+            self.seen = [*(self.seen or []), *indices]
+            yield torch.tensor(indices, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 2, 2), None
+
+
+@pytest.mark.parametrize("alphas", [(0.0, 0.0), (1.0, 0.0)])
+def test_a_process_decodes_no_images_but_its_own(alphas):
+    """And those that they are mixed with."""
+
+    def batches():
+        split = Split(None, Decoder(), torch.arange(20), torch.arange(20) % 2)
+        options = compose([]).dataset.augment
+        return Batches(split, lambda x: x.float(), options, 1.0, 8, 4, 0, "test", None, alphas)
+
+    whole, own = batches(), batches()
+    for every, mine in zip(whole.iterate(0, 3), own.iterate(0, 3, slice(1, 2)), strict=True):
+        assert len(mine) == 1
+        for name, value in mine[0].items():
+            assert torch.equal(value, every[1][name]) if isinstance(value, torch.Tensor) else value == every[1][name]
+    assert len(whole.split.decoder.seen) == 3 * 8
+    assert len(own.split.decoder.seen) == 3 * 2 * (2 if any(alphas) else 1)
 
 
 @pytest.mark.parametrize("method", ["full", "adalora"])

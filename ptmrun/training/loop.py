@@ -229,10 +229,14 @@ def backward_together(model: Any, micros: list[dict[str, Any]], inside: Inside, 
 
     buffers = list(model.buffers())
     before = [b.clone() for b in buffers]
+
+    def restore_buffers() -> None:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
     with torch.no_grad():
         parts = [embed(i) for i in range(len(micros))]
-        for buffer, value in zip(buffers, before, strict=True):  # statistics count once
-            buffer.copy_(value)
+    restore_buffers()  # statistics count once
     sizes = [len(part) for part in parts]
     if processes.size == 1:
         own, whole, every = slice(None), torch.cat(parts), micros
@@ -244,8 +248,9 @@ def backward_together(model: Any, micros: list[dict[str, Any]], inside: Inside, 
         (loss.total / loss.n).backward()
     elif processes.main:
         loss.total.backward()
-    else:  # what `compare` itself has of parameters gets its gradient once
+    else:  # what `compare` has of parameters and buffers counts once
         whole.grad = torch.autograd.grad(loss.total, whole)[0]
+        restore_buffers()
     assert whole.grad is not None
     for i, gradient in enumerate(whole.grad[own].split(sizes)):
         embed(i).backward(gradient)
