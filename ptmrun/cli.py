@@ -13,6 +13,7 @@ import ptmrun
 from ptmrun.commands import help, table
 from ptmrun.compose import compose
 from ptmrun.config import choices, parsing, secrets
+from ptmrun.config.derived import MEETING, follows, launched
 from ptmrun.config.grammar import hydra_main
 from ptmrun.errors import LESS_MEMORY, Interrupted, UserError, first_line, nearest, out_of_memory, printable
 from ptmrun.runs.console import shown
@@ -41,7 +42,8 @@ def run(argv: list[str]) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        for line in error.args:
+        said = follows() and MEETING not in os.environ and os.environ.get("LOCAL_RANK") != "0"  # by another process here
+        for line in () if said else error.args:
             print(f"ptmrun: {printable(secrets.masked(str(line)))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output has gone, as `| head` does
@@ -66,6 +68,8 @@ def dispatch(argv: list[str]) -> int:
     if not argv:
         print(help.screen())
         return 0
+    if (launched() or 1) > 1 and (argv[0] in {*table.VERBS} - {"resume"} or {"-m", "--multirun"} & {*argv}):
+        raise UserError(f"torchrun -m ptmrun {argv[0]}: torchrun starts a run, or ptmrun resume; start this without it")
     if argv[0] in table.VERBS and {"-h", "--help"} & set(argv):
         print(help.verb(argv[0]))
         return 0

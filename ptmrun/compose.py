@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.config import choices, parsing, schema
-from ptmrun.config.derived import published_rates, steps_or_epochs
+from ptmrun.config.derived import launched, micro_batches, published_rates, steps_or_epochs
 from ptmrun.config.grammar import as_text, compose_raw, composed_choices, sort_overrides, unknown
 from ptmrun.config.init_source import origin
 from ptmrun.errors import UserError
@@ -47,6 +47,12 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
     if parent:
         raw = inherit(raw, parent, own, set(chosen), typed | brought)
     steps_or_epochs(raw, typed, brought)
+    if processes := launched():
+        if "device.processes" in typed and raw["device"]["processes"] != processes:
+            mistakes.append(f"device.processes={values['device.processes']}: torchrun has started {processes}; leave it out")
+        raw["device"]["processes"] = processes
+    if not saved:
+        micro_batches(raw, typed | brought)
     kind = parsing.kind_of(raw)
     for key in sorted(set(parsing.leave_out_foreign(raw)) & typed):
         mistakes.append(f"{key}: data of the kind {kind} (dataset={raw['dataset']['name']}) have no such setting; leave it out")

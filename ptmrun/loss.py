@@ -38,7 +38,12 @@ class Learner(nn.Module, abc.ABC):
         raise TypeError(f"{type(self).__name__} compares no samples")
 
     def count(self, micros: list[dict[str, Any]]) -> None:
-        """Called before the first of several micro-batches, for a loss that is normalised by several numbers of the batch."""
+        """Called before the first of several micro-batches, for a loss that is normalised by several numbers of the batch, which
+        `add_up` makes of those of these micro-batches."""
+
+    def add_up(self, values: list[float]) -> list[float]:
+        """Their sums over all processes that train this; the loop replaces it where there are several."""
+        return values
 
     def after_step(self, done: int, steps: int) -> None:
         """Called after each optimizer step, `done` of `steps`."""

@@ -74,6 +74,16 @@ def contradictions(config: Config) -> list[str]:
             lines.append(f"{name}.accumulate={loop.accumulate}: expected at most {name}.batch_size={loop.batch_size}")
         if loop.min_lr > loop.lr:
             lines.append(f"{name}.min_lr={loop.min_lr:g}: expected at most {name}.lr={loop.lr:g}")
+    processes, stages = (
+        config.device.processes,
+        {"all": "pretrain finetune", "pretrain": "pretrain"}.get(config.stage, "finetune"),
+    )
+    for name, loop in (("pretrain", config.pretrain), ("finetune", config.finetune)):
+        if name in stages and loop.accumulate < processes:
+            why = f"a step has {name}.accumulate={loop.accumulate} micro-batches, and each process takes one at least"
+            lines.append(
+                f"device.processes={processes}: {why}; expected at most {loop.accumulate}, or a new run with more of these"
+            )
     if (
         isinstance(config.finetune, ImageFinetune)
         and isinstance(config.finetune.resolution, int)

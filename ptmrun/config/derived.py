@@ -1,11 +1,13 @@
 """Settings that follow from others when a config is composed."""
 
+import os
 from typing import Any
 
 from ptmrun.config import schema
 from ptmrun.config.grammar import compose_raw
 from ptmrun.config.init_source import OUTSIDE, origin
 
+MEETING = "PTMRUN_MEETING"  # in the environment of processes that the main one of a run starts: the folder where they meet
 LARGE_SCRATCH_LR = 1e-3  # AdamW's, of networks that weights from outside are for: at 3e-3 MiniLM's stays at chance
 
 
@@ -42,3 +44,22 @@ def published_rates(raw: dict[str, Any], given: set[str]) -> None:
                 loop["lr"] = loop["published_lr"]
         if "finetune.scratch_lr" not in given and tuning["optimizer"] == "adamw":
             tuning["scratch_lr"] = LARGE_SCRATCH_LR
+
+
+def launched() -> int | None:
+    """How many processes torchrun has started, or the main process of a run; None in a process of neither."""
+    known = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and {"MASTER_ADDR", MEETING} & os.environ.keys()
+    return int(os.environ["WORLD_SIZE"]) if known else None
+
+
+def follows() -> bool:
+    """Whether this process is one of several, and not the main one."""
+    return launched() is not None and os.environ["RANK"] != "0"
+
+
+def micro_batches(raw: dict[str, Any], given: set[str]) -> None:
+    """With several processes at least as many micro-batches, where their number was not given."""
+    for section in ("pretrain", "finetune"):
+        loop, processes = raw[section], raw["device"]["processes"]
+        if f"{section}.accumulate" not in given and isinstance(processes, int) and isinstance(loop["accumulate"], int):
+            loop["accumulate"] = max(loop["accumulate"], processes)

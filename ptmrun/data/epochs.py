@@ -64,15 +64,16 @@ class Epochs(ABC):
             place += last - first
         return torch.cat(parts)
 
-    def iterate(self, start: int, stop: int) -> Iterator[list[dict[str, Any]]]:
-        """The micro-batches of steps start ... stop-1."""
+    def read(self, start: int, stop: int, places: list[tuple[int, int]]) -> Iterator[Any]:
+        """What the split has of the batches of steps start ... stop-1. places: of a batch, (first, last) rows of which `micro` is
+        asked for; others need not be there."""
+        return self.split.batches(self.indices(s) for s in range(start, stop))
+
+    def iterate(self, start: int, stop: int, own: slice = slice(None)) -> Iterator[list[dict[str, Any]]]:
+        """The micro-batches of steps start ... stop-1, of each step those of `own`."""
         bounds = [round(i * self.batch_size / self.accumulate) for i in range(self.accumulate + 1)]
+        places = list(itertools.pairwise(bounds))[own]
         seed = rng.key(self.seed, self.purpose)
-        for step, samples in zip(
-            range(start, stop), self.split.batches(self.indices(s) for s in range(start, stop)), strict=True
-        ):
+        for step, samples in zip(range(start, stop), self.read(start, stop, places), strict=True):
             ids = self.indices(step)
-            yield [
-                self.micro(samples, ids, rng.BatchRandom(seed, step, a, b, self.batch_size))
-                for a, b in itertools.pairwise(bounds)
-            ]
+            yield [self.micro(samples, ids, rng.BatchRandom(seed, step, a, b, self.batch_size)) for a, b in places]

@@ -32,8 +32,8 @@ class Objective(base.Objective):
 
     def count(self, micros: list[dict[str, Any]]) -> None:
         """Sets `pairs_per_token` of a step's micro-batches: the whole batch's pairs by its hidden tokens."""
-        pairs = sum(len(micro["next"]) for micro in micros)
-        masked = sum(int(self.masking(micro["inputs"], micro["rows"]).hidden.sum()) for micro in micros)
+        own = [self.masking(micro["inputs"], micro["rows"]).hidden for micro in micros]
+        pairs, masked = self.add_up([sum(map(len, own)), sum(int(hidden.sum()) for hidden in own)])
         for micro in micros:
             micro["pairs_per_token"] = pairs / max(1, masked)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ptmrun.stages import probe
 from ptmrun.stages.networks import Networks
 from ptmrun.training import recovery
 from ptmrun.training.plan import Plan
+from ptmrun.training.processes import ALONE, Processes
 from ptmrun.training.signals import Stop
 
 FIT_SAMPLES = 512  # for what an encoder learns from training samples before it is trained
@@ -34,6 +35,7 @@ class Context(Networks):
     data: Data
     stop: Stop
     learned: dict[str, Tensor] = field(default_factory=dict)  # what encoders learned from training samples, once a run
+    processes: Processes = ALONE
 
     def buffers(self, encoder: Encoder) -> dict[str, Tensor]:
         """Those of an encoder that come from training samples: saved ones, or new ones."""
@@ -102,11 +104,35 @@ def depth_of(encoder: Any, name: str) -> int:
 
 
 @contextlib.contextmanager
+def all_processes(context: Context, order: dict[str, Any]) -> Iterator[None]:
+    """What runs inside is a training of all processes, to which the main one calls the others; each has a part of the threads."""
+    processes, threads = context.processes, torch.get_num_threads()
+    if processes.size == 1:
+        yield
+        return
+    if processes.main:
+        processes.send(order)
+    torch.set_num_threads(max(1, context.cfg.device.threads // processes.here))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
 def planned(
-    context: Context, model: Any, split: Any, loop: Any, steps: int, seed: int, tags: dict[str, Any], **extra: Any
+    context: Context,
+    model: Any,
+    split: Any,
+    loop: Any,
+    steps: int,
+    seed: int,
+    tags: dict[str, Any],
+    trial: Any = None,
+    **extra: Any,
 ) -> Iterator[tuple[Epochs, Plan]]:
     """Batches and plan of a fit with the files and the random numbers of `tags` (stage, and trial for fine-tuning), while its
-    progress is shown."""
+    progress is shown. Other processes train the same by `tags`, `steps` and the fields of `trial`."""
     run, encoder = context.run, model.encoder
     purpose = "/".join(map(str, tags.values()))
     batches = batches_of(context, model, split, loop, seed, purpose)
@@ -127,7 +153,8 @@ def planned(
     if context.cfg.device.compile:
         rng.leave_untraced()
     place = place_of(context, "evaluate" if tags["stage"] == "baseline" else tags["stage"])
-    with Bar(run, f"{place}{purpose}", steps, quiet=tags["stage"] != "pretrain") as bar:
+    order = {"tags": tags, "steps": steps, "trial": astuple(trial) if trial else None}
+    with all_processes(context, order), Bar(run, f"{place}{purpose}", steps, quiet=tags["stage"] != "pretrain") as bar:
         yield (
             batches,
             Plan(
@@ -151,6 +178,7 @@ def planned(
                 recovered=recovered,
                 bad=run.path("checkpoints", "nan", f"{purpose.replace('/', '_')}.safetensors"),
                 replay=f"ptmrun replay {run.typed}",
+                processes=context.processes,
                 **extra,
             ),
         )

@@ -109,7 +109,7 @@ def note_trained_on(context: Context) -> None:
     if train is None or val is None or test is None:
         return
     own = torch.cat([train, val]).unique()
-    if cfg.stage != "evaluate":
+    if cfg.stage != "evaluate" and not context.run.path(TRAINED_ON).exists():
         tensor_files.save(context.run.path(TRAINED_ON), {"ids": own})
     before = torch.isin(test, trained_on(cfg))
     if count := int(before.sum()):

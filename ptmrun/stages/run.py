@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.config import parsing, schema
+from ptmrun.config.derived import follows
 from ptmrun.config.init_source import origin
 from ptmrun.config.schema import Config
 from ptmrun.config.watched import watch
@@ -19,6 +20,7 @@ from ptmrun.runs import changes, config_file, provenance
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import Run, now
 from ptmrun.stages import reuse
+from ptmrun.stages.company import company, follow, launch, run_before
 from ptmrun.stages.context import chosen_stages, labelled
 from ptmrun.stages.evaluate import evaluate
 from ptmrun.stages.finetune import finetune
@@ -29,21 +31,30 @@ from ptmrun.training.signals import Stop
 
 def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any] | None = None) -> Run:
     """A new run from the beginning; `verb` is what was typed before the overrides, `known` what its manifest must come to hold:
-    the data, the weights that it starts from."""
+    the data, the weights that it starts from. Where torchrun has started several processes, this is the main one's; the others
+    follow it."""
+    if follows():
+        follow()
+    if before := run_before(Path(cfg.outputs)):
+        saved = config_file.load(before.sound("config.yaml"))
+        resume(before, parsing.replace(saved, device__processes=cfg.device.processes))
+        return before
     if origin(cfg.init) == "run":
         Run.open(Path(cfg.init))
     tracker.library(cfg.logger.name)  # what is not installed is said before there is a folder
     projection.library(cfg.evaluate.map)
-    run = Run.create(
-        cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | {k: v for k, v in (known or {}).items() if v}
-    )
+    more = {k: v for k, v in {"launch": launch(), **(known or {})}.items() if v}
+    run = Run.create(cfg, overrides, provenance.manifest([*verb.split(), *overrides]) | more)
     with run.lock():
         execute(run, cfg)
     return run
 
 
 def resume(run: Run, cfg: Config) -> None:
-    """Goes on with a run, with what may change of its config. Raises UserError when it is done or a process works on it."""
+    """Goes on with a run, with what may change of its config. Raises UserError when it is done or a process works on it.
+    Processes that are not the main one follow it."""
+    if follows():
+        follow()
     with run.lock():
         run.manifest = Run.open(run.folder).manifest
         if run.manifest["status"] == "done":
@@ -111,11 +122,12 @@ def watched(run: Run) -> Iterator[None]:
 def execute(run: Run, cfg: Config) -> None:
     """Runs the stages that the config asks for; each skips what it finds done."""
     stop = Stop()
-    with watched(run), stop.handled():
+    with watched(run), stop.handled(), company(run, cfg.device.processes, stop) as others:
         console.print(f"Run folder: {run.folder}", markup=False)
         read = set(run.manifest.get("read", []))
         context = prepare(run, watch(cfg, read), stop)
         cfg = context.cfg
+        context.processes = others.join()
         tracker.start(run, cfg)
         wall: dict[str, float] = dict(run.manifest.get("wall_s", {}))
         stages = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate}
@@ -135,6 +147,7 @@ def execute(run: Run, cfg: Config) -> None:
                 wall[name] = round(wall.get(name, 0.0) + time.perf_counter() - start, 1)
                 run.manifest = {**run.manifest, "wall_s": wall}
             run.update(inputs={**run.manifest.get("inputs", {}), name: inputs}, read=sorted(read))
+        others.dismiss()
         report_dead_keys(run, cfg, read)
         shutil.rmtree(run.path("checkpoints", "state"), ignore_errors=True)  # what only resuming needs
         run.manifest = {k: v for k, v in run.manifest.items() if k != "error"} | {"status": "done", "ended": now()}

@@ -216,7 +216,8 @@ def fit(
     if not start and probed(model, loop) and not context.state_file(f"baseline/{name}").exists():
         start_from_probe(context, model, split, trial.seed)
     tags = {"stage": "baseline", "trial": name}
-    with planned(context, model, split, loop, steps, trial.seed, tags, rate=rate, start=start, save_last=not start) as (
+    last = not start
+    with planned(context, model, split, loop, steps, trial.seed, tags, trial, rate=rate, start=start, save_last=last) as (
         batches,
         plan,
     ):

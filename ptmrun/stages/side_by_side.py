@@ -34,7 +34,8 @@ def possible(context: Context, parameters: int) -> bool:
     """Whether trainings of a network with so many parameters go side by side: depends on the config and the operating system."""
     device = context.cfg.device
     wanted = parameters <= SMALL if device.side_by_side == "auto" else device.side_by_side
-    return wanted and context.device.type == "cpu" and device.threads > 1 and not device.compile and sys.platform == "linux"
+    alone = wanted and device.processes == 1
+    return alone and context.device.type == "cpu" and device.threads > 1 and not device.compile and sys.platform == "linux"
 
 
 def at_once(context: Context, parameters: int, tasks: int) -> float:

@@ -138,7 +138,7 @@ def tune(context: Context, trial: Trial) -> Any:
     judged = loop.keep_probe and probed(model, loop)
     if judged:
         start, before = {k: v.to("cpu", copy=True) for k, v in methods.trained(model).items()}, validation_score(context, model)
-    with planned(context, model, split, loop, steps, trial.seed, tags) as (batches, plan):
+    with planned(context, model, split, loop, steps, trial.seed, tags, trial) as (batches, plan):
         training.fit(model, batches, plan)
     context.recompute_statistics(model.encoder, split)
     if judged:

@@ -54,10 +54,16 @@ def save(path: Path, tensors: dict[str, Tensor], state: State, steps: int) -> No
 
 
 def restore(
-    path: Path, steps: int, loop: Loop, model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]
+    path: Path,
+    saved: tuple[dict[str, Tensor], dict[str, Any]],
+    steps: int,
+    loop: Loop,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: list[Tensor],
 ) -> State:
-    """Loads what `save` wrote. Raises UserError when it does not fit the model or is of a longer fit."""
-    tensors, state = tensor_files.load(path)
+    """Takes on what `save` wrote to `path`. Raises UserError when it does not fit the model or is of a longer fit."""
+    tensors, state = saved
     records.check(records.State, state, str(path))
     if not state["step"] <= state["steps"] <= steps:
         raise UserError(f"{path}: not a checkpoint of this run's {steps} steps; refused")

@@ -36,6 +36,18 @@ def find(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_processes(device: torch.device, processes: int) -> None:
+    """Each process on this machine has a GPU of its own, which is from now on that of this one. Raises UserError where there are
+    too few."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    if device.type == "cuda":
+        if here > torch.cuda.device_count():
+            raise UserError(f"device.processes={processes}: each takes a GPU, and this machine has {torch.cuda.device_count()}")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if device.type == "mps" and processes > 1:
+        raise UserError(f"device.processes={processes}: device=mps is one GPU, which one process uses")
+
+
 def bf16_speed(device: torch.device, size: int = 768) -> float:
     """How many times as fast as float32 a bfloat16 matrix product runs: the median of pairs, after two that warm up. Where
     bfloat16 is emulated, and each product takes a second, the first pair after those is enough."""
@@ -76,6 +88,7 @@ def known_bf16_speed(device: torch.device, threads: int) -> float:
 def resolve(cfg: schema.Config) -> tuple[schema.Config, torch.device, list[str]]:
     """Replaces every `auto` of the device section and sets up PyTorch. Returns notes for the user on what was chosen."""
     device = find(cfg.device.name)
+    check_processes(device, cfg.device.processes)
     threads = cores() if cfg.device.threads == "auto" else cfg.device.threads
     workers = cores() if cfg.device.workers == "auto" else cfg.device.workers
     setup(threads)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from ptmrun import rng
 from ptmrun.errors import Interrupted
+from ptmrun.storage import tensor_files
 from ptmrun.training import optim, recovery
 from ptmrun.training.checkpoint import State, copied, restore, save, tensors_of
 from ptmrun.training.plan import Plan, StepSource
+from ptmrun.training.processes import ALONE, Processes, Step
 from ptmrun.training.schedule import lr_at
 
 
@@ -27,8 +29,12 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     more than one number of the whole batch; and `embed` with `compare`, see `backward_together`. A step whose loss or gradient is
     not finite, or whose loss has exploded, is skipped. When `max_skipped` in a row were, the fit goes back and on more gently
     (see recovery.py). Raises UserError when it may not or no longer do that, Interrupted after saving when a signal is pending.
+
+    With several processes each calls it, with a model and batches that are the same; the weights and the state to go on from are
+    those of the main one, which alone writes.
     """
-    loop = plan.loop
+    loop, processes = plan.loop, plan.processes
+    own = processes.share(min(loop.accumulate, plan.batch_size))
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     kept_on_disk = model.state_dict().keys()
@@ -38,27 +44,34 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     state = begin(model, optimizer, average, plan)
     start, saved, mark = state.step, time.perf_counter(), time.perf_counter()
     logged, wait, seen = start, 0.0, 0
-    steps = batches.iterate(start, plan.steps)
+    steps = shared(batches, start, plan)
     while (step := state.step) < plan.steps:
         begun = time.perf_counter()
         micros = next(steps)
         wait += time.perf_counter() - begun
         rate = state.lr_scale * (plan.rate(step) if plan.rate else lr_at(step, plan.steps, loop))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["lr_scale"]
-
         kept = {name: b.clone() for name, b in buffers.items()}
         autocast = plan.autocast if state.precision == plan.precision else contextlib.nullcontext
-        inside = partial(forward_context, autocast, plan.seed, plan.purpose, step * loop.accumulate)
-        sums = gradients(model, plan.forward or model, micros, inside)
+        inside = partial(forward_context, autocast, plan.seed, plan.purpose, step * loop.accumulate + own.start)
+        sums = gradients(model, plan.forward or model, micros, inside, processes)
+        samples, signum = sum(len(m["ids"]) for m in micros), None
+        if processes.size > 1:
+            sums, samples, signum, rate = processes.take_step(model, kept, Step(sums, samples, plan.stop(), rate))
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
         norm = float(nn.utils.clip_grad_norm_(parameters, loop.clip or math.inf))
         value = average_of(*sums["loss"])
-        seen += sum(len(m["ids"]) for m in micros)
+        seen += samples
 
         if fine := math.isfinite(value + norm) and value <= recovery.limit(state):
             state.in_a_row = 0
             state.first = state.first or [value]
-            if plan.recover and step % math.ceil(plan.steps / recovery.ANCHORS) == 0 and value <= state.first[0]:
+            if (
+                plan.recover
+                and processes.main
+                and step % math.ceil(plan.steps / recovery.ANCHORS) == 0
+                and value <= state.first[0]
+            ):
                 unchanged = {f"model.{name}": b for name, b in kept.items()}
                 state.good, state.good_step = copied(tensors_of(model, optimizer, average) | unchanged), step
             optimizer.step()
@@ -77,9 +90,11 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         state.step = done = step + 1
         if trouble := recovery.trouble(state, parameters, plan):
-            recovery.go_back(trouble, state, model, micros, plan)
+            if processes.main:
+                whole = micros if processes.size == 1 else next(batches.iterate(step, done))
+                recovery.go_back(trouble, state, model, whole, plan)
             state = begin(model, optimizer, average, plan)
-            steps = batches.iterate(state.step, plan.steps)
+            steps = shared(batches, state.step, plan)
             continue
 
         if fine and (done % loop.log_every == 0 or done == plan.steps):
@@ -100,13 +115,14 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
             with averaged(parameters, average):
                 plan.probe(done)
             mark, wait, seen = time.perf_counter(), 0.0, 0
-        signum = plan.stop()
-        if done < plan.steps and (signum or time.perf_counter() - saved >= loop.checkpoint_every):
+        if processes.size == 1:
+            signum = plan.stop()
+        if processes.main and done < plan.steps and (signum or time.perf_counter() - saved >= loop.checkpoint_every):
             save(plan.file, tensors_of(model, optimizer, average), state, plan.steps)
             saved = time.perf_counter()
         if signum and done < plan.steps:
             raise Interrupted(signum)
-    if plan.save_last and state.step > start:
+    if plan.save_last and processes.main and state.step > start:
         save(plan.file, tensors_of(model, optimizer, average), state, plan.steps)
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=False):
@@ -114,17 +130,43 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     return state.last
 
 
+def shared(batches: StepSource, start: int, plan: Plan) -> Iterator[list[dict[str, Any]]]:
+    """The micro-batches of the steps from `start` on that this process takes."""
+    if plan.processes.size == 1:
+        return batches.iterate(start, plan.steps)
+    return batches.iterate(start, plan.steps, plan.processes.share(min(plan.loop.accumulate, plan.batch_size)))
+
+
 def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], plan: Plan) -> State:
     """The state to go on from, with metrics and manifest as they were then; a fresh one where there is no checkpoint."""
-    state = State(plan.precision)
+    state, processes = State(plan.precision), plan.processes
     file = plan.file if plan.file.exists() else plan.start
-    if file:
-        state = restore(file, plan.steps, plan.loop, model, optimizer, average)
-    if plan.recover and not state.good:  # at the beginning and after a recovery
+    saved = tensor_files.load(file) if file and processes.main else None
+    if processes.size > 1:
+        saved = from_main(model, average, saved, processes)
+    if saved:
+        state = restore(file or plan.file, saved, plan.steps, plan.loop, model, optimizer, average)
+    if plan.recover and processes.main and not state.good:  # at the beginning and after a recovery
         state.good, state.good_step = copied(tensors_of(model, optimizer, average)), state.step
     plan.cut(state.step)
     plan.recovered(state.recoveries)
     return state
+
+
+def from_main(
+    model: nn.Module, average: list[Tensor], saved: tuple[dict[str, Tensor], dict[str, Any]] | None, processes: Processes
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What the main process goes on from, {name: tensor} and state, for all; where that is nothing, all get its weights."""
+    tensors, state = saved or (dict(model.state_dict()), None)
+    good = tensor_files.part(tensors, "good.") if saved else {}  # which it alone keeps
+    state, sent = processes.send(state, {k: v for k, v in tensors.items() if not k.startswith("good.") or not saved})
+    if state is not None:
+        return sent | {f"good.{k}": v for k, v in good.items()}, state
+    model.load_state_dict(sent)
+    with torch.no_grad():
+        for mean, parameter in zip(average, (p for p in model.parameters() if p.requires_grad), strict=False):
+            mean.copy_(parameter)
+    return None
 
 
 @contextlib.contextmanager
@@ -140,36 +182,46 @@ def forward_context(
 Inside = Callable[[int], contextlib.AbstractContextManager]
 
 
-def gradients(model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
-    """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of what is logged."""
-    if len(micros) > 1:
+def gradients(
+    model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside, processes: Processes = ALONE
+) -> dict[str, list[float]]:
+    """Leaves the gradient of the batch's mean loss in the parameters; returns {name: [sum, items]} of what is logged. In one of
+    several processes: that of the sum over its own micro-batches, whose sums these are too."""
+    several = len(micros) > 1 or processes.size > 1
+    if processes.size > 1:
+        model.add_up = processes.total
+    if several:
         model.count(micros)
-    together = len(micros) > 1 and model.compares
-    return backward_together(model, micros, inside) if together else backward(model, forward, micros, inside)
+    if several and model.compares:
+        return backward_together(model, micros, inside, processes)
+    return backward(model, forward, micros, inside, processes)
 
 
-def backward(model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
+def backward(
+    model: Any, forward: Callable, micros: list[dict[str, Any]], inside: Inside, processes: Processes
+) -> dict[str, list[float]]:
     """`gradients` of a loss that is a sum over samples."""
     sums: dict[str, list[float]] = {}
     count: Tensor | int = 0
+    single = len(micros) == 1 and processes.size == 1
     for i, micro in enumerate(micros):
         with inside(i):
             loss, shown = forward(micro)
         # a single micro-batch is divided before backward; several are summed first and divided once all counts are known
-        (loss.total / loss.n if len(micros) == 1 else loss.total).backward()
+        (loss.total / loss.n if single else loss.total).backward()
         count = count + loss.n
         for name, (total, n) in {"loss": loss, **shown}.items():
             before = sums.get(name, [0.0, 0.0])
             sums[name] = [before[0] + float(total.detach()), before[1] + float(n)]
-    if len(micros) > 1:
+    if len(micros) > 1 and processes.size == 1:
         torch._foreach_div_([p.grad for p in model.parameters() if p.grad is not None], float(count))
     return sums
 
 
-def backward_together(model: Any, micros: list[dict[str, Any]], inside: Inside) -> dict[str, list[float]]:
+def backward_together(model: Any, micros: list[dict[str, Any]], inside: Inside, processes: Processes) -> dict[str, list[float]]:
     """`gradients` of a loss that compares all samples of a batch, `compare(embed(batch))`: the micro-batches are embedded without
-    gradients, the whole batch is compared, and each micro-batch is embedded again to pass its part of the gradient on
-    (GradCache: Gao et al. 2021, arXiv:2101.06983)."""
+    gradients, the whole batch is compared, in every process, and each micro-batch is embedded again to pass its part of the
+    gradient on (GradCache: Gao et al. 2021, arXiv:2101.06983)."""
 
     def embed(i: int) -> Tensor:
         with inside(i):
@@ -177,16 +229,33 @@ def backward_together(model: Any, micros: list[dict[str, Any]], inside: Inside) 
 
     buffers = list(model.buffers())
     before = [b.clone() for b in buffers]
+
+    def restore_buffers() -> None:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
     with torch.no_grad():
         parts = [embed(i) for i in range(len(micros))]
-        for buffer, value in zip(buffers, before, strict=True):  # statistics count once
-            buffer.copy_(value)
-    whole = torch.cat(parts).requires_grad_()
-    loss, shown = model.compare(whole, micros)
-    (loss.total / loss.n).backward()
+    restore_buffers()  # statistics count once
+    sizes = [len(part) for part in parts]
+    if processes.size == 1:
+        own, whole, every = slice(None), torch.cat(parts), micros
+    else:
+        own, whole, every = processes.compared(parts, micros, next(model.parameters()).device)
+    whole.requires_grad_()
+    loss, shown = model.compare(whole, every)
+    if processes.size == 1:
+        (loss.total / loss.n).backward()
+    elif processes.main:
+        loss.total.backward()
+    else:  # what `compare` has of parameters and buffers counts once
+        whole.grad = torch.autograd.grad(loss.total, whole)[0]
+        restore_buffers()
     assert whole.grad is not None
-    for i, gradient in enumerate(whole.grad.split([len(part) for part in parts])):
+    for i, gradient in enumerate(whole.grad[own].split(sizes)):
         embed(i).backward(gradient)
+    if not processes.main:
+        return {}
     return {name: [float(total.detach()), float(n)] for name, (total, n) in {"loss": loss, **shown}.items()}
 
 

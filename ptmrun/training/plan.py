@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ptmrun.config.schema import Loop
+from ptmrun.training.processes import ALONE, Processes
 
 
 class StepSource(Protocol):
-    """Gives the micro-batches of steps start ... stop-1."""
+    """Gives the micro-batches of steps start ... stop-1, of each step those of `own`."""
 
-    def iterate(self, start: int, stop: int) -> Iterator[list[dict[str, Any]]]: ...
+    def iterate(self, start: int, stop: int, own: slice = ...) -> Iterator[list[dict[str, Any]]]: ...
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,4 @@ class Plan:
     recovered: Callable[[list[dict[str, Any]]], None] = lambda events: None  # all recoveries so far
     bad: Path | None = None  # where weights and batch go when training stops because it diverges
     replay: str = ""  # what to type then
+    processes: Processes = ALONE  # that train it

@@ -8,6 +8,7 @@ from ptmrun import rng
 from ptmrun.batch import Pair
 from ptmrun.config.schema import Augment
 from ptmrun.data.images.batches import Batches
+from ptmrun.data.images.split import Split
 from ptmrun.data.pairs.processor import PairProcessor
 from ptmrun.data.pairs.split import PairSplit
 
@@ -43,8 +44,12 @@ class PairBatches(Batches):
         )
         self.pairs, self.processor = split, processor
 
-    def micro(self, samples: Any, ids: Tensor, rows: rng.BatchRandom) -> dict[str, Any]:
-        batch = super().micro(samples.images, ids, rows)
+    @property
+    def images(self) -> Split:
+        return self.pairs.images
+
+    def micro(self, samples: Tensor, ids: Tensor, rows: rng.BatchRandom) -> dict[str, Any]:
+        batch = super().micro(samples, ids, rows)
         images, own = batch["inputs"], ids[rows.start : rows.stop]
         tokens = self.processor.text(self.pairs.tokens(own, rows.uniform("caption")))
         return {**batch, "inputs": Pair(images, tokens), "same": self.pairs.same[own].to(images.device)}
