@@ -26,8 +26,9 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
     chosen = (choices.choices_of_experiment(experiment) if experiment else {}) | groups
     if parent:
         groups = {g: parent[g]["name"] for g in schema.SECTIONS if g not in own} | chosen
-    elif usual := choices.spec("downstream", chosen["downstream"]).dataset if "downstream" in chosen else None:
-        groups = {"dataset": usual, **chosen}  # unless another is chosen
+    else:
+        usual = [choices.spec(group, chosen[group]).usual for group in ("downstream", "dataset") if group in chosen]
+        groups = {group: choice for some in usual for group, choice in some.items() if group not in chosen} | groups
     base = [f"{group}={choice}" for group, choice in groups.items()]
     known = composed_choices(*base)
     good = []

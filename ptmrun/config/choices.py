@@ -138,7 +138,7 @@ class Spec(NamedTuple):
     requires: frozenset[str]
     types: dict[str, str]
     roles: dict[str, Role]  # of keys in `types`
-    dataset: str | None = None  # that a problem has where none is chosen
+    usual: dict[str, str]  # the dataset of a problem, the downstream of a data set, where none is chosen
 
 
 @functools.cache
@@ -150,7 +150,7 @@ def spec(group: str, name: str) -> Spec:
     roles = {key: Role[role.upper()] for key, role in block.get("roles", {}).items()}
     needs, provides, requires = (frozenset(block.get(k, ())) for k in ("needs", "provides", "requires"))
     module = block.get("module") and module_name(group, block["module"], files(group)[name][0])
-    return Spec(module, needs, provides, requires, block.get("types", {}), roles, block.get("dataset"))
+    return Spec(module, needs, provides, requires, block.get("types", {}), roles, block.get("usual", {}))
 
 
 def module_name(group: str, module: str, package: str) -> str:
