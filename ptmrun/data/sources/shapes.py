@@ -33,6 +33,7 @@ WORDINGS = (  # a caption is one of these, in words of which each belongs to one
     "{colour} {shape}: {number}, {size}, {at} {place}",
     "{size} {shape} in {colour}, {number}, {at} {place}",
 )
+GROUND = (240, 240, 240)
 CAPTIONS = 2  # of an image, two of the wordings
 
 
@@ -76,18 +77,17 @@ def worded(drawing: Drawing, wording: str) -> str:
 
 
 def draw(drawing: Drawing, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [SIDE, SIDE, 3]: the shapes side by side around the place, on a light ground; place, size, turn and shades vary."""
+    """uint8 [SIDE, SIDE, 3]: the shapes side by side around the place, on a light ground; place, size, turn and shade vary."""
     side = SIDE * FINE
-    ground = 236 + rng.integers(-14, 15, 3)
-    canvas = Image.new("RGB", (side, side), tuple(int(c) for c in ground))
+    canvas = Image.new("RGB", (side, side), GROUND)
     pen = ImageDraw.Draw(canvas)
     radius = SIZES[drawing.size] * rng.uniform(0.9, 1.1)
     x, y = np.array(PLACES[drawing.place]) + rng.uniform(-0.04, 0.04, 2)
-    shade = np.clip(np.array(COLOURS[drawing.colour]) + rng.integers(-18, 19, 3), 0, 255)
+    shade = np.clip(np.array(COLOURS[drawing.colour]) + rng.integers(-12, 13), 0, 255)
     turn = rng.uniform(-0.25, 0.25)
     for dx, dy in spots(NUMBERS[drawing.number], 1.15 * radius, drawing.place, rng):
         centre = np.clip(np.array([x + dx, y + dy]), radius, 1 - radius) * side
-        shape(pen, drawing.shape, centre, radius * side, turn, tuple(int(c) for c in shade), tuple(int(c) for c in ground))
+        shape(pen, drawing.shape, centre, radius * side, turn, tuple(int(c) for c in shade), GROUND)
     return np.asarray(canvas.resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
