@@ -17,6 +17,7 @@ from texts import story
 from torch import nn
 
 from ptmrun import cli
+from ptmrun.commands import estimate
 from ptmrun.compose import compose
 from ptmrun.config import choices
 from ptmrun.data.images.batches import Batches
@@ -24,7 +25,7 @@ from ptmrun.data.images.split import Split
 from ptmrun.errors import Interrupted, UserError
 from ptmrun.loss import Learner, Loss
 from ptmrun.runs.folder import Run
-from ptmrun.stages import company
+from ptmrun.stages import company, compute
 from ptmrun.stages.context import batches_of
 from ptmrun.stages.prepare import prepare
 from ptmrun.stages.trials import Trial, chosen_labels, new_model
@@ -552,3 +553,29 @@ def test_more_processes_than_there_is_work_for_is_a_mistake(ptmrun, monkeypatch)
     assert (compose([]).device.processes, compose([]).pretrain.accumulate) == (3, 3)
     with pytest.raises(UserError, match=r"device\.processes=2: torchrun has started 3; leave it out"):
         compose(["device.processes=2"])
+
+
+@pytest.mark.parametrize("task", ["mim", "clm"])
+def test_what_is_computed_again_is_the_same_in_less_memory(tmp_path, task):
+    """Bit for bit, with dropout and in two processes too; and the count of operations does not change."""
+    (tmp_path / "corpus.txt").write_text("\n\n".join(story(24, 6)), encoding="utf-8")
+    contexts = [prepared(f"task={task}", "stage=pretrain", *CASES[task], f"device.recompute={x}") for x in ("false", "true")]
+    kept, again = ((x, x.objective, x.data.corpus, x.cfg.pretrain, 2) for x in contexts)
+    plain, other = trained(*kept, tmp_path / "kept"), trained(*again, tmp_path / "again")
+    assert tensor_files.sha256(plain[0]) == tensor_files.sha256(other[0])
+    assert plain[1] == other[1]
+    close(in_two(lambda p: trained(*again, tmp_path / "both", p), tmp_path), plain)
+    assert len({compute.pretraining(context) for context in contexts}) == 1
+    models = [context.objective() for context in contexts]
+    batches = [
+        next(batches_of(c, m, c.data.corpus, c.cfg.pretrain, 0, "x").iterate(0, 1))[0]
+        for c, m in zip(contexts, models, strict=True)
+    ]
+    sizes = [estimate.activations(m, batch, contextlib.nullcontext) for m, batch in zip(models, batches, strict=True)]
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_a_network_without_such_blocks_is_named(ptmrun):
+    code, _, err = ptmrun(*RUN, "device.recompute=true")
+    assert code == 2
+    assert "device.recompute=true: model=cnn has no blocks of transformers' that could be computed again; leave it out" in err

@@ -77,13 +77,14 @@ class Company:
                 text = self.errors(rank).read_text(errors="replace").strip()
                 if "\n" in text:
                     self.run.note(f"process {rank + 1} of {self.size}:\n{text}")
-                what = text.splitlines()[-1].removeprefix(f"ptmrun: process {rank + 1} of {self.size}: ").removeprefix("ptmrun: ")
-                what = what or f"ended with exit code {code}"
+                name = f"process {rank + 1} of {self.size}"
+                what = f" ended with exit code {code}"
                 if code < 0:
                     short = ", as the system does where memory is short" if -code == signal.SIGKILL else ""
-                    what = f"was ended by {signal.Signals(-code).name}{short}"
-                where = f"device.processes: process {rank + 1} of {self.size}"
-                return f"{where}{' ' if code < 0 or not text else ': '}{what}; go on with: ptmrun resume {self.run.typed}"
+                    what = f" was ended by {signal.Signals(-code).name}{short}"
+                elif text:
+                    what = f": {text.splitlines()[-1].removeprefix(f'ptmrun: {name}: ').removeprefix('ptmrun: ')}"
+                return f"device.processes: {name}{what}; go on with: ptmrun resume {self.run.typed}"
         return ""
 
     def errors(self, rank: int) -> Path:
@@ -91,11 +92,13 @@ class Company:
 
     def start(self) -> None:
         """Starts the others: each is `ptmrun resume` of this run, and told by its environment that it is not the main one."""
-        path = os.pathsep.join([str(choices.PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-        common = {MEETING: str(self.folder), PARENT: str(os.getpid()), "WORLD_SIZE": str(self.size), "PYTHONPATH": path}
+        common = {MEETING: str(self.folder), PARENT: str(os.getpid()), "WORLD_SIZE": str(self.size)}
+        if not choices.PACKAGE.parent.name.endswith("-packages"):  # the same source tree
+            known = filter(None, [str(choices.PACKAGE.parent), os.environ.get("PYTHONPATH")])
+            common["PYTHONPATH"] = os.pathsep.join(known)
         for rank in range(1, self.size):
             environment = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(self.size)}
-            words = [sys.executable, "-m", "ptmrun", "resume", str(self.run.folder.resolve())]
+            words = [sys.executable, "-P", "-m", "ptmrun", "resume", str(self.run.folder.resolve())]
             with open(self.errors(rank), "wb") as errors:
                 self.started.append(
                     subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)

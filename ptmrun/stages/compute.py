@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.config.init_source import origin
+from ptmrun.models.recompute import recompute
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, UNFINISHED
 from ptmrun.stages.context import Context, batches_of
@@ -27,7 +28,10 @@ class Fit:
 
 
 def step_flops(context: Context, model: Any, split: Any, loop: Any, steps: int, seed: int) -> tuple[float, int]:
-    """(the mean of COUNTED steps of the fit, evenly spaced; samples of a step) of a model that is thrown away."""
+    """(the mean of COUNTED steps of the fit, evenly spaced; samples of a step) of a model that is thrown away. What is computed
+    again counts once."""
+    if context.cfg.device.recompute:
+        recompute(model, False)
     batches = batches_of(context, model, split, loop, seed, "flops")
     chosen = sorted({steps * i // COUNTED for i in range(COUNTED)})
 

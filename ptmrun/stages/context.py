@@ -1,6 +1,7 @@
 """What the stages of one run share: its networks and data, and the plan of a fit that writes into its folder."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
 from functools import partial
@@ -104,9 +105,10 @@ def depth_of(encoder: Any, name: str) -> int:
 
 
 @contextlib.contextmanager
-def all_processes(context: Context, order: dict[str, Any]) -> Iterator[None]:
-    """What runs inside is a training of all processes, to which the main one calls the others; each has a part of the threads."""
-    processes, threads = context.processes, torch.get_num_threads()
+def all_processes(context: Context, clock: str, order: dict[str, Any]) -> Iterator[None]:
+    """What runs inside is a training of all processes, to which the main one calls the others; each has a part of the threads.
+    The CPU seconds of the others come to those of `clock` (see Run.clock)."""
+    processes, threads, begun = context.processes, torch.get_num_threads(), time.process_time()
     if processes.size == 1:
         yield
         return
@@ -117,6 +119,9 @@ def all_processes(context: Context, order: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+    seconds = processes.gather(time.process_time() - begun)
+    if processes.main:
+        context.run.spend(clock, sum(seconds[1:]))
 
 
 @contextlib.contextmanager
@@ -154,7 +159,8 @@ def planned(
         rng.leave_untraced()
     place = place_of(context, "evaluate" if tags["stage"] == "baseline" else tags["stage"])
     order = {"tags": tags, "steps": steps, "trial": astuple(trial) if trial else None}
-    with all_processes(context, order), Bar(run, f"{place}{purpose}", steps, quiet=tags["stage"] != "pretrain") as bar:
+    clock = "/".join([tags["stage"], *([trial.name] if trial else [])])
+    with all_processes(context, clock, order), Bar(run, f"{place}{purpose}", steps, quiet=tags["stage"] != "pretrain") as bar:
         yield (
             batches,
             Plan(

@@ -12,7 +12,9 @@ from ptmrun.config import choices
 from ptmrun.config.schema import Config
 from ptmrun.data.modality import Modality, Processor
 from ptmrun.downstream.base import Problem, ProblemSetup
+from ptmrun.errors import UserError
 from ptmrun.models.base import Encoder, Family
+from ptmrun.models.recompute import recompute
 from ptmrun.objectives.base import Objective
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, load_weights, source
@@ -51,6 +53,9 @@ class Networks:
         attention = device.attention(self.device, self.cfg.device.precision)
         encoder = self.family.build(self.cfg.model, self.processor.spec, attention)
         encoder.to(self.device)
+        if self.cfg.device.recompute and not recompute(encoder):
+            why = f"model={self.cfg.model.name} has no blocks of transformers' that could be computed again"
+            raise UserError(f"device.recompute=true: {why}; leave it out")
         if encoder.learns_buffers:
             encoder.load_state_dict(self.buffers(encoder), strict=False)
         return encoder
@@ -71,7 +76,10 @@ class Networks:
         encoder = self.starting_encoder()
         rng.seed_everything(self.cfg.seed, "objective")
         known = {"classes": len(self.classes)} if "labels" in choices.spec("task", self.cfg.task.name).needs else {}
-        return module_of(self.cfg, "task").Objective(encoder, self.cfg.task, **known).to(self.device)
+        objective = module_of(self.cfg, "task").Objective(encoder, self.cfg.task, **known).to(self.device)
+        if self.cfg.device.recompute:
+            recompute(objective)
+        return objective
 
 
 def module_of(cfg: Config, group: str) -> Any:
