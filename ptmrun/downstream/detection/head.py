@@ -76,7 +76,7 @@ class Detector(Model):
     @torch.no_grad()
     def count(self, micros: list[dict[str, Any]]) -> None:
         """Where no place of the whole batch is in a box, its sums are divided by 1, as torchvision's are."""
-        some = False
+        places = 0
         for micro in micros:
             images = micro["inputs"]
             levels = [images.new_zeros(len(images), 1, side, side) for side in self.net.backbone.sides]
@@ -85,8 +85,9 @@ class Detector(Model):
             widths = {"cls_logits": self.net.head.classification_head.num_classes, "bbox_regression": 4, "bbox_ctrness": 1}
             zeros = {name: images.new_zeros(len(images), sum(counts), n) for name, n in widths.items()}
             self.losses(micro["labels"], zeros, self.anchors(images, levels), counts)
-            some = some or bool(self.net.head.counted)
-        self.empty = 0.0 if some else 1 / len(micros)
+            places += self.net.head.counted
+        whole, parts = self.add_up([places, len(micros)])
+        self.empty = 0.0 if whole else 1 / parts
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
