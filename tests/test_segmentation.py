@@ -148,6 +148,7 @@ def test_what_has_no_counterpart_is_told_and_a_mask_of_another_size_scaled():
     assert "1 images have no mask and are for pretraining alone: images/alone.png" in source.notes[0]
     assert "1 masks have no image and are left out: masks/stray.png" in source.notes[1]
     assert "1 masks are scaled to the size of their image: masks/2.png" in source.notes[2]
+    assert source.faults[:2] == ("images/alone.png: has no mask", "masks/stray.png: has no image; left out")
     part = source.parts["train"]
     assert [part.images.label_of(i) for i in range(5)][3:] == ["images/alone.png", "images/named.jpg"]
     assert part.masks.mask(3) is None

@@ -75,7 +75,7 @@ def read(options: Any) -> Source:
     notes: list[str] = []
     inner = inner_root(root, SUFFIXES)
     pairs = {split: paired(*both, notes) for split, both in folders(inner, notes).items()}
-    noted(pairs, inner, notes)
+    faults = noted(pairs, inner, notes)
     known = next((file for file in (root / CLASSES, inner / CLASSES) if file.is_file()), None)
     surveyed = {split: survey(found) for split, found in pairs.items()}
     masks_of = {split: [mask for mask in found.masks if mask] for split, found in pairs.items()}
@@ -97,7 +97,7 @@ def read(options: Any) -> Source:
         masks.fingerprint = own.hexdigest()
         digest.update(own.digest())
         parts[split] = Part(Files(root, images), None, masks=masks)
-    return Source(parts, classes, digest.hexdigest(), notes)
+    return Source(parts, classes, digest.hexdigest(), notes, faults=faults)
 
 
 def folders(root: Path, notes: list[str]) -> dict[str, tuple[Path, Path]]:
@@ -165,8 +165,9 @@ def key(path: Path, folder: Path) -> str:
     return nfc(os.fspath(path.relative_to(folder).with_suffix("")))
 
 
-def noted(pairs: dict[str, Pairs], root: Path, notes: list[str]) -> None:
-    """What has no counterpart, and masks of other sides than their image. Raises UserError for those of other proportions."""
+def noted(pairs: dict[str, Pairs], root: Path, notes: list[str]) -> tuple[str, ...]:
+    """What has no counterpart, and masks of other sides than their image: in `notes`, and by file. Raises UserError for those of
+    other proportions."""
     bare = [p for found in pairs.values() for p, mask in zip(found.images, found.masks, strict=True) if mask is None]
     alone = [p for found in pairs.values() for p in found.alone]
     if bare:
@@ -178,14 +179,15 @@ def noted(pairs: dict[str, Pairs], root: Path, notes: list[str]) -> None:
     if other:
         shown = "; ".join(f"{p.relative_to(root)} is {m[0]}x{m[1]}, its image {i[0]}x{i[1]}" for p, i, m in other[:SHOWN])
         raise UserError(f"{root}: {len(other):,} masks have other proportions than their image: {shown}; mend or remove them")
-    if sizes:
-        notes.append(
-            f"Warning: {len(sizes):,} masks are scaled to the size of their image: {listed([p for p, *_ in sizes], root)}"
-        )
+    scaled = [path for path, *_ in sizes]
+    if scaled:
+        notes.append(f"Warning: {len(scaled):,} masks are scaled to the size of their image: {listed(scaled, root)}")
+    what = {"has no mask": bare, "has no image; left out": alone, "is scaled to its image": scaled}
+    return tuple(f"{readable(str(path.relative_to(root)))}: {told}" for told, paths in what.items() for path in paths)
 
 
 def listed(paths: list[Path], root: Path) -> str:
-    more = ", ..." if len(paths) > SHOWN else ""
+    more = ", ... (all of them: faults.txt)" if len(paths) > SHOWN else ""
     return ", ".join(readable(str(path.relative_to(root))) for path in paths[:SHOWN]) + more
 
 
