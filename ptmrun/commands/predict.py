@@ -34,6 +34,7 @@ def command(call: Call) -> int:
         for x, row in zip(chunk, made, strict=True):
             if album and "error" not in row:
                 album.add(x, row)
+            row.pop("pictures", None)
         errors += sum("error" in row for row in made)
         if path:
             rows += made
@@ -71,7 +72,9 @@ class Album:
             number += 1
             name = f"{stem}-{number}"
         self.names.add(name)
-        write_atomic(self.folder / f"{name}.png", self.drawn(shown.raw, row))
+        made = self.drawn(shown.raw, row)
+        for ending, content in (made if isinstance(made, dict) else {"": made}).items():
+            write_atomic(self.folder / f"{name}{ending}.png", content)
 
 
 def line(row: dict[str, Any]) -> str:

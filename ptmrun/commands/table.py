@@ -101,7 +101,7 @@ VERBS = {
         "predict outputs/latest photos out=predictions.csv",
         "what the fine-tuned model says of files, folders, columns of tables, or - (standard input), read as in training; a row "
         "for each, or why it cannot be read (exit code 1 then); out=.csv, .jsonl or .parquet; --json: an object a line; of boxes "
-        "also out=.json (COCO's), and pictures=FOLDER with them",
+        "also out=.json (COCO's); pictures=FOLDER draws them, or masks",
         least=2,
         most=math.inf,
         settings=schema.Prediction,

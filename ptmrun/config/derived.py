@@ -33,6 +33,8 @@ def published_rates(raw: dict[str, Any], given: set[str]) -> None:
     """Weights from outside are trained at the rate for published ones, unless a rate was given, and keep their statistics; their
     networks from scratch at one that large networks bear."""
     outside, tuning = origin(raw["init"]) in OUTSIDE, raw["finetune"]
+    if raw["downstream"].get("head") == "auto":  # here, as the network from scratch is to have the same
+        raw["downstream"]["head"] = "linear" if tuning["name"] == "linear" else "fcn"
     if tuning["statistics"] == "auto":
         tuning["statistics"] = "kept" if outside else "batch"
     if outside:

@@ -265,7 +265,7 @@ class Inputs(VerbSettings):
 class Prediction(Inputs):
     top: Count = 5  # classes, or answers, that are listed
     repeats: Literal["first", "all"] = "first"  # all: the mean of all repeats with most labels
-    pictures: str | None = None  # a new folder: pictures with the boxes that are found in them
+    pictures: str | None = None  # a new folder: pictures with boxes, or masks, that are found in them
 
 
 class Embedding(Inputs):

@@ -66,6 +66,11 @@ class Split(abc.ABC):
         return None
 
     @property
+    def weighed(self) -> Tensor | None:
+        """[n]: the classes by whose frequency they are balanced."""
+        return self.labels
+
+    @property
     def sample_names(self) -> list[str]:
         """What the user calls each sample, N: its file, file and line, or row; none where that is not known."""
         return []

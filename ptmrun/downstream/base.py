@@ -17,7 +17,8 @@ from ptmrun.models import batchnorm
 MAX_BASELINE_SAMPLES = 10_000  # training samples that a baseline without a training loop sees
 
 Predictions = dict[str, Tensor]
-Features = Callable[[str, Any], np.ndarray]  # (random_frozen or frozen, a split) -> [N, D]
+Features = Callable[..., np.ndarray]
+"""(random_frozen or frozen, a split) -> [N, D]; with a third argument, look(encoder, inputs), what that gives: [N, ...]"""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ class Problem:
     files: Callable[[Predictions, Any, Any], dict[str, Any]] = lambda predictions, split, options: {}  # {name: content as JSON}
     written: Mapping[str, Callable[[list[dict[str, Any]], ProblemSetup], Any]] = field(default_factory=dict)
     """{ending of a file: (rows of `ptmrun predict`, setup) -> its content as JSON}"""
-    drawn: Callable[[Any, dict[str, Any]], bytes] | None = None  # (what was read, its row of `ptmrun predict`) -> a PNG
+    drawn: Callable[[Any, dict[str, Any]], bytes | dict[str, bytes]] | None = None
+    """(what was read, its row of `ptmrun predict`) -> a PNG, or several by what their names end with. Members of a row that are
+    called `pictures` are for this alone"""
     pictures: Callable[[Predictions, Any, list[str], Any], list[Picture]] | None = None
     """(predictions, test split, classes, processor) -> what is drawn of them"""
     frozen_heads: bool = False  # random_frozen and frozen are heads trained as `tuned` is, on encoders that stay as they are

@@ -82,7 +82,7 @@ def write_apart(networks: Networks, model: Any, encoder: Any, folder: Path, inpu
     model.encoder, what = back, "the encoder"
     if save_head(networks, model, folder):
         why = f", as the library has no classifier like it ({encoder.why_no_classifier})" if encoder.why_no_classifier else ""
-        what += f", and its linear head apart{why}"
+        what += f", and its {'linear ' if model.library_task else ''}head apart{why}"
     return Written(what, ours, answers(model, inputs))
 
 

@@ -91,6 +91,11 @@ class Encoder(nn.Module, abc.ABC):
         return []
 
     @property
+    def above_map(self) -> list[nn.Module]:
+        """Modules with weights between the last of the `stage_maps` and the features."""
+        return []
+
+    @property
     def embeddings(self) -> nn.Module | None:
         """Of words, for attributions to tokens."""
         return None

@@ -56,6 +56,12 @@ class Encoder(map_encoder.Encoder):
     def pooled(self, maps: Tensor) -> Tensor:
         return self.net.fc1(maps.flatten(1)).relu()
 
+    def stage_maps(self, images: Tensor) -> list[Tensor]:
+        net: Any = self.net
+        fine = net.conv1(self.prepare(images)).relu()
+        half = net.conv2(net.pool(fine)).relu()
+        return list({x.shape[-1]: x for x in (fine, half, net.shrink(net.pool(half)))}.values())
+
     @property
     def above_map(self) -> list[nn.Module]:
         return [self.net.fc1]

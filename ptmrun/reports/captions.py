@@ -34,6 +34,9 @@ CAPTIONS = {
     "augmented": Caption("Training images as they are and as training sees them.", place="data"),
     "attention": Caption("How much each patch flows into the features: attention rollout (held-out images).", "pretrain"),
     "spectrograms": Caption("Spectra of held-out sounds, and what of them the objective hides (pale).", "pretrain"),
+    "segmentation": Caption(
+        "Test images that are segmented best and worst, with their mean IoU (first repeat, most labels).", place="errors"
+    ),
     "confusion": Caption("Which classes are taken for which (first repeat, most labels).", place="errors"),
     "boxes": Caption(
         "True boxes (above) and those found (below) at the threshold with the best F1, in the best and the worst test images "

@@ -33,6 +33,7 @@ mpl.rcParams.update(
 
 TOP = 18  # characters above a picture
 CROWDED = 12  # boxes of a picture, of which more have no words
+MOST_NAMED = 20  # classes of a legend
 BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#d9822b", "#3a8f5c", "#8a8f98"
 
 
@@ -142,6 +143,42 @@ def overlays(run: Run, name: str, images: Tensor, maps: Tensor, title: str, tops
     for axis, text in zip(axes[:, 0], ("image", title), strict=True):
         axis.text(-0.15, 0.5, text, transform=axis.transAxes, ha="right", va="center")
     figure.subplots_adjust(wspace=0.06, hspace=0.06)
+    save(run, name, figure)
+
+
+def masks(
+    run: Run,
+    name: str,
+    images: Tensor,
+    truth: Tensor,
+    guess: Tensor,
+    classes: list[str],
+    palette: list[list[int]],
+    tops: list[str],
+) -> None:
+    """Images [B, C, S, S], and below each its true mask and the predicted one, classes [B, S, S]; what is no class is white.
+    `tops` stand above."""
+    colors = torch.full((256, 3), 1.0)
+    colors[: len(palette)] = torch.tensor(palette).float() / 255
+    painted = [colors[x.long()].movedim(3, 1) for x in (truth, guess)]
+    images = images.cpu().expand(-1, 3, -1, -1)
+    different = (truth.cpu() != guess.cpu()) & (truth.cpu() < len(classes))
+    wrong = torch.where(
+        different[:, None], torch.tensor([0.85, 0.1, 0.1]).view(3, 1, 1), 0.35 + 0.5 * images.mean(1, keepdim=True)
+    )
+    figure = Figure(figsize=(1.15 * len(images) + 1.1, 4.9))
+    axis = figure.subplots()
+    axis.set_axis_off()
+    axis.imshow(tiled([images, *painted, wrong], len(images)), interpolation="nearest")
+    for line, title in enumerate(("image", "true", "predicted", "wrong")):
+        axis.text(-0.01, 1 - (line + 0.5) / 4, title, transform=axis.transAxes, ha="right", va="center")
+    for column, top in enumerate(tops):
+        axis.text((column + 0.5) / len(images), 1.01, top, transform=axis.transAxes, ha="center", va="bottom", fontsize=8)
+    shown = torch.cat([truth.flatten(), guess.flatten().long()]).unique().tolist()
+    patches = [
+        mpl.patches.Patch(facecolor=colors[c].tolist(), edgecolor=GRAY, label=classes[c]) for c in shown if c < len(classes)
+    ]
+    axis.legend(handles=patches[:MOST_NAMED], loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     save(run, name, figure)
 
 
@@ -393,6 +430,7 @@ DRAWERS: dict[str, Callable[..., None]] = {
     "rows": rows,
     "lengths": lengths,
     "overlays": overlays,
+    "masks": masks,
     "attention_maps": attention_maps,
     "spectrograms": spectrograms,
     "similarity": similarity,

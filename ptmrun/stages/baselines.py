@@ -1,5 +1,6 @@
 """The baselines without a training loop."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,21 @@ class FeatureCache:
         self.encoders: dict[str, Any] = {}
         self.tests: dict[str, np.ndarray] = {}
 
-    def of(self, kind: str, split: Any) -> np.ndarray:
-        """[N, D]; kind: random_frozen or frozen."""
+    def of(self, kind: str, split: Any, look: Callable[[Any, Any], Tensor] | None = None) -> np.ndarray:
+        """[N, D]; kind: random_frozen or frozen. Or [N, ...], what `look` sees of (encoder, inputs)."""
+        if look:
+            return self.context.features(self.encoder(kind), split, look=look)
         if split is self.context.data.test and kind in self.tests:
             return self.tests[kind]
-        if kind not in self.encoders:
-            self.encoders[kind] = self.context.starting_encoder() if kind == "frozen" else self.untrained()
-        features = self.context.features(self.encoders[kind], split)
+        features = self.context.features(self.encoder(kind), split)
         if split is self.context.data.test:
             self.tests[kind] = features
         return features
+
+    def encoder(self, kind: str) -> Encoder:
+        if kind not in self.encoders:
+            self.encoders[kind] = self.context.starting_encoder() if kind == "frozen" else self.untrained()
+        return self.encoders[kind]
 
     def untrained(self) -> Encoder:
         encoder = self.context.encoder("scratch")

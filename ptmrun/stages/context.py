@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -58,8 +58,10 @@ class Context(Networks):
         """Where a fit's resumable state stands."""
         return self.run.path("checkpoints", "state", f"{purpose.replace('/', '_')}.safetensors")
 
-    def features(self, encoder: Encoder, split: Any, dropout: bool = False) -> Any:
-        return probe.features(encoder, split, self.processor, self.autocast, dropout=dropout)
+    def features(
+        self, encoder: Encoder, split: Any, dropout: bool = False, look: Callable[[Any, Any], Tensor] | None = None
+    ) -> Any:
+        return probe.features(encoder, split, self.processor, self.autocast, dropout=dropout, look=look)
 
 
 def labelled(context: Context) -> bool:

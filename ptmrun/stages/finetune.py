@@ -24,6 +24,8 @@ from ptmrun.stages.trials import (
 from ptmrun.training import optim
 from ptmrun.training.schedule import LEAST, PASSES, layer_decay_of, steps_of
 
+MOST = 12  # classes whose weights are told
+
 
 def recipe(context: Context, model: Any) -> list[str]:
     """How long and how gently the stage fine-tunes, where that was left to ptmrun, and why."""
@@ -36,6 +38,9 @@ def recipe(context: Context, model: Any) -> list[str]:
     if loop.steps == "auto":
         told = ", ".join(f"{steps_of(loop, n):,} with {n:,} {context.data.noun}" for n in counts)
         lines.append(f"finetune.steps=auto: {told}: {PASSES} passes, at least {LEAST} steps")
+    if (weights := getattr(model, "weights", None)) is not None:
+        each = [f"{name} {weight:.3g}" for name, weight in zip(context.classes, weights.tolist(), strict=True)]
+        lines.append(f"finetune.class_weights=balanced: {', '.join(each[:MOST])}" + (", ..." if len(each) > MOST else ""))
     if origin(cfg.init) in OUTSIDE and loop.lr == loop.published_lr and loop.name != "linear":
         lines.append(f"finetune.lr={loop.lr:g}: for weights that were trained for long (finetune.published_lr)")
     if origin(cfg.init) in OUTSIDE and any(map(batchnorm.has_frozen_statistics, model.modules())):

@@ -1,6 +1,7 @@
 """How good frozen features are: k nearest neighbours, a linear classifier, their spread."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,17 @@ def features(
     autocast: Callable[[], Any],
     of: str = "features",
     dropout: bool = False,
+    look: Callable[[Any, Any], torch.Tensor] | None = None,
 ) -> np.ndarray:
-    """Frozen features of a split, float32 [N, D], by the encoder's method `of`; with `dropout` some units are left out."""
+    """Frozen features of a split, float32 [N, D], by the encoder's method `of`, or by look(encoder, inputs); with `dropout` some
+    units are left out."""
     split, place = split.sorted_by_length()
     with eval_mode(encoder), autocast():
         for module in encoder.modules() if dropout else ():
             if has_dropout(module):
                 module.training = True
-        features = [getattr(encoder, of)(inputs(samples)).float().cpu() for samples in split.all()]
+        see = partial(look, encoder) if look else getattr(encoder, of)
+        features = [see(inputs(samples)).float().cpu() for samples in split.all()]
     return torch.cat(features)[place].numpy()
 
 

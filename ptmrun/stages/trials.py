@@ -80,7 +80,7 @@ def new_model(context: Context, trial: Trial) -> tuple[Model, tuple[int, int]]:
     """The trial's model before training, and its (trainable, all) parameters."""
     split = chosen_labels(context, trial)
     options = finetune_settings(context.cfg, trial, len(split))
-    return build_model(context, trial, options, trial_steps(context.cfg, trial, len(split)), split.labels)
+    return build_model(context, trial, options, trial_steps(context.cfg, trial, len(split)), split.weighed)
 
 
 def build_model(

@@ -87,14 +87,19 @@ def reason(error: BaseException) -> str:
 def tensor(image: Image.Image, size: int, channels: int, scales: levels.Ranges | None = None) -> Tensor:
     """Any mode -> uint8 [channels, size, size]: more than 8 bits scaled to 8 as in the whole data set (see levels.py),
     transparency on white, short side resized, centre cropped."""
+    image = opaque(image, scales).convert("L" if channels == 1 else "RGB")
+    if image.size != (size, size):
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).reshape(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+def opaque(image: Image.Image, scales: levels.Ranges | None) -> Image.Image:
+    """In 8 bits, without transparency."""
     image = levels.to_8_bits(image, scales)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (size, size):
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(image)).reshape(size, size, channels).permute(2, 0, 1).contiguous()
+    return image
 
 
 def some(source: Pictures, most: int) -> Iterator[Image.Image]:

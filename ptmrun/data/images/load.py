@@ -149,9 +149,28 @@ def load(
     source = read(options)
     found = decoded(source, options, workers, progress, fitting)
     ids = no_classes(found.sets, "images")
-    train, val, test, made = divide(found.sets, options, "images", found.notes)
+    whole, masked = found.sets["train"], having_masks(found.sets["train"])
+    train, val, test, made = divide(found.sets | {"train": whole.subset(masked)}, options, "images", found.notes)
+    if len(masked) < len(whole):
+        train = with_others(train, whole, masked, options.limit)
+        made |= {"train": train} if made else {}
     seen = test_seen(train, val, test, "images", found.notes)
     return images_of(source, found, options, train, val, test, made, test_seen=seen, no_classes=ids)
+
+
+def having_masks(split: Split) -> Tensor:
+    """Indices of the images that are divided into splits: those that have a mask, or all, where none has."""
+    if split.masks is None:
+        return torch.arange(len(split))
+    there = torch.tensor([split.masks.has(row) for row in split.rows.tolist()])
+    return torch.nonzero(there)[:, 0] if there.any() else torch.arange(len(split))
+
+
+def with_others(train: Split, whole: Split, masked: Tensor, limit: int | None) -> Split:
+    """A training split and, up to the limit, the images of the whole one that have no mask."""
+    others = whole.rows[~torch.isin(torch.arange(len(whole)), masked)]
+    others = others[: max(0, limit - len(train))] if limit else others
+    return whole.subset(torch.nonzero(torch.isin(whole.rows, torch.cat([train.rows, others])))[:, 0])
 
 
 class Decoded(NamedTuple):
@@ -277,7 +296,7 @@ def as_split(
     """The split with its unreadable pictures left out, and their names."""
     labels = None if part.labels is None else torch.from_numpy(part.labels)
     together = None if part.together is None else torch.from_numpy(part.together)
-    also: dict[str, Any] = {"together": together, "shown": part.shown}
+    also: dict[str, Any] = {"together": together, "shown": part.shown, "masks": part.masks}
     images = part.images
     if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
         pixels = torch.from_numpy(np.ascontiguousarray(images.reshape(len(images), size, size, channels).transpose(0, 3, 1, 2)))

@@ -2,9 +2,10 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from ptmrun.data import modality
 from ptmrun.data.images import decode, levels
 from ptmrun.data.modality import Unreadable
 from ptmrun.data.sources.imagefolder import Files
+
+Made = TypeVar("Made")
 
 
 class ImageProcessor(modality.Processor):
@@ -42,18 +45,22 @@ class ImageProcessor(modality.Processor):
         )
 
     def opened(self, raw: list[Any]) -> list[Tensor | Unreadable]:
-        """Paths, pictures, arrays uint8 [H, W] or [H, W, C] -> uint8 [C, S, S], several at a time."""
+        """Paths, pictures, arrays uint8 [H, W] or [H, W, C] -> uint8 [C, S, S]."""
+        return self.each(raw, lambda image: decode.tensor(image, self.size, len(self.mean), self.scales))
+
+    def each(self, raw: list[Any], make: Callable[[Image.Image], Made]) -> list[Made | Unreadable]:
+        """What `make` makes of each, several at a time."""
         with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
             warnings.simplefilter("ignore")  # for all threads, as those that each of them sets while decoding are the process's
-            return list(pool.map(self.one, raw))
+            return list(pool.map(lambda one: self.made(one, make), raw))
 
-    def one(self, raw: Any) -> Tensor | Unreadable:
+    def made(self, raw: Any, make: Callable[[Image.Image], Made]) -> Made | Unreadable:
+        """What `make` makes of the picture that a path, a picture or an array is."""
         try:
             if isinstance(raw, str | os.PathLike):
                 raw = decode.picture(Files(Path(raw).parent, [Path(raw).name]), 0)
             with decode.decoding():
-                image = raw if isinstance(raw, Image.Image) else Image.fromarray(np.asarray(raw))
-                return decode.tensor(image, self.size, len(self.mean), self.scales)
+                return make(raw if isinstance(raw, Image.Image) else Image.fromarray(np.asarray(raw)))
         except decode.Broken as error:
             if isinstance(error.__cause__, TypeError):
                 return Unreadable(f"expected a path, a picture or an array of uint8, found {type(raw).__name__}")

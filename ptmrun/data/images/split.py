@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ptmrun.data import modality
 from ptmrun.data.images import decode
-from ptmrun.data.sources import Scenes
+from ptmrun.data.sources import Masks, Scenes
 
 SCENES = 32  # images of a batch
 
@@ -21,7 +21,7 @@ class Split(modality.Split):
 
     groups [N], or none: names of the subgroups (hospitals, cameras ...) that scores are told apart by. contents [N]: numbers that
     only images of equal pixels share. together [N], or none: numbers of what is to stay on one side of a split. shown: boxes of
-    all of the source's images, by row, or none.
+    all of the source's images, by row, or none; masks: likewise.
     """
 
     pixels: Tensor | None
@@ -34,6 +34,7 @@ class Split(modality.Split):
     name_of: Callable[[int], str] = str  # of a row
     together: Tensor | None = None
     shown: Scenes | None = None
+    masks: Masks | None = None
 
     @property
     def side(self) -> int:
@@ -65,7 +66,7 @@ class Split(modality.Split):
             for images, _ in self.decoder.batches((self.rows[i].tolist() for i in index_lists), self.workers):
                 yield images
 
-    def subset(self, indices: Tensor) -> "Split":
+    def subset(self, indices: Tensor) -> Self:
         labels = None if self.labels is None else self.labels[indices]
         groups = None if self.groups is None else self.groups[indices.numpy()]
         contents, together = (None if x is None else x[indices] for x in (self.contents, self.together))

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
+IGNORED = 255  # of a mask: a pixel that no loss and no score counts
+
 
 class Pictures(Protocol):
     """Images that must be decoded one by one."""
@@ -20,6 +22,26 @@ class Pictures(Protocol):
 
     def label_of(self, index: int) -> str:
         """What the user calls this image: a path, or a split and number."""
+        ...
+
+
+class Masks(Protocol):
+    """Which class each pixel of the images of a split is of. classes: names, in the order of their numbers; palette: a colour
+    (red, green, blue) of each; fingerprint: of all that they hold."""
+
+    classes: list[str]
+    palette: list[list[int]]
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def has(self, index: int) -> bool:
+        """Whether the image has one."""
+        ...
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """uint8 [H, W], of the image's proportions: classes, and IGNORED where it does not matter; None: the image has none.
+        Raises UserError for one that cannot be used."""
         ...
 
 
@@ -61,13 +83,15 @@ class Scenes:
 @dataclass(frozen=True)
 class Part:
     """A split: uint8 [N, H, W] or [N, H, W, C] in memory, or pictures; labels [N] int64 or none; groups [N] text or none;
-    together [N] int64 or none: pictures with equal numbers stay on one side of a split; shown: boxes, where there are any."""
+    together [N] int64 or none: pictures with equal numbers stay on one side of a split; shown, masks: boxes, and the classes of
+    pixels, where there are any."""
 
     images: np.ndarray | Pictures
     labels: np.ndarray | None
     groups: np.ndarray | None = None
     together: np.ndarray | None = None
     shown: Scenes | None = None
+    masks: Masks | None = None
 
 
 @dataclass(frozen=True)
