@@ -26,7 +26,7 @@ from ptmrun.config.schema import Augment
 from ptmrun.data.images import load
 from ptmrun.data.images.augment import geometry, warp
 from ptmrun.data.sources import Scene, Window, boxes, scenes
-from ptmrun.data.sources.boxes import tiles
+from ptmrun.data.sources.boxes import tiles, voc
 from ptmrun.downstream import detection
 from ptmrun.downstream.detection import average_precision as ap
 from ptmrun.downstream.detection import floors, head, inputs, merge, metrics, written
@@ -481,8 +481,8 @@ def test_the_loss_is_torchvisions(made, monkeypatch, name, theirs, plain):
     outputs, anchors, counts = model.eval().places(images)
     targets = [{"boxes": c[k != NO_BOX], "labels": k[k != NO_BOX]} for c, k in zip(labels.corners, labels.classes, strict=True)]
     loss, shown = model({"inputs": images, "labels": labels})
-    monkeypatch.setattr(type(model.net.head), "compute_loss", plain.compute_loss)
-    expected = theirs.compute_loss(model.net, targets, outputs, anchors, *([counts] if name == "fcos" else []))
+    monkeypatch.setattr(type(model.head.head), "compute_loss", plain.compute_loss)
+    expected = theirs.compute_loss(model.head, targets, outputs, anchors, *([counts] if name == "fcos" else []))
     assert float((loss.total / loss.n).detach()) == pytest.approx(float(sum(expected.values()).detach()), abs=1e-5)
     for part, value in expected.items():
         assert float((shown[part].total / shown[part].n).detach()) == pytest.approx(float(value.detach()), abs=1e-5)
@@ -758,6 +758,9 @@ def test_a_run_goes_on_exactly_and_finds_things_in_new_images(ptmrun, monkeypatc
     answers = ptmrun_package.load(str(whole)).predict([np.zeros((50, 70, 3), np.uint8), "new/b.png"])
     assert answers[0]["width"] == 70
     assert "error" in answers[1]
+    code, out, err = ptmrun("export", whole, "exported")
+    assert code == 0, err
+    assert "the encoder, and its head apart" in out
     code, out, err = ptmrun("predict", whole, "new/a.png", "pictures=drawn")
     assert code == 2
     assert "is there already" in err
@@ -777,3 +780,16 @@ def test_what_does_not_fit_is_said_in_a_line(ptmrun):
     assert code == 2
     assert err.count("\n") == 1
     assert "instances.json: is empty" in err
+
+
+def test_training_and_validation_in_one_list():
+    folder = Path("voc/ImageSets/Main")
+    folder.mkdir(parents=True)
+    (folder / "trainval.txt").write_text("a\nb\n")
+    (folder / "test.txt").write_text("c\n")
+    (folder / "cat_train.txt").write_text("a 1\nb -1\n")
+    assert voc.lists(Path("voc")) == {"a": "train", "b": "train", "c": "test"}
+    (folder / "train.txt").write_text("a\n")
+    (folder / "test.txt").write_text("a\n")
+    with pytest.raises(UserError, match="a is in the test split too"):
+        voc.lists(Path("voc"))

@@ -25,7 +25,7 @@ CONVOLUTIONS = 2  # of each branch of the head; torchvision's 4 are for larger i
 
 
 class Detector(Model):
-    """encoder.stage_maps -> levels -> at each place classes and a box. net: torchvision's detector, with the pyramid as its
+    """encoder.stage_maps -> levels -> at each place classes and a box. head: torchvision's detector, with the pyramid as its
     backbone."""
 
     def __init__(self, encoder: Any, classes: int, size: int, detector: str):
@@ -40,36 +40,36 @@ class Detector(Model):
         if detector == "fcos":
             anchors = AnchorGenerator(tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES))
             head = Dense(pyramid.out_channels, 1, classes, CONVOLUTIONS)
-            self.net = FCOS(pyramid, classes, anchor_generator=anchors, head=head, **common)
+            self.head = FCOS(pyramid, classes, anchor_generator=anchors, head=head, **common)
         else:
             sizes = tuple(tuple(int(2 * stride * 2 ** (i / 3)) for i in range(3)) for stride in STRIDES)
             anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(STRIDES))
             head = Anchored(pyramid.out_channels, anchors.num_anchors_per_location()[0], classes)
-            self.net = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **common)
+            self.head = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **common)
 
     def places(self, images: Tensor) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
         """(what the head says of each place, float32 [B, L, n] by name, anchors [L, 4] of each image, places of each level)"""
-        levels = self.net.backbone(self.encoder.stage_maps(images))
-        outputs = {name: x.float() for name, x in self.net.head(levels).items()}
+        levels = self.head.backbone(self.encoder.stage_maps(images))
+        outputs = {name: x.float() for name, x in self.head.head(levels).items()}
         anchors = self.anchors(images, levels)
-        each = self.net.anchor_generator.num_anchors_per_location()
+        each = self.head.anchor_generator.num_anchors_per_location()
         return outputs, anchors, [x.shape[2] * x.shape[3] * n for x, n in zip(levels, each, strict=True)]
 
     def anchors(self, images: Tensor, levels: list[Tensor]) -> list[Tensor]:
         shapes = [(images.shape[2], images.shape[3])] * len(images)
-        return self.net.anchor_generator(ImageList(images, shapes), levels)
+        return self.head.anchor_generator(ImageList(images, shapes), levels)
 
     def losses(self, labels: Boxes, outputs: dict[str, Tensor], anchors: list[Tensor], counts: list[int]) -> dict[str, Tensor]:
-        """Sums; by how many they are divided is `net.head.counted`."""
-        more = (counts,) if isinstance(self.net, FCOS) else ()
-        return self.net.compute_loss(targets_of(labels), outputs, anchors, *more)
+        """Sums; by how many they are divided is `head.head.counted`."""
+        more = (counts,) if isinstance(self.head, FCOS) else ()
+        return self.head.compute_loss(targets_of(labels), outputs, anchors, *more)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
         """batch: inputs [B, C, S, S], labels (Boxes). As torchvision's: FCOS's are divided by the places in boxes."""
         outputs, anchors, counts = self.places(batch["inputs"])
         with torch.autocast(batch["inputs"].device.type, enabled=False):
             losses = self.losses(batch["labels"], outputs, anchors, counts)
-        number = self.net.head.counted or torch.tensor(self.empty)
+        number = self.head.head.counted or torch.tensor(self.empty)
         total = sum(losses.values(), torch.zeros((), device=batch["inputs"].device))
         return Loss(total, number), {name: Loss(loss, number) for name, loss in losses.items()}
 
@@ -79,13 +79,13 @@ class Detector(Model):
         places = 0
         for micro in micros:
             images = micro["inputs"]
-            levels = [images.new_zeros(len(images), 1, side, side) for side in self.net.backbone.sides]
-            each = self.net.anchor_generator.num_anchors_per_location()
-            counts = [side**2 * n for side, n in zip(self.net.backbone.sides, each, strict=True)]
-            widths = {"cls_logits": self.net.head.classification_head.num_classes, "bbox_regression": 4, "bbox_ctrness": 1}
+            levels = [images.new_zeros(len(images), 1, side, side) for side in self.head.backbone.sides]
+            each = self.head.anchor_generator.num_anchors_per_location()
+            counts = [side**2 * n for side, n in zip(self.head.backbone.sides, each, strict=True)]
+            widths = {"cls_logits": self.head.head.classification_head.num_classes, "bbox_regression": 4, "bbox_ctrness": 1}
             zeros = {name: images.new_zeros(len(images), sum(counts), n) for name, n in widths.items()}
             self.losses(micro["labels"], zeros, self.anchors(images, levels), counts)
-            places += self.net.head.counted
+            places += self.head.head.counted
         whole, parts = self.add_up([places, len(micros)])
         self.empty = 0.0 if whole else 1 / parts
 
@@ -99,7 +99,7 @@ class Detector(Model):
                 outputs, anchors, counts = self.places(images)
                 parts = {name: list(x.split(counts, 1)) for name, x in outputs.items()}
                 shapes = [(images.shape[2], images.shape[3])] * len(images)
-                found += self.net.postprocess_detections(parts, [list(a.split(counts)) for a in anchors], shapes)
+                found += self.head.postprocess_detections(parts, [list(a.split(counts)) for a in anchors], shapes)
         return packed([(x["boxes"].cpu(), x["scores"].cpu(), x["labels"].cpu()) for x in found])
 
 

@@ -10,6 +10,7 @@ from ptmrun.data.sources.folders import SPLITS, files_below, nfc
 from ptmrun.errors import UserError, printable
 
 LISTS = Path("ImageSets", "Main")
+WHOLE = {"trainval": "train", "test": "test"}  # splits where training and validation are one list
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -73,10 +74,12 @@ def without(found: Found, images: Images, given: dict[str, str] | None = None) -
 
 
 def lists(root: Path) -> dict[str, str]:
-    """{stem of an image: its split} of ImageSets/Main; trainval holds what train and val do."""
+    """{stem of an image: its split} of ImageSets/Main; trainval holds what train and val do, and stands for train alone."""
     result: dict[str, str] = {}
-    for path in sorted(root.rglob(str(LISTS / "*.txt"))):
-        if split := SPLITS.get(path.stem.lower()):
+    paths = sorted(root.rglob(str(LISTS / "*.txt")))
+    known = {**SPLITS} if any(path.stem.lower() in SPLITS for path in paths if path.stem.lower() != "test") else WHOLE
+    for path in paths:
+        if split := known.get(path.stem.lower()):
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 if name := line.split()[:1]:
                     stem = nfc(name[0])
