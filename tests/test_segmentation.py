@@ -27,7 +27,7 @@ from ptmrun.data.images.batches import Batches
 from ptmrun.data.images.load import load
 from ptmrun.data.images.masks import PixelClasses
 from ptmrun.data.sources import IGNORED, coco_masks, maskfolder, palettes, shape_masks
-from ptmrun.downstream.segmentation import PROBLEM, floors, head, inputs, metrics
+from ptmrun.downstream.segmentation import floors, head, inputs, metrics
 from ptmrun.downstream.segmentation.split import MaskedSplit, with_masks
 from ptmrun.errors import UserError
 from ptmrun.models.modes import eval_mode
@@ -612,5 +612,5 @@ def test_choices_that_belong_together_are_taken_together():
         compose(["downstream=segmentation", "dataset=digits"])
     with pytest.raises(UserError, match="the problem needs images"):
         compose(["downstream=segmentation", "model=imagegpt"])
-    with pytest.raises(UserError, match=r"finetune\.mixup"):
-        PROBLEM.build(None, SimpleNamespace(processor=SimpleNamespace(mixing=lambda _: (0.2, 0.0))), None)
+    with pytest.raises(UserError, match=r"finetune\.mixup=0\.2: mixes the classes of whole images"):
+        compose(["downstream=segmentation", "finetune.mixup=0.2"])
