@@ -27,7 +27,7 @@ from ptmrun.data.images.batches import Batches
 from ptmrun.data.images.load import load
 from ptmrun.data.images.masks import PixelClasses
 from ptmrun.data.sources import IGNORED, coco_masks, maskfolder, palettes, shape_masks
-from ptmrun.downstream.segmentation import PROBLEM, floors, head, inputs, metrics
+from ptmrun.downstream.segmentation import floors, head, inputs, metrics
 from ptmrun.downstream.segmentation.split import MaskedSplit, with_masks
 from ptmrun.errors import UserError
 from ptmrun.models.modes import eval_mode
@@ -54,7 +54,7 @@ QUICK = [
 
 
 def options(root="tiles", **more):
-    known = {"root": str(root), "ignore": "auto", "name": "masks"}
+    known = {"root": str(root), "ignore": "auto", "name": "masks", "annotations": None}
     return SimpleNamespace(**(known | more))
 
 
@@ -248,20 +248,23 @@ def test_outlines_of_coco_are_painted_the_smaller_above():
     assert (first[4:10, 4:10] == 1).all()
     np.testing.assert_array_equal(second == 2, np.eye(20, 24, dtype=bool))
     assert (second[1:, 0] == IGNORED).all()  # a crowd
-    assert any("1 polygons of fewer than 3 corners" in note for note in source.notes)
-    assert any("1 objects have no outline" in note for note in source.notes)
+    assert source.faults == (
+        "images/0.jpg: annotation 1: polygons of fewer than 3 corners; left out",
+        "images/1.jpg: annotation 5: has no outline; left out",
+    )
+
+
+ALONE = {"image_id": 10, "category_id": 3, "segmentation": [[0, 0, 9, 1, 2, 9]]}
 
 
 @pytest.mark.parametrize(
     ("more", "why"),
     [
-        ({"images": []}, "has no images"),
-        ({"annotations": [{"image_id": 10}]}, "one of its annotations lacks image_id, category_id"),
-        (
-            {"images": [{"id": 1, "file_name": "gone.jpg", "width": 2, "height": 2}]},
-            "1 images of the train annotations are not there.*gone.jpg",
-        ),
-        ({"annotations": [{"image_id": 10, "category_id": 4, "segmentation": [[0, 0, 1, 1, 2, 0]]}]}, "name category 4"),
+        ({"images": []}, "its list of images is empty"),
+        ({"annotations": [{"image_id": 10}]}, "no image that is there has an object with a segmentation"),
+        ({"annotations": [{**ALONE, "category_id": 4}]}, "no image that is there has an object with a segmentation"),
+        ({"images": [{"id": 10, "file_name": "gone.jpg", "width": 2, "height": 2}]}, "no image that is there has"),
+        ({"images": [{"id": 10, "file_name": "0.jpg", "width": 48, "height": 40}]}, "0.jpg: is 24x20, in instances.json 48x40"),
     ],
 )
 def test_coco_files_that_cannot_be_used_are_one_line(more, why):
@@ -609,5 +612,5 @@ def test_choices_that_belong_together_are_taken_together():
         compose(["downstream=segmentation", "dataset=digits"])
     with pytest.raises(UserError, match="the problem needs images"):
         compose(["downstream=segmentation", "model=imagegpt"])
-    with pytest.raises(UserError, match=r"finetune\.mixup"):
-        PROBLEM.build(None, SimpleNamespace(processor=SimpleNamespace(mixing=lambda _: (0.2, 0.0))), None)
+    with pytest.raises(UserError, match=r"finetune\.mixup=0\.2: mixes the classes of whole images"):
+        compose(["downstream=segmentation", "finetune.mixup=0.2"])

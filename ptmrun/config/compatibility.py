@@ -94,6 +94,10 @@ def contradictions(config: Config) -> list[str]:
             f"finetune.resolution={config.finetune.resolution}: model={config.model.name} works at one side only; "
             f"there is: model={', '.join(fits)}"
         )
+    mixed = [key for key in ("mixup", "cutmix") if getattr(config.finetune, key, 0)]
+    if mixed and "labels" not in choices.spec("downstream", config.downstream.name).needs:
+        what = f"mixes the classes of whole images, which downstream={config.downstream.name} has not"
+        lines += [f"finetune.{key}={getattr(config.finetune, key):g}: {what}; leave it out" for key in mixed]
     if (
         isinstance(config.pretrain, TextPretrain)
         and config.pretrain.document_mask

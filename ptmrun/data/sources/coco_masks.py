@@ -4,21 +4,23 @@ import hashlib
 import importlib.util
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ptmrun.data.sources import IGNORED, Part, Source, palettes
-from ptmrun.data.sources.folders import SPLITS, absent, files_below, nfc, place_of, readable, split_folders, unpack
-from ptmrun.data.sources.imagefolder import SUFFIXES, Files
+from ptmrun.data.sources.boxes import coco
+from ptmrun.data.sources.boxes.annotated import Images, listed
+from ptmrun.data.sources.folders import absent, place_of, readable, unpack
+from ptmrun.data.sources.imagefolder import Files
+from ptmrun.data.sources.maskfolder import shown
 from ptmrun.errors import UserError, printable
 from ptmrun.storage.content import hashes
 
 GROUND = "background"
 CORNERS = 3  # of a polygon, at least
-SHOWN = 3  # files in a message
 
 
 class Shape(NamedTuple):
@@ -79,123 +81,95 @@ def read(options: Any) -> Source:
     if importlib.util.find_spec("faster_coco_eval") is None:
         raise UserError("masks of COCO's format need faster-coco-eval; install with: pip install 'ptmrun[detection]'")
     if not options.root:
-        raise UserError("dataset.root: the folder is needed that holds images and COCO's JSON, as in dataset.root=coco")
+        raise UserError("dataset.root: the folder is needed that holds images and COCO's JSON, as in dataset.root=photos")
     root = place_of(options.root)
     if not root.is_dir():
         what = "is no folder" if root.exists() else absent(root, "folder")
         raise UserError(f"dataset.root={options.root}: {what}{unpack(root)}")
-    notes: list[str] = []
-    tables = {split: table(file) for split, file in annotations(root).items()}
-    known = {c["id"]: printable(str(c["name"])) for t in tables.values() for c in t["categories"]}
-    if len(known) > palettes.MOST - 1:
+    notes, faults, images = list[str](), list[str](), Images(root)
+    tables = {split: (path, coco.loaded(path)) for split, path in coco.by_split(root, options).items()}
+    known: dict[int, str] = {}
+    for path, content in tables.values():
+        for number, name in coco.categories_of(path, content).items():
+            if known.setdefault(number, name) != name:
+                raise UserError(f"{path}: category {number} is {name}, in another split {known[number]}; make them the same")
+    if len(known) >= palettes.MOST:
         raise UserError(f"dataset.root={options.root}: {len(known)} categories; expected at most {palettes.MOST - 1}")
     number_of = {identity: place for place, identity in enumerate(sorted(known), start=1)}
-    classes = [GROUND, *(known[identity] for identity in sorted(known))]
-    files = [str(p.relative_to(root)) for p in files_below(root, SUFFIXES)]
+    classes = [GROUND, *(printable(known[identity]) for identity in sorted(known))]
     parts, digest = {}, hashlib.sha256(repr(classes).encode())
-    for split, content in tables.items():
-        paths, shapes = painted(content, number_of, files, split, notes)
-        masks = PaintedMasks(shapes, classes, [readable(p) for p in paths])
-        for path, own in zip(paths, hashes([root / p for p in paths]), strict=True):
-            digest.update(os.fsencode(f"{split}/{path}/{own}\n"))
+    for split, (path, content) in tables.items():
+        shapes = painted(path, content, number_of, images, split, notes, faults)
+        names = [images.name_of(place) for place in shapes]
+        masks = PaintedMasks(list(shapes.values()), classes, [readable(name) for name in names])
+        for name, own in zip(names, hashes(shapes), strict=True):
+            digest.update(os.fsencode(f"{split}/{name}/{own}\n"))
         digest.update(masks.fingerprint.encode())
-        parts[split] = Part(Files(root, paths), None, masks=masks)
-    return Source(parts, classes, digest.hexdigest(), notes)
-
-
-def annotations(root: Path) -> dict[str, Path]:
-    """{split: its JSON}: in folders called as splits are, or told apart by their names; one alone is of all. Raises UserError."""
-    found: dict[str, Path] = {}
-    for split, folder in split_folders(root, []).items():
-        files = sorted(folder.glob("*.json"))
-        if len(files) == 1:
-            found[split] = files[0]
-    if "train" in found:
-        return found
-    files = sorted(p for folder in (root, root / "annotations") for p in folder.glob("*.json"))
-    segmented = [p for p in files if p.stem.startswith("instances")] or files
-    for path in segmented:
-        own = next((name for word, name in SPLITS.items() if word in path.stem.lower()), None)
-        if own in found:
-            raise UserError(f"{found[own]} and {path.name}: both are of the {own} split; put one of them elsewhere")
-        if own:
-            found[own] = path
-    if len(segmented) == 1:
-        return {"train": segmented[0]}
-    if "train" not in found:
-        there = ", ".join(printable(p.name) for p in files[:SHOWN]) or "none"
-        raise UserError(
-            f"{root}: expected a JSON file of COCO's, or one each with train, val and test in its name; there is: {there}"
-        )
-    return found
-
-
-def table(path: Path) -> dict[str, Any]:
-    """Raises UserError for what is none of COCO's."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
-    keys = {
-        "images": ("id", "file_name", "height", "width"),
-        "annotations": ("image_id", "category_id"),
-        "categories": ("id", "name"),
-    }
-    for key, wanted in keys.items():
-        rows = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(rows, list) or not rows:
-            raise UserError(f"{path}: has no {key}; expected COCO's images, annotations and categories, lists that are not empty")
-        for row in rows:
-            if not isinstance(row, dict) or not all(name in row for name in wanted):
-                raise UserError(f"{path}: one of its {key} lacks {', '.join(wanted)}, which COCO's have")
-    return content
+        parts[split] = Part(Files(root, names), None, masks=masks)
+    return Source(parts, classes, digest.hexdigest(), notes, faults=tuple(faults))
 
 
 def painted(
-    content: dict[str, Any], number_of: dict[Any, int], files: list[str], split: str, notes: list[str]
-) -> tuple[list[str], list[tuple[int, int, list[Shape]] | None]]:
-    """The images of a table, and of each what is to be painted. Raises UserError where one is not there."""
-    times = Counter(nfc(os.path.basename(name)) for name in files)
-    at = {last: name for name in files if times[last := nfc(os.path.basename(name))] == 1} | {nfc(name): name for name in files}
-    objects: dict[Any, list[Shape]] = {}
-    without = bad = 0
-    for row in content["annotations"]:
-        outline, crowd = row.get("segmentation"), bool(row.get("iscrowd", 0))
-        if row["category_id"] not in number_of:
-            raise UserError(f"the {split} annotations name category {row['category_id']}, which is not in their categories")
+    path: Path,
+    content: dict[str, Any],
+    number_of: dict[int, int],
+    images: Images,
+    split: str,
+    notes: list[str],
+    faults: list[str],
+) -> dict[Path, tuple[int, int, list[Shape]] | None]:
+    """The images of a file, and of each its height, width and what is to be painted. What stands for none is left out and listed.
+    Raises UserError where no image is there, or has an outlined object."""
+    places, sizes = dict[Any, Path](), dict[Path, tuple[int, int]]()
+    lost = []
+    for row in content["images"]:
+        place = images.named(str(row.get("file_name", "")), split)
+        if place is None:
+            lost.append(printable(str(row.get("file_name"))))
+            continue
+        places[row.get("id")] = place
+        sizes[place] = size_of(place)
+        if (row.get("height"), row.get("width")) not in (sizes[place], (None, None)):
+            told = f"is {sizes[place][1]}x{sizes[place][0]}, in {path.name} {row.get('width')}x{row.get('height')}"
+            raise UserError(f"{place}: {told}: outlines would lie elsewhere; mend the JSON or the image")
+    if lost:
+        notes.append(listed(f"images of {path.name} are not there and left out", lost))
+        faults += [f"{path.name}: image {name}: is not there; left out" for name in lost]
+    objects: dict[Path, list[Shape]] = {}
+    before = len(faults)
+    for order, row in enumerate(content["annotations"]):
+        where, place = f"annotation {printable(str(row.get('id', f'number {order}')))}", places.get(row.get("image_id"))
+        if place is None:
+            continue  # of an image that is not there
+        if row.get("category_id") not in number_of:
+            faults.append(f"{images.name_of(place)}: {where}: no category has its category_id {row.get('category_id')}; left out")
+            continue
+        outline = row.get("segmentation")
         if isinstance(outline, list):
             whole = [p for p in outline if isinstance(p, list) and len(p) >= 2 * CORNERS and len(p) % 2 == 0]
-            bad += len(outline) - len(whole)
+            if len(whole) < len(outline):
+                faults.append(f"{images.name_of(place)}: {where}: polygons of fewer than {CORNERS} corners; left out")
             outline = whole
         if not outline:
-            without += 1
+            faults.append(f"{images.name_of(place)}: {where}: has no outline; left out")
             continue
-        shape = Shape(number_of[row["category_id"]], outline, crowd, float(row.get("area") or 0))
-        objects.setdefault(row["image_id"], []).append(shape)
-    paths: list[str] = []
-    shapes: list[tuple[int, int, list[Shape]] | None] = []
-    absent_files, seen, twice = list[str](), set[str](), 0
-    for row in content["images"]:
-        name = nfc(str(row["file_name"]))
-        path = next((at[n] for n in (name, f"{split}/{name}", os.path.basename(name)) if n in at), None)
-        if path is None:
-            absent_files.append(name)
-        elif path in seen:
-            twice += 1
-        else:
-            seen.add(path)
-            paths.append(path)
-            own = objects.get(row["id"])
-            shapes.append((int(row["height"]), int(row["width"]), own) if own else None)
-    if absent_files:
-        shown = ", ".join(map(printable, absent_files[:SHOWN]))
-        raise UserError(f"{len(absent_files):,} images of the {split} annotations are not there (or twice): {shown}")
-    for number, what in (
-        (bad, f"polygons of fewer than {CORNERS} corners are left out"),
-        (without, "objects have no outline and are left out"),
-        (twice, "images are listed twice and are taken once"),
-        (sum(s is None for s in shapes), "images have no outlined object and are for pretraining alone"),
-    ):
-        if number:
-            notes.append(f"Warning: {split}: {number:,} {what}")
-    return paths, shapes
+        area = row.get("area")
+        shape = Shape(number_of[row["category_id"]], outline, bool(row.get("iscrowd")), float(area or 0))
+        objects.setdefault(place, []).append(shape)
+    if len(faults) > before:
+        notes.append(f"Warning: {split}: {len(faults) - before:,} outlines are no outlines and are left out (faults.txt)")
+    if not objects:
+        raise UserError(f"{path}: no image that is there has an object with a segmentation")
+    if bare := [images.name_of(place) for place in sizes if place not in objects]:
+        notes.append(listed(f"images of the {split} split have no object and are for pretraining alone", bare))
+    return {place: (*size, objects[place]) if place in objects else None for place, size in sizes.items()}
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    """(height, width), as the image is shown. Raises UserError for what is no image."""
+    try:
+        with Image.open(path) as image:
+            width, height = shown(image)
+            return height, width
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: cannot be opened as an image ({error}); mend it, or take it out of the JSON") from None

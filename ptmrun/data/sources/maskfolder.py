@@ -202,14 +202,17 @@ def differing(found: Pairs) -> list[tuple[Size, Size] | None]:
             return None
         try:
             with Image.open(both[0]) as image, Image.open(both[1]) as mask:
-                turned = image.format in ("JPEG", "MPO", "TIFF", "WEBP", "PNG") and image.getexif().get(ORIENTATION) in TURNED
-                size = image.size[::-1] if turned else image.size
-                return None if size == mask.size else (size, mask.size)
+                return None if shown(image) == mask.size else (shown(image), mask.size)
         except Exception:  # of many decoders: the one that reads it for good says so
             return None
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(look, zip(found.images, found.masks, strict=True)))
+
+
+def shown(image: Image.Image) -> Size:
+    """Width and height as its EXIF says that it was taken."""
+    return image.size[::-1] if image.getexif().get(ORIENTATION) in TURNED else image.size
 
 
 def values(path: Path) -> np.ndarray:

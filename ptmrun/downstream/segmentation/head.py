@@ -12,7 +12,6 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from ptmrun.data.sources import IGNORED
 from ptmrun.downstream.base import Model, ProblemSetup
 from ptmrun.downstream.class_counts import counts
-from ptmrun.errors import UserError
 from ptmrun.loss import Loss, smoothed_entropy
 from ptmrun.models.modes import eval_mode
 
@@ -179,8 +178,5 @@ class Segmenter(Model):
 
 
 def build(encoder: Any, setup: ProblemSetup, options: Any) -> Segmenter:
-    """The model of a fine-tuning with these options, before training. Raises UserError for options that are for classes of whole
-    images."""
-    if any(setup.processor.mixing(options)):
-        raise UserError("finetune.mixup, finetune.cutmix: mix the classes of whole images, and masks have none; set them to 0")
+    """The model of a fine-tuning with these options, before training."""
     return Segmenter(encoder, len(setup.classes), setup.processor.spec.size, setup.options.head, options.label_smoothing)
