@@ -32,7 +32,7 @@ from ptmrun.downstream.detection import average_precision as ap
 from ptmrun.downstream.detection import floors, head, inputs, merge, metrics, written
 from ptmrun.downstream.detection.split import BoxedSplit, in_window, padded, with_boxes
 from ptmrun.errors import UserError
-from ptmrun.models import resnet
+from ptmrun.models import cnn, resnet
 from ptmrun.training import loop
 
 OPTIONS = {
@@ -509,6 +509,17 @@ def test_micro_batches_add_up(made, name, boxes_there):
     assert one.keys() == other.keys()
     for key in one:
         assert torch.allclose(one[key], other[key], atol=1e-6, rtol=1e-4), key
+
+
+def test_all_that_is_trained_gets_a_gradient():
+    torch.manual_seed(0)
+    encoder = cnn.build(SimpleNamespace(width=8, hidden=16), ImageSpec(64, 3), "sdpa")
+    model = head.Detector(encoder, 3, 64, "fcos")
+    labels = Boxes(torch.tensor([[[4.0, 4, 40, 44]]]), torch.tensor([[1]]), torch.zeros(1, 1, dtype=torch.bool))
+    loss, _ = model({"inputs": torch.randn(1, 3, 64, 64), "labels": labels})
+    loss.total.backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert not encoder.net.fc1.weight.requires_grad
 
 
 def test_what_is_ignored_teaches_nothing(made):

@@ -32,6 +32,8 @@ class Detector(Model):
         super().__init__()
         self.encoder, self.size = encoder, size
         self.empty = 1.0  # what a micro-batch without a box counts, where the whole batch has none
+        for module in encoder.above_map:
+            module.requires_grad_(False)  # no box depends on it
         device = next(encoder.parameters()).device
         with eval_mode(encoder), torch.no_grad():
             maps = encoder.stage_maps(torch.zeros(1, encoder.channels, size, size, device=device))
