@@ -22,6 +22,7 @@ class Pyramid(nn.Module):
         super().__init__()
         self.sides = [size // stride for stride in STRIDES]
         self.sources = [min(range(len(sides)), key=lambda i: abs(math.log2(sides[i] / side))) for side in self.sides]
+        self.sources[-1] = len(sides) - 1  # so that nothing of the encoder is left out
         octaves = [round(math.log2(side / sides[i])) for side, i in zip(self.sides, self.sources, strict=True)]
         self.scaled = nn.ModuleList(scaling(dims[i], n) for i, n in zip(self.sources, octaves, strict=True))
         widths = [CHANNELS if n > 0 else dims[i] for i, n in zip(self.sources, octaves, strict=True)]
