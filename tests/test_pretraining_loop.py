@@ -23,6 +23,7 @@ from ptmrun.stages import context
 from ptmrun.storage import tensor_files
 from ptmrun.training import optim, recovery
 from ptmrun.training.loop import backward_together, fit, gradients
+from ptmrun.training.processes import ALONE
 from ptmrun.training.schedule import lr_at
 
 OBJECTIVES = {"supervised": supervised, "simclr": simclr, "byol": byol, "dino": dino, "simmim": simmim}
@@ -103,7 +104,7 @@ def test_gradients_of_a_whole_batch_from_micro_batches():
 
     model = objective("simclr", "resnet").train()
     before = copy.deepcopy(model.state_dict())
-    backward_together(model, micros, contextlib.nullcontext)
+    backward_together(model, micros, contextlib.nullcontext, ALONE)
     once = objective("simclr", "resnet").train()
     for micro in micros:
         once.embed(micro)

@@ -25,6 +25,8 @@ HARMLESS = {  # keys that change nothing of what is computed, listed here a seco
     "skip_done",
     "strict",
     "dataset.cache_gb",
+    "device.processes",
+    "device.recompute",
     "device.workers",
     "finetune.checkpoint_every",
     "finetune.log_every",

@@ -173,7 +173,7 @@ def test_kill_9_takes_all_of_them_and_resuming_ends_the_same(parent, together, t
 
 def test_how_many_at_once(monkeypatch):
     def context(threads, wanted="auto", device="cpu"):
-        options = SimpleNamespace(side_by_side=wanted, threads=threads, compile=False)
+        options = SimpleNamespace(side_by_side=wanted, threads=threads, compile=False, processes=1)
         return SimpleNamespace(cfg=SimpleNamespace(device=options), device=torch.device(device))
 
     small, large = side_by_side.SMALL, side_by_side.SMALL + 1

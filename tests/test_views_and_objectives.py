@@ -198,7 +198,6 @@ class Maps(HandMade):
         super().__init__()
         self.side, self.channels, self.map_shape, self.width = side, channels, (5, side // 2), 5
         self.convolution = nn.Conv2d(channels, 5, 4, 2, 1)
-        self.above_map = []
 
     def feature_map(self, images):
         return self.convolution(images)
