@@ -25,6 +25,7 @@ from ptmrun.batch import NO_BOX, Boxes, ImageSpec
 from ptmrun.config.schema import Augment
 from ptmrun.data.images import load
 from ptmrun.data.images.augment import geometry, warp
+from ptmrun.data.images.processor import ImageProcessor
 from ptmrun.data.sources import Scene, Window, boxes, scenes
 from ptmrun.data.sources.boxes import tiles, voc
 from ptmrun.downstream import detection
@@ -392,7 +393,7 @@ def test_an_image_of_20_megapixels_is_cut_without_a_memory_peak():
         assert part.images.picture(i).size == (part.shown.tile,) * 2
     assert peak() - before < 200  # the picture has 60, and is copied once
     part.images.last = None
-    processor = SimpleNamespace(mean=torch.zeros(3), scales=None, size=source.side)
+    processor = ImageProcessor(torch.zeros(3), torch.ones(3), torch.device("cpu"), source.side)
     setup = SimpleNamespace(processor=processor, facts={"tile": part.shown.tile, "overlap": 0.2, "categories": [1]})
     [opened] = inputs.opened(["photos/large.jpg"], setup)
     assert peak() - before < 250

@@ -48,9 +48,9 @@ class ImageProcessor(modality.Processor):
         """Paths, pictures, arrays uint8 [H, W] or [H, W, C] -> uint8 [C, S, S]."""
         return self.each(raw, lambda image: decode.tensor(image, self.size, len(self.mean), self.scales))
 
-    def each(self, raw: list[Any], make: Callable[[Image.Image], Made]) -> list[Made | Unreadable]:
-        """What `make` makes of each, several at a time."""
-        with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    def each(self, raw: list[Any], make: Callable[[Image.Image], Made], at_once: int | None = None) -> list[Made | Unreadable]:
+        """What `make` makes of each, several at a time; at most `at_once` of large ones."""
+        with warnings.catch_warnings(), ThreadPoolExecutor(at_once) as pool:
             warnings.simplefilter("ignore")  # for all threads, as those that each of them sets while decoding are the process's
             return list(pool.map(lambda one: self.made(one, make), raw))
 

@@ -1,10 +1,5 @@
 """Pictures that something is to be found in: cut into squares as in training."""
 
-import os
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,10 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from ptmrun.data.images import decode
-from ptmrun.data.modality import Unreadable
 from ptmrun.data.sources import Scene, Scenes, Window
 from ptmrun.data.sources.boxes.tiles import cut, windows_of
-from ptmrun.data.sources.imagefolder import Files
 from ptmrun.downstream.base import ProblemSetup
 from ptmrun.downstream.detection.split import BoxedSplit
 
@@ -33,27 +26,17 @@ class Opened(NamedTuple):
 
 def opened(raw: list[Any], setup: ProblemSetup) -> list[Any]:
     """Paths, pictures, arrays uint8 [H, W] or [H, W, C] -> Opened, or Unreadable; two are decoded at a time."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(2) as pool:
-        warnings.simplefilter("ignore")
-        return list(pool.map(partial(one, setup=setup), raw))
-
-
-def one(raw: Any, setup: ProblemSetup) -> Opened | Unreadable:
     processor, facts = setup.processor, setup.facts
-    try:
-        name = str(raw) if isinstance(raw, str | os.PathLike) else ""
-        if name:
-            raw = decode.picture(Files(Path(name).parent, [Path(name).name]), 0)
-        with decode.decoding():
-            image = raw if isinstance(raw, Image.Image) else Image.fromarray(np.asarray(raw))
-            windows = windows_of(0, *image.size, facts.get("tile"), facts.get("overlap", 0.0))
-            channels, scales = len(processor.mean), processor.scales
-            pixels = torch.empty(len(windows), channels, processor.size, processor.size, dtype=torch.uint8)
-            for row, window in zip(pixels, windows, strict=True):
-                row.copy_(decode.tensor(cut(image, window), processor.size, channels, scales))
-    except decode.Broken as error:
-        return Unreadable(decode.reason(error.__cause__ or error))
-    return Opened(pixels, Scene(name, *image.size, *NOTHING), windows)
+
+    def look(image: Image.Image) -> Opened:
+        windows = windows_of(0, *image.size, facts.get("tile"), facts.get("overlap", 0.0))
+        channels, scales = len(processor.mean), processor.scales
+        pixels = torch.empty(len(windows), channels, processor.size, processor.size, dtype=torch.uint8)
+        for row, window in zip(pixels, windows, strict=True):
+            row.copy_(decode.tensor(cut(image, window), processor.size, channels, scales))
+        return Opened(pixels, Scene("", *image.size, *NOTHING), windows)
+
+    return processor.each(raw, look, at_once=2)
 
 
 def unlabelled(raw: list[Opened], setup: ProblemSetup) -> BoxedSplit:
