@@ -168,6 +168,17 @@ def test_batches_draw_a_caption_of_each_image_whatever_the_accumulation():
     assert set(picked) == {0, 1}
 
 
+def test_batches_of_pairs_are_augmented_as_images_are():
+    data = loaded("dataset=shapes", "dataset.drawings=1", "dataset.limit=100")
+    inputs, options = data.processor(torch.device("cpu")), loaded_augment().model_copy(update={"shift": 0.3})
+    still, shifted = (
+        next(PairBatches(data.train, inputs, options, strength, 8, 1, 0, "test").iterate(3, 4))[0]["inputs"]
+        for strength in (0.0, 1.0)
+    )
+    assert not torch.equal(shifted.images, still.images)
+    assert torch.equal(shifted.tokens.ids, still.tokens.ids)
+
+
 def squeezed(text):
     return "".join(text.split())
 

@@ -68,7 +68,7 @@ class Batches(Epochs):
         if self.views:
             batch["views"] = views.make(x, self.options, self.strength, self.views, rows)
         elif (matrices := moves(self.options, self.strength, rows)) is not None:
-            x, answers = warp(x, matrices), self.split.moved(answers, matrices)
+            x, answers = warp(x, matrices), self.images.moved(answers, matrices)
         if answers is not None:
             batch["labels"] = answers.to(x.device)
         if any(self.alphas):  # with the same geometry, and mixed after it, so that CutMix's share is the area that is seen
