@@ -26,6 +26,7 @@ from ptmrun.data.sources import audiofolder, sounds, spoken_digits
 from ptmrun.downstream import recognition
 from ptmrun.downstream.recognition import ctc, floors, metrics
 from ptmrun.downstream.recognition.head import Recogniser
+from ptmrun.downstream.recognition.pictures import marked
 from ptmrun.downstream.recognition.split import with_transcripts
 from ptmrun.errors import UserError
 from ptmrun.models import wav2vec2
@@ -640,6 +641,12 @@ def test_error_rates_of_languages_with_and_without_spaces():
     assert scores["worst"][0] == {"sound": "1", "reference": "好天气呀", "prediction": "好天呀", "score": 0.75}
     assert metrics.valid(predictions, split, [])
     assert not metrics.valid({"ids": predictions["ids"] + 40}, split, [])
+    assert not metrics.valid(predictions | {"path": torch.full((2, 3), 40, dtype=torch.int16)}, split, [])
+
+
+def test_the_path_of_a_sound_is_marked_where_its_character_changes():
+    path = torch.tensor([0, 3, 3, 0, 3, 1, 0, 0], dtype=torch.int16)
+    assert marked(path, " ab") == [(1.5 / 8, "b"), (4.5 / 8, "b"), (5.5 / 8, "␣")]
 
 
 def test_time_warping_against_its_definition():
@@ -734,6 +741,7 @@ def test_a_run_that_recognises(ptmrun):
     page = (latest() / "report.html").read_text()
     assert "The worst mistakes" in page
     assert ">heard<" in page
+    assert (latest() / "figures" / "alignment.png").is_file()
     code, out, err = ptmrun("export", latest(), "exported")
     assert code == 0, err
     assert "largest difference" in out

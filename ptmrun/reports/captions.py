@@ -37,6 +37,12 @@ CAPTIONS = {
     "segmentation": Caption(
         "Test images that are segmented best and worst, with their mean IoU (first repeat, most labels).", place="errors"
     ),
+    "alignment": Caption(
+        "Where test sounds are heard as which character: the likeliest character of each frame, where it is another one than "
+        "before. Above each sound its transcript and what was made of it, from the best sound to the worst (first repeat, most "
+        "labels).",
+        place="errors",
+    ),
     "confusion": Caption("Which classes are taken for which (first repeat, most labels).", place="errors"),
     "boxes": Caption(
         "True boxes (above) and those found (below) at the threshold with the best F1, in the best and the worst test images "

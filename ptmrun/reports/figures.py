@@ -348,9 +348,17 @@ def compute(run: Run, sets: list[dict[str, Any]], metric: str, counted: str) -> 
     save(run, "compute", figure)
 
 
-def spectrograms(run: Run, name: str, spectra: list[Tensor], hidden: list[Tensor] | None, titles: list[str], step: float) -> None:
-    """A panel for each title: a spectrum [bands, t] with `step` seconds between its columns, and pale what of it is hidden, bool
-    [n] over the whole of it."""
+def spectrograms(
+    run: Run,
+    name: str,
+    spectra: list[Tensor],
+    hidden: list[Tensor] | None,
+    titles: list[str],
+    step: float,
+    marks: list[list[tuple[float, str]]] | None = None,
+) -> None:
+    """A panel for each title: a spectrum [bands, t] with `step` seconds between its columns, pale what of it is hidden, bool [n]
+    over the whole of it, and near its upper edge the text of each mark (share of the whole before it, text)."""
     figure = Figure(figsize=(8, 1.5 * len(spectra)))
     axes = figure.subplots(len(spectra), 1, squeeze=False)[:, 0]
     for i, (axis, spectrum, title) in enumerate(zip(axes, spectra, titles, strict=True)):
@@ -360,7 +368,10 @@ def spectrograms(run: Run, name: str, spectra: list[Tensor], hidden: list[Tensor
         if hidden is not None:
             cover = np.ma.masked_equal(hidden[i].numpy()[None].astype(float), 0)
             axis.imshow(cover, cmap="gray", vmin=0, vmax=1, alpha=0.6, aspect="auto", extent=extent, interpolation="nearest")
-        axis.set_title(title, fontsize=7)
+        for share, text in marks[i] if marks else []:
+            axis.axvline(share * seconds, ymax=0.8, color="white", linewidth=0.4, alpha=0.6)
+            axis.text(share * seconds, 0.82 * bands, text, color="white", fontsize=7, ha="center", parse_math=False)
+        axis.set_title(title, fontsize=7, parse_math=False)
         axis.set_ylabel("mel band")
     axes[-1].set_xlabel("seconds")
     arrange(figure)

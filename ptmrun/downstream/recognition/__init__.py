@@ -7,6 +7,7 @@ from ptmrun.downstream.base import Problem, ProblemSetup
 from ptmrun.downstream.recognition import metrics
 from ptmrun.downstream.recognition.floors import baseline_predictions
 from ptmrun.downstream.recognition.head import build
+from ptmrun.downstream.recognition.pictures import pictures
 from ptmrun.downstream.recognition.split import TranscribedSplit, with_transcripts
 from ptmrun.downstream.token_head import subset
 
@@ -36,6 +37,7 @@ PROBLEM = Problem(
     metrics=metrics.metrics,
     answer_rows=metrics.answer_rows,
     unlabelled=unlabelled,
+    pictures=pictures,
     own_answers=own_answers,
     untrained_baselines=("chance", "raw"),
     baseline_phrases={

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ptmrun.batch import Tokens, Waves
 from ptmrun.downstream.base import Model, ProblemSetup
@@ -41,14 +42,17 @@ class Recogniser(Model):
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Waves]) -> dict[str, Tensor]:
-        """What is said in all sounds: numbers of characters [N, T] int64 on the CPU, padded with 0 at the end."""
+        """ids: what is said in all sounds, numbers of characters [N, T] int64 on the CPU, padded with 0 at the end. path: the
+        likeliest character of each frame, 0 where none is, [N, t] int16, padded with -1."""
         found: list[list[int]] = []
+        path: list[Tensor] = []
         with eval_mode(self):
             for waves in batches:
                 log_probabilities, counts = (x.cpu() for x in self.frames(waves))
                 for row, count in zip(log_probabilities, counts.tolist(), strict=True):
+                    path.append(row[:count].argmax(1).to(torch.int16))
                     found.append(ctc.greedy(row[:count]) if self.beams == 1 else ctc.prefix_beam(row[:count], self.beams))
-        return {"ids": padded(found)}
+        return {"ids": padded(found), "path": pad_sequence(path, batch_first=True, padding_value=-1)}
 
 
 def padded(ids: list[list[int]]) -> Tensor:

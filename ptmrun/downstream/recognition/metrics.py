@@ -20,7 +20,11 @@ def valid(predictions: dict[str, Tensor], split: TranscribedSplit, classes: list
     ids = predictions.get("ids", torch.empty(0))
     if ids.dtype != torch.int64 or ids.ndim != 2 or len(ids) != len(split):
         return False
-    return bool(ids.min() >= 0 and ids.max() <= len(split.characters))
+    path = predictions.get("path", torch.zeros(len(split), 1, dtype=torch.int16))  # floors have none
+    if path.dtype != torch.int16 or path.ndim != 2 or len(path) != len(split):
+        return False
+    most = len(split.characters)
+    return bool(ids.min() >= 0 and ids.max() <= most and path.min() >= -1 and path.max() <= most)
 
 
 def errors(predictions: dict[str, Tensor], split: TranscribedSplit) -> tuple[float, float]:
