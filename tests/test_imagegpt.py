@@ -18,7 +18,7 @@ from ptmrun import compose, rng
 from ptmrun.batch import ImageSpec
 from ptmrun.config import compatibility
 from ptmrun.errors import UserError
-from ptmrun.models import imagegpt, library_format
+from ptmrun.models import imagegpt, library_format, sampling
 from ptmrun.objectives import clm
 from ptmrun.storage import tensor_files
 from ptmrun.training import loop
@@ -29,7 +29,9 @@ IMAGEGPT = ["model=imagegpt", *TINY]
 
 
 def options(**changes):
-    return SimpleNamespace(**{"size": "micro", "side": SIDE, "clusters": COLOURS, "layer": "auto", "dropout": 0.0} | changes)
+    return SimpleNamespace(
+        **{"size": "micro", "side": SIDE, "clusters": COLOURS, "layer": "auto", "classes": None, "dropout": 0.0} | changes
+    )
 
 
 def images(channels=1, count=BATCH, dtype=torch.float32):
@@ -191,6 +193,33 @@ def test_initial_weights_say_nothing():
     assert float(loss.total / loss.n) == pytest.approx(math.log(COLOURS), rel=0.1)
 
 
+def test_images_of_a_class_begin_with_its_own_token():
+    model = encoder(classes=3)
+    tokens, classes = model.tokens(images()), torch.tensor([2, -1, 0])
+    assert model.started(tokens, classes)[:, 0].tolist() == [COLOURS + 3, COLOURS, COLOURS + 1]
+    logits, plain = model.logits(tokens, classes), model.logits(tokens)
+    assert logits.shape == (BATCH, TOKENS, COLOURS)
+    assert [torch.equal(a, b) for a, b in zip(logits, plain, strict=True)] == [False, True, False]
+    labels = torch.zeros(1000, dtype=torch.int64)
+    rows = rng.BatchRandom(0, 0, 0, 1000, 1000)
+    objective = clm.Objective(model, None)
+    [given] = objective.train().given({"labels": labels, "rows": rows})
+    assert 0.07 < float((given == -1).float().mean()) < 0.13
+    assert torch.equal(objective.eval().given({"labels": labels, "rows": rows})[0], labels)
+
+
+def test_pictures_of_a_class_are_drawn_as_the_logits_say_with_and_without_guidance():
+    model, classes = encoder(classes=3), torch.tensor([1, 2, 0])
+    noise = torch.rand(BATCH, TOKENS, generator=torch.Generator().manual_seed(2))
+    for guidance in (1.0, 3.0):
+        drawn = model.complete(torch.zeros(BATCH, 0, dtype=torch.int64), noise, guidance=guidance, classes=classes)
+        with torch.no_grad():
+            both = torch.cat([model.logits(drawn, classes), model.logits(drawn)])
+        logits = sampling.guided(both, guidance)
+        wanted = [sampling.sample(logits[:, i], noise[:, i], 1.0, None, 1.0) for i in range(TOKENS)]
+        assert torch.equal(drawn, torch.stack(wanted, 1))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_loads_in_transformers(tmp_path, channels):
     model = encoder(channels)
@@ -345,11 +374,37 @@ def test_pictures_are_drawn(run, ptmrun, tmp_path):
     for setting, expected in (
         (f"out={tmp_path / 'three'}", "is there already; choose a folder that is not"),
         ("tokens=3", "tokens: is no setting of model=imagegpt, which draws; leave it out"),
-        ("prompt=a dog", "prompt: the model of this run was trained without texts; leave it out"),
+        ("prompt=a dog", "prompt: the model of this run was trained without texts or classes; leave it out"),
     ):
         code, _, err = ptmrun("generate", run, setting)
         assert code == 2
         assert expected in err
+
+
+def test_a_run_that_draws_classes(ptmrun, tmp_path):
+    code, out, err = ptmrun(*IMAGEGPT, "stage=pretrain", "model.classes=auto", "pretrain.steps=2")
+    assert code == 0, err
+    assert "drawn: " in out
+    assert "classes: 10" in (latest() / "config.yaml").read_text()
+    code, out, err = ptmrun("generate", latest(), "prompt=7", "guidance=2", "samples=2", f"out={tmp_path / 'sevens'}")
+    assert (code, err) == (0, "")
+    code, out, err = ptmrun("generate", latest(), "prompt=dog")
+    assert code == 2
+    assert "prompt=dog: expected one of the classes, 0, 1, 2" in err
+    code, out, err = ptmrun(*IMAGEGPT, "stage=pretrain", "model.classes=4")
+    assert code == 2
+    assert "model.classes=4: the data has 10; expected auto, or as many" in err
+    for i in range(30):
+        write_picture(tmp_path / "plain" / f"{i}.png", i)
+    place = ["dataset=imagefolder", f"dataset.root={tmp_path / 'plain'}", "dataset.image_size=8"]
+    code, out, err = ptmrun(*IMAGEGPT, *place, "stage=pretrain", "model.classes=auto")
+    assert code == 2
+    assert "model.classes=auto: the images have no classes to learn; leave it out" in err
+
+
+def write_picture(path, seed):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
 
 
 def test_fine_tuning_another_run_uses_its_colours_and_layer(run, ptmrun):

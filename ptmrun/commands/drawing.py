@@ -26,6 +26,7 @@ from ptmrun.storage.files import write_atomic
 
 SAMPLES, A_ROW = 16, 8  # pictures, where no number is given, and of them in a row of the grid
 CHUNK = 64  # pictures that are drawn at a time
+LISTED = 20  # classes, in a message
 COMPLETIONS = 2  # of each test sample
 LEAST = 64  # pixels a side of a picture in the grid
 
@@ -39,9 +40,11 @@ def draw(run: Run, networks: Networks, encoder: Encoder, settings: schema.Sampli
     """
     if settings.rerank and not settings.prompt:
         raise UserError("rerank: says how well pictures fit a prompt; give prompt= too")
-    for key in ("prompt", "guidance") if networks.processor.tokenizer is None else ():
+    for key in ("prompt", "guidance") if networks.processor.tokenizer is None and not encoder.classes else ():
         if key in settings.model_fields_set:
-            raise UserError(f"{key}: the model of this run was trained without texts; leave it out")
+            raise UserError(f"{key}: the model of this run was trained without texts or classes; leave it out")
+    if encoder.classes and settings.prompt and settings.prompt not in networks.classes:
+        raise UserError(f"prompt={settings.prompt}: expected one of the classes, {', '.join(networks.classes[:LISTED])}")
     if settings.out is None:
         words = re.sub(r"\W+", "_", settings.prompt)[:60].strip("_") or "drawn"
         folder = run.path("drawn", f"{words}_seed{settings.seed}")
@@ -55,7 +58,7 @@ def draw(run: Run, networks: Networks, encoder: Encoder, settings: schema.Sampli
     pictures = []
     for noise in torch.stack(rows).to(networks.device).split(CHUNK):
         with networks.autocast():
-            text = networks.processor.texts([settings.prompt] * len(noise)) if settings.prompt else None
+            text = condition(networks, encoder, settings.prompt, len(noise))
             pictures.append(networks.processor.back(encoder.draw(noise, text, *sampling, guidance).float()).cpu())
     drawn = torch.cat(pictures)
     if settings.rerank:
@@ -74,6 +77,15 @@ def draw(run: Run, networks: Networks, encoder: Encoder, settings: schema.Sampli
         completed = grid(networks.processor.back(shown.float()).cpu(), len(samples))
         write_atomic(folder / "completed.png", png(as_array(completed)))
     return folder
+
+
+def condition(networks: Networks, encoder: Encoder, prompt: str, count: int) -> Any:
+    """What `count` pictures are drawn of: a text, or a class; None where there is no prompt."""
+    if not prompt:
+        return None
+    if encoder.classes:
+        return torch.full((count,), networks.classes.index(prompt), device=networks.device)
+    return networks.processor.texts([prompt] * count)
 
 
 @torch.no_grad()

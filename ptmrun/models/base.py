@@ -52,6 +52,7 @@ class Encoder(nn.Module, abc.ABC):
     can_generate = False  # it has `generate`
     can_draw = False  # it has `draw` and `draws`
     completes = False  # it has `completed`
+    classes = 0  # that pictures may be drawn of, and learned as
     trims = False  # `trim` leaves something out
     learns_buffers = False  # it learns buffers from inputs before it is trained: `learn_buffers`, `saved_buffers`
 
@@ -137,8 +138,8 @@ class Encoder(nn.Module, abc.ABC):
         top_p: float = 1.0,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Pictures [B, C, side, side] from uniform noise [B, draws]; of a caption each, where the model reads texts (Tokens;
-        None: of none), to which they keep by `guidance`."""
+        """Pictures [B, C, side, side] from uniform noise [B, draws]; of a caption each, where the model reads texts (Tokens), or
+        of a class [B], where it has some (None: of none), to which they keep by `guidance`."""
         raise TypeError(f"{type(self).__name__} does not draw")
 
     def completed(self, images: Tensor, noises: list[Tensor], *sampling: Any) -> dict[str, Tensor]:

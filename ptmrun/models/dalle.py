@@ -130,8 +130,7 @@ class Encoder(base.Encoder):
         top_p: float = 1.0,
         guidance: float = 1.0,
     ) -> Tensor:
-        """Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): the logits without a caption, and `guidance` times
-        what a caption changes in them."""
+        """By classifier-free guidance (sampling.guided)."""
         if int(self.ready) < 2:
             raise UserError("the model has learned codes of images, and not to draw; go on with: task=dalle init=RUN")
         none, _ = self.no_caption(len(noise), noise.device)
@@ -145,8 +144,7 @@ class Encoder(base.Encoder):
             output = self.gpt(None, cache, inputs_embeds=self.gpt.transformer.wte(new), use_cache=True, logits_to_keep=1)
             logits = output.logits[:, -1, self.vocabulary :].float()
             if guided:
-                with_text, without = logits.chunk(2)
-                logits = without + guidance * (with_text - without)
+                logits = sampling.guided(logits, guidance)
             code = sampling.sample(logits, column, temperature, top_k, top_p)[:, None]
             codes.append(code)
             new = torch.cat([code] * (2 if guided else 1)) + self.vocabulary

@@ -66,7 +66,7 @@ def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
     channels = spec.channels
     width, depth, heads, *_ = SIZES[options.size]
     config = ImageGPTConfig(
-        vocab_size=options.clusters + 1,  # the last one starts the sequence
+        vocab_size=options.clusters + 1 + (options.classes or 0),  # the first after the colours starts a sequence, or one a class
         n_positions=options.side**2,
         n_embd=width,
         n_layer=depth,
@@ -75,11 +75,12 @@ def build(options: Any, spec: ImageSpec, attention: str) -> "Encoder":
         embd_pdrop=options.dropout,
         attn_pdrop=options.dropout,
     )
-    return Encoder(config, options.side, channels, options.layer)
+    return Encoder(config, options.side, channels, options.layer, options.classes or 0)
 
 
 class Encoder(base.Encoder):
-    """`layer` is the block whose output gives the features: the middle one, until `choose` or the config names another."""
+    """`layer` is the block whose output gives the features: the middle one, until `choose` or the config names another. Images
+    of a class begin with its own token, where there are `classes`; -1: with the token of none."""
 
     layered = True
     learns_buffers = True
@@ -94,10 +95,10 @@ class Encoder(base.Encoder):
         "feed_forward": r".*\.mlp\.c_proj",
     }
 
-    def __init__(self, config: ImageGPTConfig, side: int, channels: int, layer: int | str):
+    def __init__(self, config: ImageGPTConfig, side: int, channels: int, layer: int | str, classes: int = 0):
         super().__init__()
-        self.width, self.depth = config.hidden_size, config.num_hidden_layers
-        self.side, self.channels, self.vocabulary = side, channels, config.vocab_size - 1
+        self.width, self.depth, self.classes = config.hidden_size, config.num_hidden_layers, classes
+        self.side, self.channels, self.vocabulary = side, channels, config.vocab_size - 1 - classes
         self.gpt = ImageGPTForCausalImageModeling(config)
         with torch.no_grad():  # sines as the first positions, so that what is above a pixel need not be found out first
             sines = build_2d_sinusoidal_position_embedding(side, side, self.width)
@@ -159,19 +160,20 @@ class Encoder(base.Encoder):
         """The colours of tokens: [B, T] -> [B, C, side, side]."""
         return self.clusters[tokens].transpose(1, 2).unflatten(2, (self.side, self.side))
 
-    def started(self, tokens: Tensor) -> Tensor:
-        """With the start token in front: [B, n] -> [B, n + 1]."""
-        return F.pad(tokens, (1, 0), value=self.vocabulary)
+    def started(self, tokens: Tensor, classes: Tensor | None = None) -> Tensor:
+        """With the start token in front, or that of the class of each [B]: [B, n] -> [B, n + 1]."""
+        first = tokens.new_full((len(tokens),), -1) if classes is None else classes
+        return torch.cat([self.vocabulary + 1 + first[:, None], tokens], 1)
 
     @property
     def net(self) -> ImageGPTForCausalImageModeling:
         """The library's network."""
         return self.gpt
 
-    def layers(self, tokens: Tensor, count: int) -> list[Tensor]:
+    def layers(self, tokens: Tensor, count: int, classes: Tensor | None = None) -> list[Tensor]:
         """What each of the first `count` blocks gives at every position that sees the tokens before it: [B, T, D] each."""
         body = self.gpt.transformer
-        hidden = body.drop(body.wte(self.started(tokens)[:, :-1]) + body.wpe.weight[: tokens.shape[1]])
+        hidden = body.drop(body.wte(self.started(tokens, classes)[:, :-1]) + body.wpe.weight[: tokens.shape[1]])
         outputs = []
         for block in body.h[:count]:
             hidden = hidden + attend(block.attn, block.ln_1(hidden))
@@ -179,14 +181,15 @@ class Encoder(base.Encoder):
             outputs.append(hidden)
         return outputs
 
-    def logits(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens: Tensor, classes: Tensor | None = None) -> Tensor:
         """Of each token from those before it: [B, T] -> float32 [B, T, vocabulary]."""
-        return self.gpt.lm_head(self.gpt.transformer.ln_f(self.layers(tokens, self.depth)[-1])).float()
+        hidden = self.gpt.transformer.ln_f(self.layers(tokens, self.depth, classes)[-1])
+        return self.gpt.lm_head(hidden)[..., : self.vocabulary].float()
 
-    def next_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(logits [B * T, vocabulary], the tokens themselves [B * T]) of each pixel from those before it: [B, C, S, S]."""
+    def next_tokens(self, images: Tensor, classes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(logits [B * T, vocabulary], the tokens themselves [B * T]) of each pixel from those before it: [B, C, S, S], [B]."""
         tokens = self.tokens(images)
-        return self.logits(tokens).flatten(0, 1), tokens.flatten()
+        return self.logits(tokens, classes).flatten(0, 1), tokens.flatten()
 
     def pooled(self, hidden: Tensor, layer: int) -> Tensor:
         """As in the paper: through the norm that follows the layer, then the mean of the positions."""
@@ -208,14 +211,28 @@ class Encoder(base.Encoder):
 
     @torch.no_grad()
     def complete(
-        self, tokens: Tensor, noise: Tensor, temperature: float = 1.0, top_k: int | None = None, top_p: float = 1.0
+        self,
+        tokens: Tensor,
+        noise: Tensor,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+        classes: Tensor | None = None,
     ) -> Tensor:
-        """Samples what follows the first n tokens: [B, n] and uniform noise [B, T - n] -> [B, T]."""
-        new, cache = self.started(tokens), DynamicCache()  # given by its place, as its name has changed in transformers
+        """Samples what follows the first n tokens: [B, n] and uniform noise [B, T - n] -> [B, T]; with classes [B] by guidance,
+        as models/dalle.py does it with captions."""
+        guided = classes is not None and guidance != 1
+        new, cache = self.started(tokens, classes), DynamicCache()  # given by its place, as its name has changed in transformers
+        if guided:
+            new = torch.cat([new, self.started(tokens)])
         for column in noise.T:
-            output = self.gpt(new, cache, use_cache=True)
-            new = sampling.sample(output.logits[:, -1], column, temperature, top_k, top_p)[:, None]
-            tokens = torch.cat([tokens, new], 1)
+            logits = self.gpt(new, cache, use_cache=True).logits[:, -1, : self.vocabulary]
+            if guided:
+                logits = sampling.guided(logits, guidance)
+            pixel = sampling.sample(logits, column, temperature, top_k, top_p)[:, None]
+            tokens = torch.cat([tokens, pixel], 1)
+            new = torch.cat([pixel] * (2 if guided else 1))
         return tokens
 
     @property
@@ -231,7 +248,9 @@ class Encoder(base.Encoder):
         top_p: float = 1.0,
         guidance: float = 1.0,
     ) -> Tensor:
-        return self.images(self.complete(noise.new_zeros(len(noise), 0, dtype=torch.int64), noise, temperature, top_k, top_p))
+        """text: classes [B]"""
+        nothing = noise.new_zeros(len(noise), 0, dtype=torch.int64)
+        return self.images(self.complete(nothing, noise, temperature, top_k, top_p, guidance, text))
 
     def completed(self, images: Tensor, noises: list[Tensor], *sampling: Any) -> dict[str, Tensor]:
         """The upper half is given, and as many of the numbers are used as the lower one has pixels."""

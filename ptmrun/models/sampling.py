@@ -20,3 +20,10 @@ def sample(logits: Tensor, noise: Tensor, temperature: float, top_k: int | None,
     below = (chances * kept).cumsum(-1)
     place = (below <= noise[:, None] * below[:, -1:]).sum(-1, keepdim=True)  # float32 noise times x is below x
     return order.gather(1, place).squeeze(1)
+
+
+def guided(logits: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598): logits with a condition and, below them, those of the
+    same samples without: [2 B, V] -> [B, V], those without and `guidance` times what the condition changes in them."""
+    given, without = logits.float().chunk(2)
+    return without + guidance * (given - without)

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from ptmrun.loss import Loss
 from ptmrun.objectives import base
 
+DROP = 0.1  # share of the images of classes that are learned without one, for guidance
+
 
 class Objective(base.Objective):
     """It has no heads of its own: the logits belong to the library's causal model."""
@@ -26,11 +28,20 @@ class Objective(base.Objective):
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
         """batch: inputs (Tokens or images). The loss is the cross-entropy in nats a token; beside it, in bits."""
-        logits, wanted = self.encoder.next_tokens(batch["inputs"])
+        logits, wanted = self.encoder.next_tokens(batch["inputs"], *self.given(batch))
         total, count = F.cross_entropy(logits, wanted, reduction="sum"), len(wanted)
         bits = Loss(total.detach() / math.log(2), count)
         right = (logits.argmax(-1) == wanted).sum()
         return Loss(total, count), {f"bits_per_{self.encoder.unit}": bits, "accuracy": Loss(right, count)}
+
+    def given(self, batch: dict[str, Any]) -> tuple[Tensor, ...]:
+        """The classes of images [B], where the encoder has a token for each; in training DROP of them are without (-1)."""
+        if not self.encoder.classes:
+            return ()
+        labels = batch["labels"]
+        if self.training:
+            labels = torch.where((batch["rows"].uniform("class") < DROP).to(labels.device), -1, labels)
+        return (labels,)
 
     def initial_loss(self, batch: dict[str, Any]) -> float:
         """Of equal probabilities: ln(vocabulary)."""
@@ -39,7 +50,9 @@ class Objective(base.Objective):
 
     @torch.no_grad()
     def pictures(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Images as their tokens show them, the half that is given, two samples of the other half, and new images."""
+        """Images as their tokens show them, the half that is given, two samples of the other half, and new images, of the same
+        classes where the encoder has some."""
         images, count = batch["inputs"], self.encoder.draws
         noises = [batch["rows"].uniform(purpose, count).to(images.device) for purpose in ("completed 1", "completed 2", "drawn")]
-        return {**self.encoder.completed(images, noises[:2]), "drawn": self.encoder.draw(noises[2])}
+        classes = batch["labels"] if self.encoder.classes else None
+        return {**self.encoder.completed(images, noises[:2]), "drawn": self.encoder.draw(noises[2], classes)}

@@ -21,9 +21,10 @@ STEPS, BATCH, LR = 300, 64, 3e-3  # of the classifier
 
 @torch.no_grad()
 def judge(context: Context, objective: Any, step: int) -> None:
-    """Draws a picture for each of some test samples, of its caption where there are captions. Writes what the classifier says of
-    them (words_right: of the words of their captions that it knows; all_right: nothing else either) beside what it says of the
-    real images and of drawings for other captions, and how near the nearest training images are; and a picture."""
+    """Draws a picture for each of some test samples, of its caption or class where the model has learned such. Writes what the
+    classifier says of them (words_right: of the words of their captions that it knows; all_right: nothing else either) beside
+    what it says of the real images and of drawings for other captions, and how near the nearest training images are; and a
+    picture."""
     encoder = objective.encoder
     if not (objective.draws and encoder.can_draw):
         return
@@ -33,8 +34,9 @@ def judge(context: Context, objective: Any, step: int) -> None:
     noise = torch.stack(
         [torch.rand(encoder.draws, generator=rng.generator(context.cfg.seed, "drawn", i)) for i in range(len(split))]
     )
+    text = split.labels.to(context.device) if encoder.classes else encoder.text_of(inputs)
     with eval_mode(encoder), context.autocast():
-        drawn = encoder.draw(noise.to(context.device), encoder.text_of(inputs), TEMPERATURE, None, TOP_P, GUIDANCE).float()
+        drawn = encoder.draw(noise.to(context.device), text, TEMPERATURE, None, TOP_P, GUIDANCE).float()
     real = encoder.images_of(inputs)
     if drawn.shape != real.shape:
         real = F.interpolate(real, drawn.shape[-2:], mode="bilinear", antialias=True)
@@ -45,14 +47,22 @@ def judge(context: Context, objective: Any, step: int) -> None:
         "nearest_real": float(real_distance.mean()),
         "copies": int((distance < real_distance.min()).sum()),
     }
-    if words := data.words(data.train):
-        found |= agreement(context, encoder, words, data.words(split), drawn, real)
+    words, asked = (words_of(context, encoder, some) for some in (data.train, split))
+    if words:
+        found |= agreement(context, encoder, words, asked, drawn, real)
     run.metric({"stage": "pretrain", "step": step, "split": "drawn", **found})
     run.say("  drawn: " + ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in found.items()))
     shown = {"drawn": drawn, "nearest\ntraining image": nearest, "test image": real}
     some = torch.linspace(0, len(split) - 1, min(SHOWN, len(split))).long()
-    captions = data.captions(split.subset(some)) if words else None
+    captions = data.captions(split.subset(some)) or [", ".join(asked[i]) for i in some.tolist()] if words else None
     figures.rows(run, "drawn", {title: processor.back(x[some]) for title, x in shown.items()}, captions)
+
+
+def words_of(context: Context, encoder: Any, split: Any) -> list[set[str]]:
+    """Of the captions of each sample, or the name of its class, where such are drawn; none where nothing is."""
+    if not encoder.classes:
+        return context.data.words(split)
+    return [{context.data.classes[label]} for label in split.labels.tolist()]
 
 
 def nearest_training(context: Context, encoder: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,7 +93,7 @@ def agreement(
         return {}
     classifier = trained(context, encoder, table(words, vocabulary))
     val = torch.cat([classifier(encoder.images_of(context.processor(samples))).cpu() > 0 for samples in data.val.all()])
-    truth = table(data.words(data.val), vocabulary) > 0
+    truth = table(words_of(context, encoder, data.val), vocabulary) > 0
     hits = (val & truth).sum(0) / truth.sum(0).clamp(min=1)
     rejected = (~val & ~truth).sum(0) / (~truth).sum(0).clamp(min=1)
     known = (hits + rejected) / 2 >= KNOWN

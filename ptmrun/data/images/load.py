@@ -41,6 +41,7 @@ class Images(Data):
     std: Tensor
     normalise: str | list[float]
     scales: levels.Ranges
+    classes_are_drawn: bool = False  # the model is to learn images of each class: model.classes
     unanswered: Split | None = None  # the training images alone, where a problem has answers of its own
 
     @property
@@ -49,7 +50,8 @@ class Images(Data):
 
     @property
     def resolved_settings(self) -> dict[str, Any]:
-        return {"dataset__image_size": self.size, "dataset__normalise": self.normalise}
+        sizes = {"dataset__image_size": self.size, "dataset__normalise": self.normalise}
+        return sizes | ({"model__classes": len(self.classes)} if self.classes_are_drawn else {})
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -132,7 +134,20 @@ def of_run(request: modality.LoadRequest) -> Images:
         data.unanswered, splits = data.train, (data.train, data.val, data.test)
         data.train, data.val, data.test = request.problem.own_answers(splits, cfg.downstream, data.notes)
         data.no_classes = ""
+    data.classes_are_drawn = draws_classes(cfg, data)
     return data
+
+
+def draws_classes(cfg: Any, data: Images) -> bool:
+    """Whether model.classes is for the data to say. Raises UserError where images of classes are to be learned and there are
+    none, or more or fewer classes."""
+    wanted, labels = getattr(cfg.model, "classes", None), data.corpus.labels
+    if wanted is not None and cfg.stage in ("all", "pretrain"):
+        if labels is None or labels.ndim > 1 or data.no_classes or len(data.classes) < 2:
+            raise UserError(f"model.classes={wanted}: the images have no classes to learn; leave it out")
+        if wanted not in ("auto", len(data.classes)):
+            raise UserError(f"model.classes={wanted}: the data has {len(data.classes)}; expected auto, or as many")
+    return wanted == "auto"
 
 
 def load(
