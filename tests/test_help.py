@@ -195,7 +195,7 @@ def test_a_bar_says_how_long_a_training_will_take(monkeypatch):
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     run = SimpleNamespace(silent=True, say=lines.append, note=lines.append)
     values = {"loss": 1.0, "samples_per_s": 10.0, "data_wait": 0.0}
-    with progress.Bar(run, "stage 1 of 3: pretrain", 100) as bar:
+    with progress.Bar(run, "stage 1 of 3: pretrain", 100, after=0.5) as bar:
         bar.show(0, {})
         now[0] = 20.0
         bar.show(10, values)
@@ -203,7 +203,7 @@ def test_a_bar_says_how_long_a_training_will_take(monkeypatch):
         bar.show(100, values)
     said = "loss 1  10 samples/s  data-wait 0%"
     assert lines == [
-        f"stage 1 of 3: pretrain 10/100  about 3 min to go in this training  {said}",
+        f"stage 1 of 3: pretrain 10/100  about 3 min to go in this training and 2 min after it  {said}",
         f"stage 1 of 3: pretrain 100/100  {said}",
     ]
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from ptmrun.runs.lineage import ENCODER, weights_hash
-from ptmrun.stages import compute, probe, scratch
+from ptmrun.runs.lineage import ENCODER
+from ptmrun.stages import probe, scratch
 from ptmrun.stages.budget import seconds_per_step, trial_step
 from ptmrun.stages.context import Context, batches_of, chosen_stages
 from ptmrun.stages.pretrain import validate
@@ -154,17 +154,6 @@ def duration(context: Context, allowed: Allowances) -> dict[str, float]:
                 each = trial_step(context, trials(cfg, "scratch", labels)[0], split)
                 seconds["evaluate"] += repeats * (allowed[labels].steps * each + len(allowed[labels].points) * predict)
     return seconds
-
-
-def scratch_allowances(context: Context) -> Allowances:
-    """Of the run to come."""
-    cfg, stages = context.cfg, chosen_stages(context)
-    pretrained = "pretrain" in stages or weights_hash(context.run) is not None
-    wanted = context.problem.trains and "scratch" in cfg.evaluate.baselines
-    compared = "evaluate" in stages and wanted and pretrained
-    if "pretrain" in stages:
-        compute.note_pretraining(context)
-    return scratch.allowances(context) if compared else {}
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> float:

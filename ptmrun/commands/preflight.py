@@ -26,6 +26,7 @@ from ptmrun.finetuning import methods
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER
+from ptmrun.stages import compute, scratch
 from ptmrun.stages.context import Context, batches_of, chosen_stages, depth_of, labelled, planned
 from ptmrun.stages.prepare import prepare
 from ptmrun.stages.trials import best_trial, chosen_labels, finetune_settings, new_model
@@ -74,7 +75,9 @@ def check(cfg: schema.Config) -> list[Finding]:
         for part in parts(context):
             findings += examine(context, part)
         if not any(f.status == FAILED for f in findings):
-            allowed = estimate.scratch_allowances(context)
+            if "pretrain" in chosen_stages(context):
+                compute.note_pretraining(context)
+            allowed = scratch.to_come(context)
             findings += [disk(context, outputs, allowed), duration(context, prepared, allowed)]
     show(findings)
     console.print(f"Checked in {time.perf_counter() - begun:.0f} s", markup=False)

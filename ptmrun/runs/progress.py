@@ -12,10 +12,12 @@ EVERY = 15.0  # seconds between plain lines
 
 
 class Bar:
-    """with Bar(run, "pretrain", steps) as bar: bar.show(step, values)"""
+    """with Bar(run, "pretrain", steps) as bar: bar.show(step, values)
 
-    def __init__(self, run: Run, title: str, steps: int, quiet: bool = False):
-        self.run, self.title, self.steps, self.quiet = run, title, steps, quiet
+    after: how long the rest of the run takes, in times this training; 0: not known."""
+
+    def __init__(self, run: Run, title: str, steps: int, quiet: bool = False, after: float = 0.0):
+        self.run, self.title, self.steps, self.quiet, self.after = run, title, steps, quiet, after
         self.text, self.start, self.last = "", time.monotonic(), time.monotonic()
         self.first: int | None = None
         self.live: Progress | None = None
@@ -52,22 +54,27 @@ class Bar:
         if self.first is None:
             self.first, self.start = step, time.monotonic()
         now = time.monotonic()
-        left = (now - self.start) / max(1, step - self.first) * (self.steps - step)
+        each = (now - self.start) / max(1, step - self.first)
+        left = to_go(each * (self.steps - step), each * self.steps * self.after)
         if self.live:
-            self.live.update(self.task, completed=step, text=self.text, left=to_go(left) if step > self.first else "")
+            self.live.update(self.task, completed=step, text=self.text, left=left if step > self.first else "")
         if values and not self.quiet and (now - self.last >= EVERY or step == self.steps):
             self.last = now
-            line = "  ".join([f"{self.title} {step}/{self.steps}", *([to_go(left)] if step < self.steps else []), self.text])
+            line = "  ".join([f"{self.title} {step}/{self.steps}", *([left] if step < self.steps else []), self.text])
             if self.live:
                 self.run.note(line)
             else:
                 self.run.say(line)
 
 
-def to_go(seconds: float) -> str:
-    """Of a training, in words: "about 40 s to go in this training"."""
+def to_go(seconds: float, after: float = 0.0) -> str:
+    """In words: "about 40 s to go in this training", and where something follows it "... and 2 min after it"."""
+    return f"about {clock(seconds)} to go in this training" + (f" and {clock(after)} after it" if after else "")
+
+
+def clock(seconds: float) -> str:
     size, unit = (3600, "h") if seconds >= 5400 else (60, "min") if seconds >= 90 else (1, "s")
-    return f"about {seconds / size:.{int(unit == 'h')}f} {unit} to go in this training"
+    return f"{seconds / size:.{int(unit == 'h')}f} {unit}"
 
 
 def describe(values: dict[str, float]) -> str:

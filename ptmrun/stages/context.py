@@ -136,10 +136,11 @@ def planned(
     seed: int,
     tags: dict[str, Any],
     trial: Any = None,
+    after: float = 0.0,
     **extra: Any,
 ) -> Iterator[tuple[Epochs, Plan]]:
     """Batches and plan of a fit with the files and the random numbers of `tags` (stage, and trial for fine-tuning), while its
-    progress is shown. Other processes train the same by `tags`, `steps` and the fields of `trial`."""
+    progress is shown (after: see Bar). Other processes train the same by `tags`, `steps` and the fields of `trial`."""
     run, encoder = context.run, model.encoder
     purpose = "/".join(map(str, tags.values()))
     batches = batches_of(context, model, split, loop, seed, purpose)
@@ -162,7 +163,8 @@ def planned(
     place = place_of(context, "evaluate" if tags["stage"] == "baseline" else tags["stage"])
     order = {"tags": tags, "steps": steps, "trial": astuple(trial) if trial else None}
     clock = "/".join([tags["stage"], *([trial.name] if trial else [])])
-    with all_processes(context, clock, order), Bar(run, f"{place}{purpose}", steps, quiet=tags["stage"] != "pretrain") as bar:
+    quiet = tags["stage"] != "pretrain"
+    with all_processes(context, clock, order), Bar(run, f"{place}{purpose}", steps, quiet, after) as bar:
         yield (
             batches,
             Plan(

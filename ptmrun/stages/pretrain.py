@@ -10,7 +10,7 @@ from ptmrun.models.modes import eval_mode
 from ptmrun.objectives.base import Objective
 from ptmrun.reports import figures
 from ptmrun.runs.lineage import ENCODER, encoder_hash, same_weights
-from ptmrun.stages import compute, drawings, probe, text_samples
+from ptmrun.stages import compute, drawings, probe, scratch, text_samples
 from ptmrun.stages.context import Context, batches_of, labelled, planned
 from ptmrun.stages.pictures import draw_pretraining
 from ptmrun.storage import tensor_files
@@ -18,6 +18,7 @@ from ptmrun.training import loop as training
 from ptmrun.training.schedule import steps_of
 
 HEADS, CURVES = "checkpoints/heads.safetensors", "figures/curves.png"
+LONG = 1e12  # floating-point operations of a pretraining: half a minute of a core
 MOST = 1024  # held-out samples that an objective is judged by
 
 
@@ -38,6 +39,12 @@ def pretrain(context: Context) -> None:
         drawings.judge(context, objective, steps_of(context.cfg.pretrain, len(context.data.corpus)))
         draw_pretraining(context, objective)
         figures.curves(run)  # the last picture, which says that there are all
+
+
+def after(context: Context) -> float:
+    """What follows the pretraining, in times its length: for the progress, so only where that takes longer than counting it."""
+    own = context.run.manifest["compute"]["pretrain"]["flops"]
+    return scratch.after_pretraining(context) / own if own > LONG else 0.0
 
 
 def heads_of(objective: Objective) -> dict[str, Tensor]:
@@ -86,7 +93,8 @@ def train_objective(context: Context) -> Objective:
     if loop.probes and not any(run.metric_lines()):
         probe_now(0)
     at = frozenset(round(steps * i / loop.probes) for i in range(1, loop.probes + 1))
-    with planned(context, objective, data.corpus, loop, steps, cfg.seed, tags, probe=probe_now, probe_at=at) as (batches, plan):
+    looks = {"probe": probe_now, "probe_at": at}
+    with planned(context, objective, data.corpus, loop, steps, cfg.seed, tags, after=after(context), **looks) as (batches, plan):
         training.fit(objective, batches, plan)
     if not loop.probes and labelled(context) and encoder.layered:  # else the last look has chosen the layer
         probe.probe(encoder, data.train, data.val, context.processor, context.autocast)

@@ -15,8 +15,9 @@ from typing import Any
 from ptmrun.downstream.base import Model, Predictions
 from ptmrun.errors import UserError
 from ptmrun.reports import significance, verdict
+from ptmrun.runs.lineage import weights_hash
 from ptmrun.stages import compute, side_by_side
-from ptmrun.stages.context import Context, place_of, planned
+from ptmrun.stages.context import Context, chosen_stages, place_of, planned
 from ptmrun.stages.trials import (
     Trial,
     chosen_labels,
@@ -100,6 +101,26 @@ def allowance(context: Context, labels: int | None) -> Allowance:
 def allowances(context: Context) -> dict[int | None, Allowance]:
     """What training from scratch is given, by number of labels."""
     return {labels: allowance(context, labels) for labels in label_counts(context.cfg)}
+
+
+def to_come(context: Context) -> dict[int | None, Allowance]:
+    """The same at the beginning of a run, with the pretraining counted; empty where nothing will be compared with it."""
+    stages = chosen_stages(context)
+    pretrained = "pretrain" in stages or weights_hash(context.run) is not None
+    wanted = context.problem.trains and "scratch" in context.cfg.evaluate.baselines
+    return allowances(context) if "evaluate" in stages and wanted and pretrained else {}
+
+
+def after_pretraining(context: Context) -> float:
+    """Floating-point operations of all trainings that follow the pretraining of a run."""
+    cfg, flops = context.cfg, 0.0
+    if not context.problem.trains or "finetune" not in chosen_stages(context):
+        return flops
+    allowed = to_come(context)
+    for labels in label_counts(cfg):
+        each = allowed[labels].tuned if allowed else compute.fine_tuning(context, trials(cfg, "tuned", labels)[0])
+        flops += cfg.finetune.seeds * each.flops
+    return flops + repeats(cfg, allowed) * sum(each.steps * each.step for each in allowed.values())
 
 
 def described(cfg: Any, allowed: dict[int | None, Allowance]) -> str:
