@@ -1,5 +1,6 @@
 """Small real runs for the tests: 8x8 digits of scikit-learn, a few steps, one thread."""
 
+import io
 import json
 import os
 import zlib
@@ -16,6 +17,7 @@ from PIL import Image
 
 from ptmrun import cli
 from ptmrun.models.base import Encoder
+from ptmrun.reports import figures
 from ptmrun.runs import provenance
 from ptmrun.training import device
 
@@ -124,14 +126,31 @@ class HandMade(Encoder):
         raise AssertionError("not saved")
 
 
+# Tests whose runs draw their pictures to the end; a quarter of the time of a small run is matplotlib's.
+DRAWN = (
+    "test_audio", "test_clip", "test_dalle", "test_detection", "test_figures", "test_fuzz", "test_hostile", "test_imagegpt",
+    "test_report", "test_segmentation", "test_text_runs", "test_vision_runs",
+)  # fmt: skip
+
+
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
+def _elsewhere(request, tmp_path, monkeypatch):
     """Every test works in a folder of its own, cache included, and on one core; bf16, which takes a second a product where it is
-    emulated, is measured once for all."""
+    emulated, is measured once for all; figures are blank but in DRAWN."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PTMRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(provenance, "cores", lambda: 1)
     monkeypatch.setattr(device, "bf16_speed", measured)
+    if request.module.__name__ not in DRAWN:
+        monkeypatch.setattr(figures, "png", lambda figure: blank())
+        monkeypatch.setattr(figures, "arrange", lambda figure: None)
+
+
+@cache
+def blank():
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture

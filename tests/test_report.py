@@ -82,7 +82,9 @@ def test_every_picture_has_words_and_no_element_asks_for_anything(done_run):
     [policy] = [m["content"] for m in shown.of("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:;")
     assert all(len(image["alt"]) > 20 for image in shown.of("img"))
-    assert all(len(art["aria-label"]) > 20 and art["role"] == "img" for art in shown.of("svg"))
+    assert all(
+        len(art["aria-label"]) > 20 and art["role"] == "img" for art in shown.of("svg") if art.get("aria-hidden") != "true"
+    )
     assert not shown.of("link", "iframe", "object", "embed", "base", "form")
     assert all(attrs.get("href", "#").startswith("#") for _, attrs in shown.elements)
     assert all(attrs["src"].startswith("data:image/png;base64,") for attrs in shown.of("img"))
@@ -272,6 +274,14 @@ addEventListener("load", () => {
   const result = {auto: shot()};
   for (const name of ["dark", "light"]) { document.getElementById("theme-" + name).click(); result[name] = shot(); }
   const svg = document.querySelector("svg[data-series]"), box = svg.getBoundingClientRect();
+  const key = name => svg.dispatchEvent(new KeyboardEvent("keydown", {key: name, bubbles: true}));
+  const drawn = () => [...svg.querySelectorAll("[points]")].map(e => e.getAttribute("points").split(" ").map(p => Math.round(parseFloat(p))).join());
+  result.whole = drawn();
+  key("+");
+  result.part = drawn();
+  result.hidden = [...svg.querySelectorAll("[data-x]")].filter(e => e.style.visibility === "hidden").length;
+  key("-");
+  result.again = drawn();
   svg.dispatchEvent(new PointerEvent("pointermove", {clientX: box.right, clientY: box.top, bubbles: true}));
   result.hover = svg.parentElement.querySelector("output").textContent;
   svg.dispatchEvent(new KeyboardEvent("keydown", {key: "Home", bubbles: true}));
@@ -305,5 +315,7 @@ def test_in_a_browser(done_run, tmp_path):
     assert re.match(r"training compute .*FLOP · ", result["hover"])
     assert re.match(r"training compute .*FLOP · ", result["home"])
     assert result["hover"] != result["home"]
+    assert result["whole"] == result["again"] != result["part"]
+    assert result["hidden"] >= 1
     assert result["focusable"] >= 4
     assert result["wide"][0] <= max(result["wide"][1], 500), "Chromium's windows are 500 wide at least"
