@@ -275,7 +275,8 @@ addEventListener("load", () => {
   for (const name of ["dark", "light"]) { document.getElementById("theme-" + name).click(); result[name] = shot(); }
   const svg = document.querySelector("svg[data-series]"), box = svg.getBoundingClientRect();
   const key = name => svg.dispatchEvent(new KeyboardEvent("keydown", {key: name, bubbles: true}));
-  const drawn = () => [...svg.querySelectorAll("[points]")].map(e => e.getAttribute("points").split(" ").map(p => Math.round(parseFloat(p))).join());
+  const rounded = e => e.getAttribute("points").split(" ").map(p => Math.round(parseFloat(p))).join();
+  const drawn = () => [...svg.querySelectorAll("[points]")].map(rounded);
   result.whole = drawn();
   key("+");
   result.part = drawn();
