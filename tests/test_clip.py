@@ -166,6 +166,19 @@ def test_any_two_families_are_towers_and_their_options_are_theirs(data):
     assert model.of(SimpleNamespace(**(vars(OPTIONS) | {"text": "gpt"}))).tokenizer == "bpe"
 
 
+def test_a_tower_that_learns_colours_learns_them_from_the_images(data, tmp_path):
+    processor = data.processor(torch.device("cpu"))
+    made = encoder(processor.spec, image="imagegpt", image_options=["side:8", "clusters:8"])
+    pair = processor(next(data.train.batches([torch.arange(40)])))
+    learned = made.learn_buffers(pair)
+    assert made.learns_buffers
+    assert learned["image.clusters"].unique(dim=0).shape[0] > 1
+    made.load_state_dict(learned, strict=False)
+    made.save(tmp_path / "encoder", *processor.preprocessing)
+    assert torch.equal(made.saved_buffers(tmp_path / "encoder")["image.clusters"], learned["image.clusters"])
+    assert made.image_embeddings(pair.images).shape == (40, 16)
+
+
 def test_weights_are_read_back_and_a_trimmed_one_keeps_its_images(data, tmp_path):
     processor = data.processor(torch.device("cpu"))
     first, second = encoder(processor.spec), encoder(processor.spec)

@@ -5,7 +5,7 @@ from typing import Any
 from ptmrun.commands.table import Call
 from ptmrun.compose import compose
 from ptmrun.config import parsing, schema
-from ptmrun.config.init_source import OUTSIDE, origin
+from ptmrun.config.init_source import origin
 from ptmrun.errors import UserError
 from ptmrun.runs import changes, config_file, provenance
 from ptmrun.runs.folder import Run
@@ -35,7 +35,7 @@ def reproduce(old: Run, settings: list[str]) -> bool:
     parents = old.manifest.get("parents", [])
     if where == "run" and parent_of(cfg)["weights_sha256"] not in [p.get("weights_sha256") for p in parents]:
         raise UserError(f"init={cfg.init}: its weights are not those that {old.folder} started from")
-    if where in OUTSIDE:
+    if where != "run":
         known["parents"] = parents  # which are compared when the weights have been loaded
     new = stages.run(cfg, [], verb=f"reproduce {old.folder.resolve().name}", known=known)
     new.update(reproduces=old.folder.resolve().name)

@@ -65,6 +65,11 @@ class Split(abc.ABC):
         """[N]: samples with equal ones stay together when a split is cut; None: each is alone."""
         return None
 
+    def part_seen(self, name: str, ids: Tensor) -> Tensor:
+        """[N] bool: whether the numbers of a part of each sample (what `group_ids` of samples of its kind alone are) are among
+        these."""
+        raise TypeError(f"{type(self).__name__} has samples without parts")
+
     @property
     def weighed(self) -> Tensor | None:
         """[n]: the classes by whose frequency they are balanced."""
@@ -295,7 +300,8 @@ class Data(abc.ABC):
 @dataclass(frozen=True, kw_only=True)
 class LoadRequest:
     """What `Modality.load` is asked for. read: the data set's own reader; family, problem: what is to be trained; folder: the
-    saved tokenizer, or what else `Data.save_processor` wrote, to use again, or None; progress: called while reading."""
+    saved tokenizer, or what else `Data.save_processor` wrote, to use again, or None; progress: called while reading; longest:
+    tokens of a text that the weights know which parts of the model begin with, None: any number."""
 
     read: Callable[[Any], Any]
     cfg: Any
@@ -303,6 +309,7 @@ class LoadRequest:
     problem: Any
     folder: Path | None
     progress: Progress
+    longest: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

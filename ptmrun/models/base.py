@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import yaml
 from torch import Tensor, nn
 
 from ptmrun.batch import Framing
@@ -178,6 +179,24 @@ class Encoder(nn.Module, abc.ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Part:
+    """An encoder inside of another one, its attribute of the same name, that begins with weights of its own: model.<name>_init
+    names them, and model.<name>_options has the settings of it. model: what it is called; shared: keys of it that are the whole
+    model's."""
+
+    init: str
+    model: str
+    family: "Family"
+    options: Any
+    shared: tuple[str, ...] = ()
+
+
+def settings(values: Mapping[str, Any]) -> list[str]:
+    """Options of a part as they are typed, [name:value]."""
+    return [f"{key}:{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in values.items()]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """The functions and constants of a model family. `spec` is what its data are: a batch.ImageSpec, TextSpec or the like."""
 
@@ -195,3 +214,4 @@ class Family:
     tokenizer: str = ""  # of texts: its kind
     of: Callable[[Any], "Family"] | None = None  # options -> the family that they make of it, where that depends on them
     framed: bool = True  # of texts: packed sequences carry special tokens
+    parts: Callable[[Any], Mapping[str, Part]] = lambda options: {}  # by name, those that begin with weights of their own

@@ -17,7 +17,7 @@ from ptmrun.batch import Pair, PairSpec, Tokens
 from ptmrun.config import choices, parsing
 from ptmrun.errors import UserError
 from ptmrun.models import base, library_format
-from ptmrun.models.base import Family
+from ptmrun.models.base import Family, Part, settings
 from ptmrun.storage import tensor_files
 
 SCALE = math.log(1 / 0.07)  # of similarities, at the beginning: its logarithm
@@ -49,10 +49,15 @@ def tower(options: Any, which: str) -> tuple[Family, Any]:
     return importlib.import_module(module).FAMILY, typed
 
 
-def settings(typed: Any) -> list[str]:
-    """Options of a tower as they are typed."""
-    values = typed.model_dump(exclude={"name", *SHARED})
-    return [f"{key}:{yaml.safe_dump(value, default_flow_style=True).splitlines()[0]}" for key, value in values.items()]
+def parts(options: Any) -> dict[str, Part]:
+    """The towers that begin with weights of their own."""
+    begun: dict[str, Part] = {}
+    for which in KINDS:
+        if (init := getattr(options, f"{which}_init")) and init != "random":
+            family, typed = tower(options, which)
+            shared = SHARED if which == "text" else ()
+            begun[which] = Part(init=init, model=getattr(options, which), family=family, options=typed, shared=shared)
+    return begun
 
 
 def of(options: Any) -> Family:
@@ -74,7 +79,7 @@ def resolve(options: Any, spec: PairSpec) -> tuple[dict[str, Any], list[str]]:
     for which in KINDS:
         family, typed = tower(options, which)
         own, why = family.resolve(typed, getattr(spec, which))
-        changes[f"{which}_options"] = settings(typed.model_copy(update=own))
+        changes[f"{which}_options"] = settings(typed.model_copy(update=own).model_dump(exclude={"name", *SHARED}))
         notes += [re.sub(r"\bmodel\.", f"model.{which}_options: ", line) for line in why]
     return changes, notes
 
@@ -100,6 +105,7 @@ class Encoder(base.Encoder):
             if part.trims:
                 part.trim()
         self.width, self.depth, self.attends = image.width, max(image.depth, text.depth), image.attends
+        self.learns_buffers = image.learns_buffers
         self.image_projection = nn.Linear(image.width, projection, bias=False)
         self.text_projection = nn.Linear(text.width, projection, bias=False)
         for layer in (self.image_projection, self.text_projection):
@@ -123,6 +129,14 @@ class Encoder(base.Encoder):
 
     def attention(self, pair: Pair) -> Tensor:
         return self.image.attention(pair.images)
+
+    def learn_buffers(self, pair: Pair) -> dict[str, Tensor]:
+        """Those of the image tower."""
+        return {f"image.{name}": value for name, value in self.image.learn_buffers(pair.images).items()}
+
+    def saved_buffers(self, folder: Path) -> dict[str, Tensor]:
+        names = {f"image.{name}" for name, _ in self.image.named_buffers()}
+        return {name: value for name, value in library_format.tensors_of(folder).items() if name in names}
 
     def depth_of(self, name: str) -> int:
         """The towers end at the same depth, and begin at 0."""
@@ -148,4 +162,4 @@ class Encoder(base.Encoder):
         tensor_files.into(self, self.adjusted(tensors)[0], folder / "model.safetensors")
 
 
-FAMILY = Family(resolve=resolve, build=build, of=of)
+FAMILY = Family(resolve=resolve, build=build, of=of, parts=parts)

@@ -59,7 +59,9 @@ def finetuning_step(context: Context, labels: int | None, speed: float | None) -
     seconds = cfg.finetune.seeds * trial_step(context, trial, chosen_labels(context, trial))
     if speed is not None:
         fit = compute.fine_tuning(context, trial)
-        times = scratch.DECAY + scratch.BRANCHED * (1 if compute.of_parent(cfg) is not None else scratch.UNKNOWN)
+        times = scratch.DECAY + scratch.BRANCHED * (
+            1 if context.run.manifest["compute"]["before"] is not None else scratch.UNKNOWN
+        )
         seconds += times * scratch_repeats(cfg) * fit.flops / fit.steps * speed
     return seconds
 

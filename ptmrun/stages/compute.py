@@ -10,6 +10,7 @@ from ptmrun.models.recompute import recompute
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, UNFINISHED
 from ptmrun.stages.context import Context, batches_of
+from ptmrun.stages.part_weights import begun
 from ptmrun.stages.trials import Trial, chosen_labels, features_once, finetune_settings, looks, new_model, probed, trial_steps
 from ptmrun.storage import tensor_files
 from ptmrun.training import flops
@@ -76,13 +77,16 @@ def fine_tuning(context: Context, trial: Trial) -> Fit:
 
 
 def of_parent(cfg: Any) -> float | None:
-    """Of the pretrainings that gave the weights of `init`; None where they are not known: weights from outside, or runs of a
-    version that did not count."""
-    where = origin(cfg.init)
-    if where != "run":
-        return 0.0 if where == "random" else None
-    parent = Run.open(Path(cfg.init))
-    return spent(parent)
+    """Of the pretrainings that gave the weights of `init`, or of the parts of the model; None where they are not known: weights
+    from outside, or runs of a version that did not count."""
+    inits = [part.init for part in begun(cfg).values()] if cfg.init == "random" else [cfg.init]
+    total = 0.0
+    for init in inits:
+        known = spent(Run.open(Path(init))) if origin(init) == "run" else None
+        if known is None:
+            return None
+        total += known
+    return total
 
 
 def spent(run: Run) -> float | None:

@@ -1,12 +1,14 @@
 """The weights that a run starts from: published ones, a file, or another run's."""
 
 from pathlib import Path
+from typing import Any
 
 from ptmrun.config import parsing
 from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.config.schema import Config
 from ptmrun.errors import UserError
 from ptmrun.models import library_format, pretrained
+from ptmrun.models.base import Family
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, START, parent_of, source, unfinished
@@ -21,15 +23,21 @@ def as_published(cfg: Config) -> tuple[Config, list[str]]:
     if origin(cfg.init) not in OUTSIDE:
         return cfg, []
     family = family_of(cfg)
-    chosen = {f"model.{k}": v for k, v in family.as_published.items() if getattr(cfg.model, k) == "auto"}
+    chosen = {f"model.{k}": v for k, v in outside_options(cfg.init, family, cfg.model).items()}
     chosen |= modality_of(cfg).as_published(cfg, lambda: pretrained.normalisation(cfg.init, family))
-    if family.shape and cfg.init != "pretrained" and (place := pretrained.place(cfg.init)).is_dir():
-        described = pretrained.described(cfg.model, family, pretrained.library_config(place / "config.json"))
-        chosen |= {f"model.{k}": v for k, v in described.items()}
-        if getattr(cfg.model, "tokenizer", None) == "auto" and (place / "tokenizer.json").is_file():
-            chosen["model.tokenizer"] = cfg.init
+    place = None if cfg.init == "pretrained" else pretrained.place(cfg.init)
+    if place and getattr(cfg.model, "tokenizer", None) == "auto" and (place / "tokenizer.json").is_file():
+        chosen["model.tokenizer"] = cfg.init
     notes = [f"{k}={v}: as published, for init={cfg.init} (if its weights have another, type it)" for k, v in chosen.items()]
     return parsing.replace(cfg, **{k.replace(".", "__"): v for k, v in chosen.items()}), notes
+
+
+def outside_options(init: str, family: Family, options: Any) -> dict[str, Any]:
+    """Of a model's options those that are auto, as weights from outside were published, or as a folder's config.json says."""
+    values = {k: v for k, v in family.as_published.items() if getattr(options, k) == "auto"}
+    if family.shape and init != "pretrained" and (place := pretrained.place(init)).is_dir():
+        values |= pretrained.described(options, family, pretrained.library_config(place / "config.json"))
+    return values
 
 
 def take_outside(context: Context) -> None:
@@ -50,8 +58,8 @@ def take_outside(context: Context) -> None:
         parent = {"run": name, "weights_sha256": tensor_files.sha256(state), "data": None}
         if (before := run.manifest["parents"]) and before != [parent]:
             raise UserError(f"init={cfg.init}: its weights are not those that the run began with; refused")
-        tensor_files.save(start, state)
         run.update(parents=[parent])
+        tensor_files.save(start, state)
     elif [tensor_files.sha256(tensor_files.load(start)[0])] != [p["weights_sha256"] for p in run.manifest["parents"]]:
         raise UserError(f"{start}: its weights have changed since the run began; refused")
 

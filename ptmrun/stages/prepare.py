@@ -21,6 +21,7 @@ from ptmrun.stages import budget, compute
 from ptmrun.stages.context import Context, labelled
 from ptmrun.stages.initial_weights import as_published, take_outside, take_parent
 from ptmrun.stages.networks import family_of, modality_of, module_of, problem_of
+from ptmrun.stages.part_weights import begun, settle_parts, take_parts
 from ptmrun.stages.pictures import draw
 from ptmrun.stages.trials import label_counts
 from ptmrun.storage import digests, tensor_files
@@ -36,13 +37,14 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     """Device, data and model sizes; everything `auto` becomes a value, and the saved config complete."""
     cfg, where, notes = device.resolve(cfg)
     cfg, chosen = as_published(cfg)
+    cfg, more, longest = settle_parts(run, cfg)
     with Bar(run, "reading", 1, quiet=True) as bar:
 
         def reading(title: str, done: int, total: int) -> None:
             check_stop(stop)
             bar.reading(title, done, total)
 
-        data = read(run, cfg, reading)
+        data = read(run, cfg, reading, longest)
     fingerprint = run.manifest.get("data", {}).get("fingerprint", data.fingerprint)
     if not data.known_as(fingerprint):
         raise UserError(
@@ -60,7 +62,7 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     decided += doubts(context)
     sizes = f"{len(data.train)} train, {len(data.val)} val, {len(data.test)} test"
     run.say(f"Data: {cfg.dataset.name}, {sizes}, {data}")
-    told = [*data.notes, *notes, *chosen, *why, *decided]
+    told = [*data.notes, *notes, *chosen, *more, *why, *decided]
     for line in told:
         run.say(f"  {line}")
     if data.created_splits:
@@ -73,6 +75,8 @@ def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
         take_parent(context)
     elif cfg.init != "random":
         take_outside(context)
+    elif parts := begun(cfg):
+        take_parts(context, parts)
     if "compute" not in run.manifest:
         run.update(compute={"before": compute.of_parent(cfg)})
     if cfg.budget:
@@ -108,20 +112,31 @@ def note_trained_on(context: Context) -> None:
     train, val, test = (split.group_ids for split in (data.train, data.val, data.test))
     if train is None or val is None or test is None:
         return
-    own = torch.cat([train, val]).unique()
-    if cfg.stage != "evaluate" and not context.run.path(TRAINED_ON).exists():
-        tensor_files.save(context.run.path(TRAINED_ON), {"ids": own})
-    before = torch.isin(test, trained_on(cfg))
-    if count := int(before.sum()):
-        context.run.say(f"  Warning: {cfg.init} was trained on {count:,} of the {len(test):,} test {data.noun}")
-        data.test_seen = int((before | torch.isin(test, own)).sum())
+    own, file = torch.cat([train, val]).unique(), context.run.path(TRAINED_ON)
+    parts = begun(cfg)
+    if cfg.stage != "evaluate" and not file.exists():
+        tensor_files.save(file, {"ids": own, **{name: trained_on(part.init) for name, part in parts.items()}})
+    noted = tensor_files.load(file)[0] if parts else {}
+    before = {cfg.init: torch.isin(test, trained_on(cfg.init))}
+    before |= {part.init: data.test.part_seen(name, noted[name]) for name, part in parts.items()}
+    for init, seen in before.items():
+        if count := int(seen.sum()):
+            context.run.say(f"  Warning: {init} was trained on {count:,} of the {len(test):,} test {data.noun}")
+    every = torch.stack([*before.values()]).any(0)
+    if every.any():
+        data.test_seen = int((every | torch.isin(test, own)).sum())
 
 
-def read(run: Run, cfg: Config, progress: Progress) -> Data:
+def read(run: Run, cfg: Config, progress: Progress, longest: int | None = None) -> Data:
     """The data of the kind that the dataset provides."""
-    folder, problem = source(run, cfg, PROCESSOR), problem_of(cfg)
     request = LoadRequest(
-        read=module_of(cfg, "dataset").read, cfg=cfg, family=family_of(cfg), problem=problem, folder=folder, progress=progress
+        read=module_of(cfg, "dataset").read,
+        cfg=cfg,
+        family=family_of(cfg),
+        problem=problem_of(cfg),
+        folder=source(run, cfg, PROCESSOR),
+        progress=progress,
+        longest=longest,
     )
     data = modality_of(cfg).load(request)
     if not run.path(PROCESSOR).exists():

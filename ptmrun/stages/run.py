@@ -19,7 +19,7 @@ from ptmrun.reports import projection, report
 from ptmrun.runs import changes, config_file, provenance
 from ptmrun.runs.console import console
 from ptmrun.runs.folder import Run, now
-from ptmrun.stages import reuse
+from ptmrun.stages import part_weights, reuse
 from ptmrun.stages.company import company, follow, launch, run_before
 from ptmrun.stages.context import chosen_stages, labelled
 from ptmrun.stages.evaluate import evaluate
@@ -41,6 +41,7 @@ def run(cfg: Config, overrides: list[str], verb: str = "", known: dict[str, Any]
         return before
     if origin(cfg.init) == "run":
         Run.open(Path(cfg.init))
+    cfg = part_weights.by_folder(cfg)
     tracker.library(cfg.logger.name)  # what is not installed is said before there is a folder
     projection.library(cfg.evaluate.map)
     more = {k: v for k, v in {"launch": launch(), **(known or {})}.items() if v}

@@ -129,7 +129,7 @@ def of_run(request: modality.LoadRequest) -> Pairs:
     """Reads, decodes, splits and tokenizes the pairs of a run. Raises UserError for data that cannot be used."""
     cfg, options, family = request.cfg, request.cfg.dataset, request.family
     source: PairSource = request.read(options)
-    fitting = partial(family.fitting, cfg.model) if cfg.init != "random" else int
+    fitting = partial(family.fitting, cfg.model) if cfg.init != "random" or family.parts(cfg.model) else int
     found = decoded(source.images, options, int(cfg.device.workers), request.progress, fitting)
     notes, unlabelled = found.notes, "labels" not in choices.spec("downstream", cfg.downstream.name).needs
     sets = as_splits(source, found, unlabelled)
@@ -141,7 +141,7 @@ def of_run(request: modality.LoadRequest) -> Pairs:
     length = cfg.model.length
     if length == "auto":
         counts = own.flat(train.texts.read())[1] + own.single.extra
-        length = min(LONGEST, STEP * -(-int(np.quantile(counts, WHOLE)) // STEP))
+        length = min(LONGEST, request.longest or LONGEST, STEP * -(-int(np.quantile(counts, WHOLE)) // STEP))
         notes.append(f"model.length={length}: holds {(counts <= length).mean():.1%} of the captions that are trained on")
     texts = train.texts.texts  # of all splits
     encoded = frames(texts, None, own, length)

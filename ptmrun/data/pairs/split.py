@@ -17,6 +17,8 @@ from ptmrun.data.images.split import Split
 from ptmrun.data.text.split import TextSplit
 from ptmrun.storage.content import number
 
+YES = torch.tensor(True)
+
 
 @dataclass
 class PairSplit(modality.Split):
@@ -45,6 +47,12 @@ class PairSplit(modality.Split):
     @property
     def group_ids(self) -> Tensor:
         return self.same
+
+    def part_seen(self, name: str, ids: Tensor) -> Tensor:
+        """Of the images, or of any of the captions."""
+        if name == "image":
+            return torch.isin(self.images.contents, ids)  # type: ignore[arg-type]
+        return torch.zeros(len(self), dtype=torch.bool).index_put((self.owners[torch.isin(self.texts.group_ids, ids)],), YES)
 
     @property
     def sample_names(self) -> list[str]:
