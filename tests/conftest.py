@@ -71,6 +71,7 @@ SLOW = (  # of about 25 seconds and more: in `make test-all`, where another test
     "test_nan.py::test_bf16_goes_on_in_fp32[13]",
     "test_nan.py::test_bf16_goes_on_in_fp32[14]",
     "test_nan.py::test_bf16_goes_on_in_fp32[20]",
+    "test_openai_clip.py::test_a_run_is_evaluated_fine_tuned_and_exported",
     "test_processes.py::test_fine_tuning_in_two_processes_is_that_in_one[adalora]",
     "test_processes.py::test_kill_9_of_one_ends_all_and_resuming_ends_the_same",
     "test_processes.py::test_two_processes_are_one[clm]",

@@ -301,7 +301,7 @@ class Data(abc.ABC):
 class LoadRequest:
     """What `Modality.load` is asked for. read: the data set's own reader; family, problem: what is to be trained; folder: the
     saved tokenizer, or what else `Data.save_processor` wrote, to use again, or None; progress: called while reading; longest:
-    tokens of a text that the weights know which parts of the model begin with, None: any number."""
+    tokens of a text that weights from outside know places of, None: any number."""
 
     read: Callable[[Any], Any]
     cfg: Any

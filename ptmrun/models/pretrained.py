@@ -24,12 +24,14 @@ from ptmrun.storage.safe_read import plain_json
 HEADS = ("fc.", "classifier.", "AuxLogits.fc.", "pooler.", "head.")  # of classifiers; an encoder of the same name keeps its own
 FILES = ("model.safetensors", "pytorch_model.bin")  # of weights, in a folder of transformers' or timm's
 PATTERNS = ("*.json", "*.txt", "*.model")  # of what comes with them from the hub
+POSITIONS = ("max_position_embeddings", "n_positions")  # of texts, in a folder's config.json
 LEAST = 0.9  # of an encoder's parameters: with fewer it is not the same architecture
 IGNORED = {  # entries of a transformers config that do not change what the network computes, or show in its shapes
     "architectures", "attention_probs_dropout_prob", "drop_path_rate", "dtype", "encoder_stride", "hidden_dropout_prob",
     "attn_pdrop", "bos_token_id", "embd_pdrop", "eos_token_id", "id2label", "image_size", "initializer_range", "label2id",
     "layer_scale_init_value", "max_position_embeddings", "model_type", "n_positions", "num_channels", "num_labels",
-    "out_features", "out_indices", "pad_token_id", "pooler_act", "pooler_output_size", "resid_pdrop", "stage_names",
+    "out_features", "out_indices", "pad_token_id", "pooler_act", "pooler_output_size", "projection_dim",
+    "resid_pdrop", "stage_names",
     "torch_dtype", "transformers_version", "vocab_size",
 }  # fmt: skip
 
@@ -151,9 +153,19 @@ def library_config(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def positions(folder: Path) -> int | None:
+    """Tokens that the weights in a folder know places of, by its config.json; None: any number."""
+    about = library_config(folder / "config.json") if (folder / "config.json").is_file() else {}
+    text = about.get("text_config")
+    parts = [about, text if isinstance(text, dict) else {}]
+    return next((n for part in parts for key in POSITIONS if isinstance(n := part.get(key), int)), None)
+
+
 def described(options: Any, family: Family, theirs: Mapping[str, Any]) -> dict[str, Any]:
     """Of a family's options those that are auto, by the config.json of weights: the shape, or the size of that shape where the
     family has named ones alone, and the patch."""
+    if family.described:
+        return family.described(options, theirs)
     shape = [theirs.get(k) for k in family.shape]
     settings: dict[str, Any] = {}
     if hasattr(options, "shape"):
@@ -270,10 +282,19 @@ def unlike(net: Any, config: Mapping[str, Any]) -> list[str]:
     """One line for what the file's own config says otherwise and shapes do not show (an epsilon, a kind of padding)."""
     if not hasattr(net, "from_pretrained"):
         return []
-    ours = net.config.to_dict()
-    names = [k for k in ours if k in config and k not in IGNORED and not k.startswith("_") and plain(ours[k]) != plain(config[k])]
+    ours, config = flat(net.config.to_dict()), flat(config)
+    last = {k: k.rpartition(".")[2] for k in ours}
+    both = [k for k in ours if k in config and last[k] not in IGNORED and not last[k].startswith("_")]
+    names = [k for k in both if plain(ours[k]) != plain(config[k])]
     told = ", ".join(f"{k} is {config[k]} there and {ours[k]} here" for k in names)
     return [f"  Warning: its config differs, so features may too: {told}"] if names else []
+
+
+def flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """With the entries of the configs of parts (text_config) in place of these, under dotted names."""
+    parts = {key: value for key, value in config.items() if key.endswith("_config") and isinstance(value, dict)}
+    inner = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.items()}
+    return {key: value for key, value in config.items() if key not in parts} | inner
 
 
 def plain(value: Any) -> Any:

@@ -109,6 +109,45 @@ def rescaled(weight: Tensor, patch: int) -> Tensor:
     return (weight.flatten(2).double() @ torch.linalg.pinv(scaled).T).unflatten(2, (patch, patch)).to(weight.dtype)
 
 
+def positions_for(value: Tensor, grid: int) -> tuple[Tensor, list[str]]:
+    """Position embeddings [1, 1 + N, D] for a grid of patches, bicubic, the class token's kept (Dosovitskiy et al. 2021, section
+    3.2); and notes on it."""
+    side = math.isqrt(max(0, value.shape[1] - 1))
+    if side in (0, grid) or side**2 + 1 != value.shape[1]:
+        return value, []
+    old = value[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
+    new = F.interpolate(old, (grid, grid), mode="bicubic", align_corners=False)
+    places = torch.cat([value[:, :1], new.flatten(2).transpose(1, 2).to(value.dtype)], 1)
+    return places, [f"position embeddings: from {side}x{side} to {grid}x{grid} patches, bicubic"]
+
+
+def patches_for(value: Tensor, channels: int, patch: int) -> tuple[Tensor, list[str]]:
+    """Patch embeddings [D, C, p, p] for images of other channels and patches of another side, and notes on it. Those of gray
+    become those of three equal channels and give the same; those of colour are summed; for other sides see `rescaled`."""
+    notes = []
+    if (value.shape[1], channels) == (1, 3):
+        value = value.expand(-1, 3, -1, -1) / 3
+        notes.append("patch embeddings: from gray to colour, a third for each channel")
+    elif (value.shape[1], channels) == (3, 1):
+        value = value.sum(1, keepdim=True)
+        notes.append("patch embeddings: from colour to gray, the sum of the channels")
+    if (side := value.shape[2]) != patch and side == value.shape[3]:
+        value = rescaled(value, patch)
+        notes.append(f"patch embeddings: from {side}x{side} to {patch}x{patch} pixels, pseudo-inverse")
+    return value, notes
+
+
+def rollout(blocks: tuple[Tensor, ...]) -> Tensor:
+    """How much each token flows into each: attention of every block [B, heads, T, T] -> [B, T, T]. Of every block the mean of the
+    heads, with half of each token's weight on itself for the residual connection; multiplied over the blocks (Abnar & Zuidema
+    2020, arXiv:2005.00928)."""
+    same = torch.eye(blocks[0].shape[-1], device=blocks[0].device)
+    flow = same.expand(len(blocks[0]), -1, -1)
+    for weights in blocks:
+        flow = (weights.float().mean(1) + same) / 2 @ flow
+    return flow
+
+
 class Encoder(base.Encoder):
     """ViTModel taken apart, so that an objective can leave patches out or replace them."""
 
@@ -173,19 +212,13 @@ class Encoder(base.Encoder):
 
     @torch.no_grad()
     def attention(self, images: Tensor) -> Tensor:
-        """How much each patch flows into the features, by attention rollout: [B, C, S, S] -> [B, grid, grid].
-
-        Of every block the mean of the heads, with half of each token's weight on itself for the residual connection; multiplied
-        over the blocks (Abnar & Zuidema 2020, arXiv:2005.00928); then the mean of the tokens that `features` pools.
-        """
+        """How much each patch flows into the features, by `rollout`, the mean of the tokens that `features` pools:
+        [B, C, S, S] -> [B, grid, grid]."""
         used = self.vit.config._attn_implementation
         self.vit.set_attn_implementation("eager")
         blocks = self.vit(images, output_attentions=True).attentions
         self.vit.set_attn_implementation(used)
-        same = torch.eye(blocks[0].shape[-1], device=images.device)
-        flow = same.expand(len(images), -1, -1)
-        for weights in blocks:
-            flow = (weights.float().mean(1) + same) / 2 @ flow
+        flow = rollout(blocks)
         pooled = flow[:, 1:] if self.pool == "mean" else flow[:, :1]
         return pooled[:, :, 1:].mean(1).unflatten(1, (self.grid, self.grid))
 
@@ -216,32 +249,16 @@ class Encoder(base.Encoder):
         library_format.load(self.vit, folder, self.adjusted(library_format.tensors_of(folder))[0], add_pooling_layer=False)
 
     def adjusted(self, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-        """Weights that were trained on images of another size or colour, as this encoder takes them, and notes on what changed.
-
-        Position embeddings are interpolated bicubically to this grid, the class token's kept (Dosovitskiy et al. 2021, section
-        3.2). Patch embeddings of gray become those of three equal channels and give the same; those of colour are summed; for
-        patches of another side see `rescaled`.
-        """
-        changed, notes = dict(tensors), []
+        """Weights that were trained on images of another size or colour, as this encoder takes them, and notes on what changed:
+        see `positions_for` and `patches_for`."""
+        changed, notes = dict(tensors), list[str]()
         for name, value in tensors.items():
+            more: list[str] = []
             if name.endswith("embeddings.position_embeddings") and value.ndim == 3:
-                side = math.isqrt(max(0, value.shape[1] - 1))
-                if side not in (0, self.grid) and side**2 + 1 == value.shape[1]:
-                    old = value[:, 1:].float().transpose(1, 2).unflatten(2, (side, side))
-                    new = F.interpolate(old, (self.grid, self.grid), mode="bicubic", align_corners=False)
-                    changed[name] = torch.cat([value[:, :1], new.flatten(2).transpose(1, 2).to(value.dtype)], 1)
-                    notes.append(f"position embeddings: from {side}x{side} to {self.grid}x{self.grid} patches, bicubic")
+                changed[name], more = positions_for(value, self.grid)
             elif name.endswith("patch_embeddings.projection.weight") and value.ndim == 4:
-                if (value.shape[1], self.channels) == (1, 3):
-                    value = value.expand(-1, 3, -1, -1) / 3
-                    notes.append("patch embeddings: from gray to colour, a third for each channel")
-                elif (value.shape[1], self.channels) == (3, 1):
-                    value = value.sum(1, keepdim=True)
-                    notes.append("patch embeddings: from colour to gray, the sum of the channels")
-                if (side := value.shape[2]) != self.patch and side == value.shape[3]:
-                    value = rescaled(value, self.patch)
-                    notes.append(f"patch embeddings: from {side}x{side} to {self.patch}x{self.patch} pixels, pseudo-inverse")
-                changed[name] = value
+                changed[name], more = patches_for(value, self.channels, self.patch)
+            notes += more
         return changed, notes
 
     @property

@@ -17,11 +17,11 @@ from ptmrun.stages.networks import family_of, modality_of
 from ptmrun.storage import tensor_files
 
 
-def as_published(cfg: Config) -> tuple[Config, list[str]]:
+def as_published(cfg: Config) -> tuple[Config, list[str], int | None]:
     """What is auto in a model that weights from outside are for, and in how images become its input, is as published instead of
-    by the data; and notes."""
+    by the data; notes; and the tokens of a text that the weights know places of, None: any number."""
     if origin(cfg.init) not in OUTSIDE:
-        return cfg, []
+        return cfg, [], None
     family = family_of(cfg)
     chosen = {f"model.{k}": v for k, v in outside_options(cfg.init, family, cfg.model).items()}
     chosen |= modality_of(cfg).as_published(cfg, lambda: pretrained.normalisation(cfg.init, family))
@@ -29,13 +29,14 @@ def as_published(cfg: Config) -> tuple[Config, list[str]]:
     if place and getattr(cfg.model, "tokenizer", None) == "auto" and (place / "tokenizer.json").is_file():
         chosen["model.tokenizer"] = cfg.init
     notes = [f"{k}={v}: as published, for init={cfg.init} (if its weights have another, type it)" for k, v in chosen.items()]
-    return parsing.replace(cfg, **{k.replace(".", "__"): v for k, v in chosen.items()}), notes
+    cfg = parsing.replace(cfg, **{k.replace(".", "__"): v for k, v in chosen.items()})
+    return cfg, notes, pretrained.positions(place) if place else None
 
 
 def outside_options(init: str, family: Family, options: Any) -> dict[str, Any]:
     """Of a model's options those that are auto, as weights from outside were published, or as a folder's config.json says."""
     values = {k: v for k, v in family.as_published.items() if getattr(options, k) == "auto"}
-    if family.shape and init != "pretrained" and (place := pretrained.place(init)).is_dir():
+    if (family.shape or family.described) and init != "pretrained" and (place := pretrained.place(init)).is_dir():
         values |= pretrained.described(options, family, pretrained.library_config(place / "config.json"))
     return values
 

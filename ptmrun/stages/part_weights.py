@@ -21,8 +21,6 @@ from ptmrun.stages.networks import family_of, modality_of
 from ptmrun.storage import tensor_files
 from ptmrun.training import device
 
-POSITIONS = ("max_position_embeddings", "n_positions")  # of texts, in a folder's config.json
-
 
 class Weights(NamedTuple):
     """Of a run: its encoder's folder, its config and its tokenizer, if it has one."""
@@ -121,9 +119,7 @@ def settled(cfg: Any, name: str, part: Part) -> tuple[dict[str, Any], list[str],
 
 def positions(cfg: Config, part: Part, folder: Path | None) -> int | None:
     """Tokens that weights in a folder know places of, None: any number. Raises UserError for texts that are to be longer."""
-    about = pretrained.library_config(folder / "config.json") if folder and (folder / "config.json").is_file() else {}
-    known = next((about[key] for key in POSITIONS if isinstance(about.get(key), int)), None)
-    length = getattr(cfg.model, "length", None)
+    known, length = pretrained.positions(folder) if folder else None, getattr(cfg.model, "length", None)
     if known is not None and isinstance(length, int) and length > known:
         raise UserError(f"model.length={length}: {part.init} knows {known} positions; expected at most {known}")
     return known

@@ -36,15 +36,15 @@ MOST_COUNTED = 200  # classes whose samples the manifest counts
 def prepare(run: Run, cfg: Config, stop: Stop) -> Context:
     """Device, data and model sizes; everything `auto` becomes a value, and the saved config complete."""
     cfg, where, notes = device.resolve(cfg)
-    cfg, chosen = as_published(cfg)
-    cfg, more, longest = settle_parts(run, cfg)
+    cfg, chosen, longest = as_published(cfg)
+    cfg, more, of_parts = settle_parts(run, cfg)
     with Bar(run, "reading", 1, quiet=True) as bar:
 
         def reading(title: str, done: int, total: int) -> None:
             check_stop(stop)
             bar.reading(title, done, total)
 
-        data = read(run, cfg, reading, longest)
+        data = read(run, cfg, reading, longest or of_parts)
     fingerprint = run.manifest.get("data", {}).get("fingerprint", data.fingerprint)
     if not data.known_as(fingerprint):
         raise UserError(

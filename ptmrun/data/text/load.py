@@ -119,7 +119,7 @@ class Texts(Data):
 
 def of_run(request: modality.LoadRequest) -> Texts:
     """The texts of a run; see `load`."""
-    return load(request.read, request.cfg, request.family, request.problem, request.folder, request.progress)
+    return load(request.read, request.cfg, request.family, request.problem, request.folder, request.progress, request.longest)
 
 
 def load(
@@ -129,6 +129,7 @@ def load(
     problem: Any,
     folder: Path | None,
     progress: Callable[[str, int, int], None],
+    longest: int | None = None,
 ) -> Texts:
     """Reads the corpus, tokenizes it once, and frames the labelled texts, which are the corpus's own or those of downstream.root.
 
@@ -137,7 +138,7 @@ def load(
     """
     options, source = cfg.dataset, read(cfg.dataset)
     notes = list(source.notes)
-    length = LENGTH if cfg.model.length == "auto" else cfg.model.length
+    length = min(LENGTH, longest or LENGTH) if cfg.model.length == "auto" else cfg.model.length
     train = source.parts["train"]
     if folder:
         own = tokenizer.of_run(folder, family.framing)
