@@ -69,7 +69,7 @@ class Reading:
     def add(self, split: str, path: Path, where: str, caption: Any) -> Captioned | None:
         """Takes in a row; None where there is nothing to take."""
         self.rows += 1
-        captions = [self.text(c, where) for c in (caption if isinstance(caption, list) else [caption])]
+        captions = [cleaned(c, where, self.options.errors) for c in (caption if isinstance(caption, list) else [caption])]
         if not (captions := [c for c in captions if c]):
             self.empty.append(where)
             return None
@@ -80,20 +80,21 @@ class Reading:
         image.captions += [c for c in captions if c not in image.captions]
         return image
 
-    def text(self, caption: Any, where: str) -> str:
-        """A caption on one line; "" where there is none."""
-        if caption is None or caption != caption:  # NaN
-            return ""
-        if not isinstance(caption, str | int | float):
-            raise UserError(f"{where}: expected a caption, found {printable(repr(caption))[:60]}")
-        text = mended(str(caption)) if self.options.errors == "replace" else str(caption)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UserError(f"{where}: half a surrogate pair (\\ud800 ...); mend it, or set dataset.errors=replace") from None
-        if "\0" in text:
-            raise UserError(f"{where}: holds NUL (\\u0000), so this is no text; remove it")
-        return " ".join(text.split())
+
+def cleaned(caption: Any, where: str, errors: str = "strict") -> str:
+    """A caption on one line; "" where there is none. Raises UserError for what is no text."""
+    if caption is None or caption != caption:  # NaN
+        return ""
+    if not isinstance(caption, str | int | float):
+        raise UserError(f"{where}: expected a caption, found {printable(repr(caption))[:60]}")
+    text = mended(str(caption)) if errors == "replace" else str(caption)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half a surrogate pair (\\ud800 ...); mend it, or set dataset.errors=replace") from None
+    if "\0" in text:
+        raise UserError(f"{where}: holds NUL (\\u0000), so this is no text; remove it")
+    return " ".join(text.split())
 
 
 def read(options: Any) -> PairSource:

@@ -1,5 +1,6 @@
 """Image data sets that the `datasets` library reads: from the Hugging Face hub, or a local folder."""
 
+import copy
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ from ptmrun.data.sources import Part, Source
 from ptmrun.data.sources.folders import SPLITS, nfc
 from ptmrun.data.sources.picture_labels import likely, name_of, numbered
 from ptmrun.errors import UserError, nearest
+from ptmrun.storage.content import hashes
 
 
 class Column:
@@ -23,6 +25,12 @@ class Column:
 
         self.kind, self.rows = rows.features[column], rows.cast_column(column, datasets.Image(decode=False))
         self.column, self.split, self.places = column, split, places
+
+    def at(self, places: np.ndarray) -> "Column":
+        """The images of other rows of the split."""
+        other = copy.copy(self)
+        other.places = places
+        return other
 
     def __len__(self) -> int:
         return len(self.places)
@@ -48,17 +56,46 @@ def loaded(options: Any) -> Any:
         raise UserError("dataset.root: the hub id or a local folder is needed, as in dataset.root=owner/name")
     datasets.disable_progress_bars()
     try:
-        return datasets.load_dataset(options.root, options.subset)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"dataset.root={options.root}: the datasets library cannot load it: {str(error).splitlines()[0]}"
-        ) from None
+        by_split = from_disk(Path(options.root)) or datasets.load_dataset(options.root, options.subset)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"dataset.root={options.root}: the datasets library cannot load it: {reason}") from None
+    return {name: with_pictures(rows) for name, rows in by_split.items()}
+
+
+def from_disk(root: Path) -> dict[str, Any] | None:
+    """What `save_to_disk` wrote into a folder, by split; None for any other. Its fingerprints are of its files, as those that are
+    written beside them do not follow when these change."""
+    import datasets
+
+    if not any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return None
+    saved = datasets.load_from_disk(str(root))
+    by_split = dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+    for rows in by_split.values():
+        contents = hashes(Path(file["filename"]) for file in rows.cache_files)
+        rows._fingerprint = hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+    return by_split
+
+
+def with_pictures(rows: Any) -> Any:
+    """Rows whose columns of bytes and path are images, as in tables that other programs write."""
+    import datasets
+
+    stored = [name for name, feature in rows.features.items() if isinstance(feature, dict) and set(feature) == {"bytes", "path"}]
+    for name in stored:
+        rows = rows.cast_column(name, datasets.Image())
+    return rows
 
 
 def read(options: Any) -> Source:
+    return of_splits(splits(options), options)
+
+
+def of_splits(by_split: dict[str, Any], options: Any) -> Source:
+    """The images of these rows, and their labels."""
     import datasets
 
-    by_split = splits(options)
     features = by_split["train"].features
     image = column(features, options.image_column, datasets.Image, "dataset.image_column")
     label, notes = label_column(features, options.label_column)
@@ -130,18 +167,18 @@ def without_withheld(loaded: dict[str, Any], label: str | None) -> list[str]:
     return [f"the labels of the {name} split are withheld (-1), so it is not used" for name in withheld]
 
 
-def groups(rows: Any, name: str, split: str) -> np.ndarray:
+def groups(rows: Any, name: str, split: str, key: str = "dataset.group") -> np.ndarray:
     """The values of a column as text, [N]; a class label by its name."""
     import datasets
 
     feature = rows.features.get(name)
     if not isinstance(feature, datasets.Value | datasets.ClassLabel):
         fits = [c for c, f in rows.features.items() if isinstance(f, datasets.Value | datasets.ClassLabel)]
-        raise UserError(f"dataset.group={name}: no column of single values of that name; there is: {', '.join(fits) or 'none'}")
+        raise UserError(f"{key}={name}: no column of single values of that name; there is: {', '.join(fits) or 'none'}")
     values = rows[name]
     for index, value in enumerate(values):
         if value is None:
-            raise UserError(f"dataset.group={name}: {split} row {index} has no value")
+            raise UserError(f"{key}={name}: {split} row {index} has no value")
     return np.array([nfc(feature.int2str(v) if isinstance(feature, datasets.ClassLabel) else str(v)) for v in values])
 
 
