@@ -297,8 +297,8 @@ def test_what_does_not_go_together_is_said_at_once(ptmrun):
     code, _, err = ptmrun("model=clip", "dataset=mnist5k")
     assert code == 2
     assert (
-        "model=clip dataset=mnist5k: the data has no pairs; with model=clip there is: dataset=caption_shards, captions, shapes"
-        in err
+        "model=clip dataset=mnist5k: the data has no pairs; with model=clip there is: dataset=caption_hub, caption_shards, "
+        "captions, shapes" in err
     )
     code, _, err = ptmrun("model=clip", "model.image=bert")
     assert code == 2

@@ -28,6 +28,7 @@ from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER
 from ptmrun.stages import compute, scratch
 from ptmrun.stages.context import Context, batches_of, chosen_stages, depth_of, labelled, planned
+from ptmrun.stages.part_weights import by_folder
 from ptmrun.stages.prepare import prepare
 from ptmrun.stages.trials import best_trial, chosen_labels, finetune_settings, new_model
 from ptmrun.storage import tensor_files
@@ -68,7 +69,7 @@ def check(cfg: schema.Config) -> list[Finding]:
     begun = time.perf_counter()
     outputs = Path(cfg.outputs)
     with tempfile.TemporaryDirectory(prefix="ptmrun-check-") as folder:
-        cfg = parsing.replace(cfg, outputs=folder)
+        cfg = by_folder(parsing.replace(cfg, outputs=folder))
         context = prepare(Run.create(cfg, [], {"parents": []}), cfg, Stop())
         prepared = time.perf_counter() - begun
         findings = [about_data(context)]

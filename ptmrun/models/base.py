@@ -208,9 +208,8 @@ class Family:
     )  # values of options left auto where `init` is weights from outside
     sizes: Mapping[str, tuple] = field(default_factory=dict)
     shape: tuple[str, ...] = ()  # keys of a folder's config.json: which of `sizes` it holds, or width, layers and heads
-    described: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = (
-        None  # (options, config.json of a folder) -> those of them that are auto, where `sizes` and `shape` do not say it
-    )
+    described: Callable[[Any, Mapping[str, Any]], dict[str, Any]] | None = None
+    """(options, config.json of a folder) -> those that are auto, where `sizes` and `shape` do not say it."""
     normalised: tuple[float, ...] = IMAGENET  # how the inputs of published weights are normalised
     fitting: Callable[[Any, int], int] = lambda options, side: side  # the nearest side of images that the model takes
     framing: Framing | None = None  # of texts: special tokens
