@@ -61,6 +61,7 @@ SLOW = (  # of about 25 seconds and more: in `make test-all`, where another test
     "test_cli_runs.py::test_a_signal_saves_and_resume_is_bit_exact[15]",
     "test_cli_runs.py::test_kill_at_any_moment_and_resume_is_bit_exact",
     "test_cli_runs.py::test_workers_do_not_change_results",
+    "test_clip_towers.py::test_a_run_with_towers_is_reproduced",
     "test_corpus.py::test_a_corpus_need_not_fit_into_memory",
     "test_dalle.py::test_codes_of_an_earlier_run_stay",
     "test_disk_full.py::test_a_run_that_meets_a_full_disk_at_every_write",

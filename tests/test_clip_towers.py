@@ -21,9 +21,10 @@ from ptmrun.models import cnn, lstm, pretrained, vit
 from ptmrun.runs import config_file, provenance
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, PROCESSOR, START, TRAINED_ON
-from ptmrun.stages import compute, part_weights
+from ptmrun.stages import compute, initial_weights, part_weights, prepare
 from ptmrun.stages.networks import family_of
 from ptmrun.storage import tensor_files
+from ptmrun.training.signals import Stop
 
 CAPTIONS = ["a red circle on the left", "two small blue rings", "a large green star at the top", "three black crosses"]
 TINY = [
@@ -76,52 +77,58 @@ def text_run(length=12):
     return made(encoder, (tokenizer,), "model=bert", **options, **own), encoder
 
 
-def test_a_run_begins_with_the_towers_of_two_runs_and_needs_them_no_more(ptmrun):
+def prepared(run):
+    return prepare.prepare(run, config_file.load(run.path("config.yaml")), Stop())
+
+
+def test_a_run_begins_with_the_towers_of_two_runs_and_needs_them_no_more(capsys):
     (image, seen), (text, read) = image_run(), text_run()
     tensor_files.save(image.path(TRAINED_ON), {"ids": torch.tensor([1])})
-    code, out, err = ptmrun(*TINY, f"model.image_init={image.folder}", f"model.text_init={text.folder}")
-    assert code == 0, err
-    run = Run.open(latest())
+    cfg = part_weights.by_folder(compose([*TINY, f"model.image_init={image.folder}", f"model.text_init={text.folder}"]))
+    run = Run.create(cfg, [], provenance.manifest([]))
+    context = prepared(run)
     cfg = config_file.load(run.path("config.yaml"))
     assert {"patch:2", "pool:cls"} <= set(cfg.model.image_options)
     assert "shape:[32, 1, 2]" in cfg.model.text_options
-    assert cfg.dataset.normalise == [0.25, 0.5]
+    assert cfg.dataset.normalise == [0.25, 0.25, 0.25, 0.5, 0.5, 0.5]
     assert cfg.model.length == 12  # captions are longer, and places of 12 tokens are known
     assert cfg.model.vocabulary == read.vocabulary.size
-    assert "patch embeddings: from gray to colour" in out
-    start = tensor_files.load(run.path(START))[0]
+    assert "patch embeddings: from gray to colour" in capsys.readouterr().out
+    start = context.starting_encoder().state_dict()
     for name, value in seen.state_dict().items():
         if "position" not in name and "patch" not in name:
             assert torch.equal(start[f"image.{name}"], value), name
     assert torch.equal(start["text.net.bert.pooler.dense.weight"], read.net.bert.pooler.dense.weight)
     assert not any("predictions" in name for name in start)
+    scratch = context.encoder("scratch", 1).state_dict()
+    assert not torch.equal(scratch["text.net.bert.pooler.dense.weight"], read.net.bert.pooler.dense.weight)
     parents = run.manifest["parents"]
     assert [p["run"] for p in parents] == [image.folder.name, text.folder.name]
     assert parents[1]["weights_sha256"] == tensor_files.sha256(tensor_files.part(start, "text."))
     assert run.manifest["compute"]["before"] == 84
     assert tensor_files.load(run.path(TRAINED_ON))[0]["image"].tolist() == [1]
-    # the sources change: what goes on does not look at them, what begins anew does
-    other, _ = image_run()
-    changed = {k: v + 1 for k, v in tensor_files.load(other.path(ENCODER, "model.safetensors"))[0].items()}
+    # the sources change, and go: another run does not begin with them, this one goes on
+    changed = {k: v + 1 for k, v in tensor_files.load(image.path(ENCODER, "model.safetensors"))[0].items()}
     tensor_files.save(image.path(ENCODER, "model.safetensors"), changed)
-    code, _, err = ptmrun("reproduce", run.folder)
-    assert code == 2
-    assert "model.image_init=" in err
-    assert "its weights are not those that the run began with; refused" in err
+    again = Run.create(cfg, [], provenance.manifest([]) | {"parents": parents})
+    with pytest.raises(UserError, match=r"^model\.image_init=.*: its weights are not those that the run began with; refused$"):
+        prepared(again)
     shutil.rmtree(image.folder)
     shutil.rmtree(text.folder)
-    shutil.rmtree(run.path(ENCODER))
-    run.update(status="interrupted")
-    before = run.manifest["weights_sha256"]
-    code, _, err = ptmrun("resume", run.folder)
+    after = prepared(run).starting_encoder().state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in start.items())
+    tensor_files.save(run.path(START), {**after, "image.vit.layernorm.bias": after["image.vit.layernorm.bias"] + 1})
+    with pytest.raises(UserError, match="its weights have changed since the run began; refused"):
+        prepared(run)
+
+
+def test_a_run_with_towers_is_reproduced(ptmrun):
+    image, text = image_run()[0], text_run()[0]
+    code, _, err = ptmrun(*TINY, f"model.image_init={image.folder}", f"model.text_init={text.folder}")
     assert code == 0, err
-    assert Run.open(run.folder).manifest["weights_sha256"] == before
-    start["image.vit.layernorm.bias"] = start["image.vit.layernorm.bias"] + 1
-    tensor_files.save(run.path(START), start)
-    run.update(status="interrupted")
-    code, _, err = ptmrun("resume", run.folder)
-    assert code == 2
-    assert "its weights have changed since the run began; refused" in err
+    code, out, err = ptmrun("reproduce", latest())
+    assert code == 0, err
+    assert "bit-exact" in out
 
 
 def settled(*overrides):
@@ -164,7 +171,8 @@ def test_folders_of_the_library_bring_their_settings_and_tokenizer():
     assert family_of(cfg).fitting(cfg.model, 30) == 32
     assert compute.of_parent(cfg) is None
     assert compute.of_parent(compose(["model=clip"])) == 0
-    *_, longest = settled("model.text_init=b", "model.tokenizer=bpe")
+    assert not [line for line in settled("model.text_init=b", "model.tokenizer=b")[1] if "Warning" in line]
+    assert initial_weights.as_published(compose(["model=bert", "init=b"]))[2] == 16
     with pytest.raises(UserError, match=r"^model\.length=17: b knows 16 positions; expected at most 16$"):
         settled("model.text_init=b", "model.length=17")
     assert "the weights of model.text_init=b are of the tokens" in settled("model.text_init=b", "model.tokenizer=bpe")[1][-1]

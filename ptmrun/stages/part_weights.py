@@ -107,11 +107,12 @@ def settled(cfg: Any, name: str, part: Part) -> tuple[dict[str, Any], list[str],
         tokenizer = Path(part.init) if folder and (folder / "tokenizer.json").is_file() else None
     changes: dict[str, Any] = {f"model.{name}_options": options} if options else {}
     if "tokenizer" not in part.shared:
-        place = str(folder or part.init)
-        return changes | modality_of(cfg).as_published(cfg, lambda: pretrained.normalisation(place, part.family)), notes, None
+        numbers = pretrained.normalisation(str(folder or part.init), part.family)
+        each = [x for x in numbers for _ in range(3)] if len(numbers) == 2 else numbers  # of gray images: also for colour
+        return changes | modality_of(cfg).as_published(cfg, lambda: each), notes, None
     if tokenizer and cfg.model.tokenizer == "auto":
         changes["model.tokenizer"] = str(tokenizer)
-    elif tokenizer:
+    elif tokenizer and cfg.model.tokenizer != str(tokenizer):
         why = f"the weights of model.{name}_init={part.init} are of the tokens that come with them"
         notes.append(f"Warning: model.tokenizer={cfg.model.tokenizer}: {why}")
     return changes, notes, positions(cfg, part, folder)
@@ -132,9 +133,8 @@ def take_parts(context: Context, parts: Mapping[str, Part]) -> None:
     before = run.manifest["parents"]
     if start.exists():
         tensors = tensor_files.load(start)[0]
-        if [tensor_files.sha256(tensor_files.part(tensors, f"{name}.")) for name in parts] != [
-            p["weights_sha256"] for p in before
-        ]:
+        there = [tensor_files.sha256(tensor_files.part(tensors, f"{name}.")) for name in parts]
+        if there != [p["weights_sha256"] for p in before]:
             raise UserError(f"{start}: its weights have changed since the run began; refused")
         return
     encoder, parents = context.encoder(), []

@@ -335,11 +335,8 @@ def as_split(
 
 
 def given(numbers: list[float], channels: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, [C]; of gray images the means of those for three, of others the same for all
-    where there are two numbers."""
+    """Mean and standard deviation of each channel, [C]; of gray images the means of those for three."""
     mean, std = torch.tensor(numbers[: len(numbers) // 2 * 2]).view(2, -1)
-    if len(numbers) == 2:
-        mean, std = mean.expand(channels), std.expand(channels)
     if channels == 1 and len(numbers) == 6:
         mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
     if len(mean) != channels or len(numbers) % 2 or std.min() <= 0:
