@@ -81,7 +81,7 @@ def prepared(run):
     return prepare.prepare(run, config_file.load(run.path("config.yaml")), Stop())
 
 
-def test_a_run_begins_with_the_towers_of_two_runs_and_needs_them_no_more(capsys):
+def test_a_run_begins_with_the_towers_of_two_runs_and_needs_them_no_more():
     (image, seen), (text, read) = image_run(), text_run()
     tensor_files.save(image.path(TRAINED_ON), {"ids": torch.tensor([1])})
     cfg = part_weights.by_folder(compose([*TINY, f"model.image_init={image.folder}", f"model.text_init={text.folder}"]))
@@ -93,7 +93,9 @@ def test_a_run_begins_with_the_towers_of_two_runs_and_needs_them_no_more(capsys)
     assert cfg.dataset.normalise == [0.25, 0.25, 0.25, 0.5, 0.5, 0.5]
     assert cfg.model.length == 12  # captions are longer, and places of 12 tokens are known
     assert cfg.model.vocabulary == read.vocabulary.size
-    assert "patch embeddings: from gray to colour" in capsys.readouterr().out
+    out = run.path("log.txt").read_text()
+    assert "patch embeddings: from gray to colour" in out
+    assert "of the captions that are trained on, and the weights know places of no more" in out
     start = context.starting_encoder().state_dict()
     for name, value in seen.state_dict().items():
         if "position" not in name and "patch" not in name:

@@ -141,8 +141,9 @@ def of_run(request: modality.LoadRequest) -> Pairs:
     length = cfg.model.length
     if length == "auto":
         counts = own.flat(train.texts.read())[1] + own.single.extra
-        length = min(LONGEST, request.longest or LONGEST, STEP * -(-int(np.quantile(counts, WHOLE)) // STEP))
-        notes.append(f"model.length={length}: holds {(counts <= length).mean():.1%} of the captions that are trained on")
+        wanted, known = min(LONGEST, STEP * -(-int(np.quantile(counts, WHOLE)) // STEP)), request.longest or LONGEST
+        length, why = min(wanted, known), ", and the weights know places of no more" if known < wanted else ""
+        notes.append(f"model.length={length}: holds {(counts <= length).mean():.1%} of the captions that are trained on{why}")
     texts = train.texts.texts  # of all splits
     encoded = frames(texts, None, own, length)
     train, val, test = (
