@@ -479,11 +479,11 @@ def made():
 @pytest.mark.parametrize(("name", "theirs", "plain"), [("fcos", FCOS, FCOSHead), ("retinanet", RetinaNet, RetinaNetHead)])
 def test_the_loss_is_torchvisions(made, monkeypatch, name, theirs, plain):
     model, images, labels = made(name)
-    outputs, anchors, counts = model.eval().places(images)
+    outputs, anchors = model.eval().places(images), [model.grid] * 4
     targets = [{"boxes": c[k != NO_BOX], "labels": k[k != NO_BOX]} for c, k in zip(labels.corners, labels.classes, strict=True)]
     loss, shown = model({"inputs": images, "labels": labels})
     monkeypatch.setattr(type(model.head.head), "compute_loss", plain.compute_loss)
-    expected = theirs.compute_loss(model.head, targets, outputs, anchors, *([counts] if name == "fcos" else []))
+    expected = theirs.compute_loss(model.head, targets, outputs, anchors, *([model.counts] if name == "fcos" else []))
     assert float((loss.total / loss.n).detach()) == pytest.approx(float(sum(expected.values()).detach()), abs=1e-5)
     for part, value in expected.items():
         assert float((shown[part].total / shown[part].n).detach()) == pytest.approx(float(value.detach()), abs=1e-5)

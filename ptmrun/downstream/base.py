@@ -46,6 +46,7 @@ class Model(Learner):
 
     linear_probe = False  # whether it has `classified`, `set_head` and `init_head_from_probe`
     library_task = ""  # what libraries' models of its kind do: classes (one a sample), several, tags (one a token), answers
+    graph_task = ""  # where there is none, what is made of its `outputs` outside of ptmrun: boxes, masks
 
     def train(self, mode: bool = True) -> Self:
         """What is frozen stays as in evaluation: no dropout, and batch normalisation keeps its statistics."""
@@ -60,8 +61,13 @@ class Model(Learner):
         """What it says of all samples, on the CPU, from the inputs of an encoder."""
 
     def outputs(self, inputs: Any) -> Tensor:
-        """The numbers that its answers are made of, where there is a `library_task`: [B, classes], or of each token [B, T, n]."""
+        """The numbers that its answers are made of, where there is a `library_task` or a `graph_task`: [B, classes], or of each
+        token [B, T, n], or as the model has it."""
         raise TypeError(f"{type(self).__name__} does not answer with one tensor")
+
+    def recipe(self, setup: ProblemSetup) -> dict[str, Any]:
+        """With a `graph_task`: what programs without ptmrun must know to make answers of its `outputs`, as JSON."""
+        return {}
 
     def classified(self, features: Tensor) -> Predictions:
         """What `predict` says of samples with these features of its encoder, [N, D]."""

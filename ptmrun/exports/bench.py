@@ -26,7 +26,8 @@ BATCHES = (1, 32)
 def table(predictor: Predictor, written: Written, folder: Path, name: str) -> Table:
     """One row the run's own model, one the export, timed in turns. The score is of problems whose answers are classes."""
     networks, model = predictor.networks, predictor.model
-    own: Callable[[Any], Tensor] = model.outputs if model and model.library_task else predictor.encoder.features
+    answers = model and (model.library_task or model.graph_task)
+    own: Callable[[Any], Tensor] = model.outputs if model and answers else predictor.encoder.features
     calls = {"run": own} | ({name: written.call} if written.call else {})
     weights = source(networks.run, networks.cfg, weights_file(best_trial(networks.cfg)))
     sizes = {"run": weights.stat().st_size if weights else 0, name: size_of(folder)}

@@ -11,7 +11,12 @@ from ptmrun.reports import phrases
 from ptmrun.stages.predictor import Predictor
 from ptmrun.storage.files import write_atomic
 
-PIPELINES = {"tags": "token-classification", "answers": "question-answering"}
+PIPELINES = {
+    "tags": "token-classification",
+    "answers": "question-answering",
+    "boxes": "object-detection",
+    "masks": "image-segmentation",
+}
 LOADING = {
     "onnx": "`python run.py FILE...`; where there is no run.py, recipe.json says what goes in and comes out",
     "pt2": '`torch.export.load("model.pt2").module()`; recipe.json says what goes in and comes out',
@@ -22,7 +27,7 @@ LOADING = {
 def write(predictor: Predictor, folder: Path, kind: str, what: str) -> None:
     networks, model = predictor.networks, predictor.model
     cfg, run = networks.cfg, networks.run
-    task = model.library_task if model else ""
+    task = model.library_task or model.graph_task if model else ""
     texts = networks.processor.tokenizer is not None
     pipeline = PIPELINES.get(task) or (("text" if texts else "image") + "-classification" if task else "feature-extraction")
     results = run.results() or {}

@@ -24,11 +24,12 @@ NAMES = {
     "mask": "attention_mask",
     "types": "token_type_ids",
 }  # of tensors, as libraries have them
+RESULTS = {"boxes": "places"}  # what comes out, where it is no logits
 
 
 class Graph(nn.Module):
     """A fine-tuned model, or an encoder: the tensors of its inputs -> logits [B, classes] or [B, T, n], or features [B, D]. Masks
-    are numbers, 0 where there is padding. names: of the tensors; examples: some."""
+    are numbers, 0 where there is padding; of other problems see `Model.outputs`. names: of the tensors; examples: some."""
 
     def __init__(self, networks: Networks, model: Any, inputs: Any):
         super().__init__()
@@ -37,7 +38,7 @@ class Graph(nn.Module):
         self.kind = None if isinstance(inputs, Tensor) else type(inputs)
         named = packed(inputs)
         self.fields, self.names = list(named), [NAMES.get(name, name) for name in named]
-        self.result = "logits" if model else "features"
+        self.result = RESULTS.get(model.graph_task, "logits") if model else "features"
         self.masks = [value.dtype == torch.bool for value in named.values()]
         self.length = getattr(networks.processor, "length", None)
         self.examples = self.taken(inputs)
@@ -60,7 +61,7 @@ class Graph(nn.Module):
 
 def traced(networks: Networks, model: Any, inputs: Any, name: str) -> Graph:
     """Raises UserError where a model does not answer with one tensor."""
-    if model is not None and not model.library_task:
+    if model is not None and not (model.library_task or model.graph_task):
         raise UserError(f"format={name}: downstream={networks.cfg.downstream.name} answers in many steps; leave format= out")
     return Graph(networks, model, inputs)
 

@@ -14,8 +14,6 @@ from ptmrun.exports.graph import compared, exporting, traced
 from ptmrun.exports.written import Written
 from ptmrun.stages.networks import Networks
 
-SCRIPT = Path(__file__).with_name("run_onnx.py")
-
 
 @torch.no_grad()
 def write(networks: Networks, model: Any, folder: Path, inputs: Any) -> Written:
@@ -39,8 +37,8 @@ def write(networks: Networks, model: Any, folder: Path, inputs: Any) -> Written:
             external_data=False,
         )
     recipe.write(networks, model, graph, folder)
-    if recipe.runs(networks, model):
-        shutil.copyfile(SCRIPT, folder / "run.py")
+    if script := recipe.script(networks, model):
+        shutil.copyfile(script, folder / "run.py")
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
     def call(inputs: Any) -> Tensor:

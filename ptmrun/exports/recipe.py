@@ -9,6 +9,8 @@ from ptmrun.exports.graph import Graph
 from ptmrun.stages.networks import Networks
 from ptmrun.storage.files import write_atomic
 
+SCRIPTS = {"classes": "run_onnx.py", "several": "run_onnx.py", "boxes": "run_boxes.py", "masks": "run_masks.py"}
+
 
 def write(networks: Networks, model: Any, graph: Graph, folder: Path) -> None:
     """Writes recipe.json, and of texts tokenizer.json."""
@@ -20,12 +22,16 @@ def write(networks: Networks, model: Any, graph: Graph, folder: Path) -> None:
         about |= {"length": processor.tokenizer.fast.model_max_length, "pad": processor.tokenizer.vocabulary.pad}
         processor.tokenizer.save(folder)
     if model is not None:
-        about |= {"task": model.library_task, "classes": networks.classes}
+        about |= {"task": model.library_task or model.graph_task, "classes": networks.classes}
+        about |= model.recipe(networks.problem_setup) if model.graph_task else {}
     write_atomic(folder / "recipe.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
 
-def runs(networks: Networks, model: Any) -> bool:
-    """Whether run_onnx.py can do it: classes of images, or of texts that are no pairs."""
+def script(networks: Networks, model: Any) -> Path | None:
+    """What makes answers of model.onnx: for classes of images, or of texts that are no pairs, for boxes and for masks."""
     processor = networks.processor
     texts = processor.tokenizer is not None and not getattr(processor, "pairs", False)
-    return (texts or isinstance(processor, ImageProcessor)) and model is not None and model.library_task in ("classes", "several")
+    if model is None or not (texts or isinstance(processor, ImageProcessor)):
+        return None
+    name = SCRIPTS.get(model.library_task or model.graph_task)
+    return Path(__file__).with_name(name) if name else None

@@ -18,4 +18,5 @@ class Written(NamedTuple):
 
 def real(outputs: Tensor, inputs: Any) -> Tensor:
     """Those of a model for each token, without padding: [B, T, n] -> [tokens, n]; others as they are."""
-    return outputs[inputs.mask.to(outputs.device)] if outputs.ndim == 3 else outputs
+    of_tokens = outputs.ndim == 3 and not isinstance(inputs, Tensor)
+    return outputs[inputs.mask.to(outputs.device)] if of_tokens else outputs

@@ -28,6 +28,9 @@ class Detector(Model):
     """encoder.stage_maps -> levels -> at each place classes and a box. head: torchvision's detector, with the pyramid as its
     backbone."""
 
+    graph_task = "boxes"
+    grid: Tensor  # anchors of an image, [L, 4]
+
     def __init__(self, encoder: Any, classes: int, size: int, detector: str):
         super().__init__()
         self.encoder, self.size = encoder, size
@@ -48,29 +51,27 @@ class Detector(Model):
             anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(STRIDES))
             head = Anchored(pyramid.out_channels, anchors.num_anchors_per_location()[0], classes)
             self.head = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **common)
+        levels = [torch.zeros(1, 1, side, side) for side in pyramid.sides]
+        [grid] = anchors(ImageList(torch.zeros(1, 1, size, size), [(size, size)]), levels)
+        self.register_buffer("grid", grid.to(device), persistent=False)
+        each = anchors.num_anchors_per_location()
+        self.counts = [side**2 * n for side, n in zip(pyramid.sides, each, strict=True)]  # of each level's places
 
-    def places(self, images: Tensor) -> tuple[dict[str, Tensor], list[Tensor], list[int]]:
-        """(what the head says of each place, float32 [B, L, n] by name, anchors [L, 4] of each image, places of each level)"""
+    def places(self, images: Tensor) -> dict[str, Tensor]:
+        """What the head says of each place, float32 [B, L, n] by name."""
         levels = self.head.backbone(self.encoder.stage_maps(images))
-        outputs = {name: x.float() for name, x in self.head.head(levels).items()}
-        anchors = self.anchors(images, levels)
-        each = self.head.anchor_generator.num_anchors_per_location()
-        return outputs, anchors, [x.shape[2] * x.shape[3] * n for x, n in zip(levels, each, strict=True)]
+        return {name: x.float() for name, x in self.head.head(levels).items()}
 
-    def anchors(self, images: Tensor, levels: list[Tensor]) -> list[Tensor]:
-        shapes = [(images.shape[2], images.shape[3])] * len(images)
-        return self.head.anchor_generator(ImageList(images, shapes), levels)
-
-    def losses(self, labels: Boxes, outputs: dict[str, Tensor], anchors: list[Tensor], counts: list[int]) -> dict[str, Tensor]:
+    def losses(self, labels: Boxes, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Sums; by how many they are divided is `head.head.counted`."""
-        more = (counts,) if isinstance(self.head, FCOS) else ()
-        return self.head.compute_loss(targets_of(labels), outputs, anchors, *more)
+        more = (self.counts,) if isinstance(self.head, FCOS) else ()
+        return self.head.compute_loss(targets_of(labels), outputs, [self.grid] * len(labels.classes), *more)
 
     def forward(self, batch: dict[str, Any]) -> tuple[Loss, dict[str, Loss]]:
         """batch: inputs [B, C, S, S], labels (Boxes). As torchvision's: FCOS's are divided by the places in boxes."""
-        outputs, anchors, counts = self.places(batch["inputs"])
+        outputs = self.places(batch["inputs"])
         with torch.autocast(batch["inputs"].device.type, enabled=False):
-            losses = self.losses(batch["labels"], outputs, anchors, counts)
+            losses = self.losses(batch["labels"], outputs)
         number = self.head.head.counted or torch.tensor(self.empty)
         total = sum(losses.values(), torch.zeros((), device=batch["inputs"].device))
         return Loss(total, number), {name: Loss(loss, number) for name, loss in losses.items()}
@@ -81,12 +82,9 @@ class Detector(Model):
         places = 0
         for micro in micros:
             images = micro["inputs"]
-            levels = [images.new_zeros(len(images), 1, side, side) for side in self.head.backbone.sides]
-            each = self.head.anchor_generator.num_anchors_per_location()
-            counts = [side**2 * n for side, n in zip(self.head.backbone.sides, each, strict=True)]
             widths = {"cls_logits": self.head.head.classification_head.num_classes, "bbox_regression": 4, "bbox_ctrness": 1}
-            zeros = {name: images.new_zeros(len(images), sum(counts), n) for name, n in widths.items()}
-            self.losses(micro["labels"], zeros, self.anchors(images, levels), counts)
+            zeros = {name: images.new_zeros(len(images), len(self.grid), n) for name, n in widths.items()}
+            self.losses(micro["labels"], zeros)
             places += self.head.head.counted
         whole, parts = self.add_up([places, len(micros)])
         self.empty = 0.0 if whole else 1 / parts
@@ -98,11 +96,28 @@ class Detector(Model):
         found = []
         with eval_mode(self):
             for images in batches:
-                outputs, anchors, counts = self.places(images)
-                parts = {name: list(x.split(counts, 1)) for name, x in outputs.items()}
-                shapes = [(images.shape[2], images.shape[3])] * len(images)
-                found += self.head.postprocess_detections(parts, [list(a.split(counts)) for a in anchors], shapes)
+                parts = {name: list(x.split(self.counts, 1)) for name, x in self.places(images).items()}
+                anchors, shapes = [list(self.grid.split(self.counts))] * len(images), [(self.size, self.size)] * len(images)
+                found += self.head.postprocess_detections(parts, anchors, shapes)
         return packed([(x["boxes"].cpu(), x["scores"].cpu(), x["labels"].cpu()) for x in found])
+
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """[B, C, S, S] -> [B, L, classes + 4]: of each place the score of each class, and left, top, right and bottom of its box
+        as shares of the side, before what is found twice is left out."""
+        said = self.places(inputs)
+        scores, codes = said["cls_logits"].sigmoid(), said["bbox_regression"]
+        if isinstance(self.head, FCOS):
+            scores = (scores * said["bbox_ctrness"].sigmoid()).sqrt()
+            boxes = self.head.box_coder.decode(codes, self.grid)
+        else:
+            every = self.grid.expand(codes.shape).flatten(0, 1)
+            boxes = self.head.box_coder.decode_single(codes.flatten(0, 1), every).view(codes.shape)
+        return torch.cat([scores, boxes.clamp(0, self.size) / self.size], 2)
+
+    def recipe(self, setup: ProblemSetup) -> dict[str, Any]:
+        limits = {"unsure": UNSURE, "twice": TWICE, "most": MOST, "candidates": self.head.topk_candidates}
+        tiles = {"tile": setup.facts.get("tile"), "overlap": setup.facts.get("overlap", 0.0)}
+        return {"places": self.counts, **limits, **tiles, "categories": setup.facts["categories"]}
 
 
 def packed(found: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from ptmrun.data.sources import IGNORED
+from ptmrun.data.sources import IGNORED, palettes
 from ptmrun.downstream.base import Model, ProblemSetup
 from ptmrun.downstream.class_counts import counts
 from ptmrun.loss import Loss, smoothed_entropy
@@ -120,6 +120,8 @@ class Head(nn.Module):
 class Segmenter(Model):
     """encoder.stage_maps -> head. What of the encoder lies above the maps is not trained."""
 
+    graph_task = "masks"
+
     weights: Tensor | None  # of the classes, [K]
 
     def __init__(self, encoder: Any, classes: int, size: int, kind: str, label_smoothing: float):
@@ -163,6 +165,9 @@ class Segmenter(Model):
 
     def outputs(self, inputs: Any) -> Tensor:
         return self.logits(inputs)
+
+    def recipe(self, setup: ProblemSetup) -> dict[str, Any]:
+        return {"palette": setup.facts.get("palette") or palettes.usual(len(setup.classes))}
 
     @torch.no_grad()
     def predict(self, batches: Iterable[Any]) -> dict[str, Tensor]:
