@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.config import choices, parsing, schema
-from ptmrun.config.derived import launched, micro_batches, published_rates, steps_or_epochs
+from ptmrun.config.derived import launched, micro_batches, published_rates, settings_of_problem, steps_or_epochs
 from ptmrun.config.grammar import as_text, compose_raw, composed_choices, sort_overrides, unknown
 from ptmrun.config.init_source import origin
 from ptmrun.errors import UserError
@@ -44,6 +44,7 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
         if experiment
         else set()
     )
+    settings_of_problem(raw, typed | brought | choices.settings_of_users(chosen))
     published_rates(raw, typed | brought)
     if parent:
         raw = inherit(raw, parent, own, set(chosen), typed | brought)

@@ -64,6 +64,7 @@ SLOW = (  # of about 25 seconds and more: in `make test-all`, where another test
     "test_clip_towers.py::test_a_run_with_towers_is_reproduced",
     "test_corpus.py::test_a_corpus_need_not_fit_into_memory",
     "test_dalle.py::test_codes_of_an_earlier_run_stay",
+    "test_detection.py::test_two_stages_in_a_run",
     "test_disk_full.py::test_a_run_that_meets_a_full_disk_at_every_write",
     "test_export_formats.py::test_boxes_by_onnxruntime_alone",
     "test_imagegpt.py::test_resume_and_reproduce_are_bit_exact",

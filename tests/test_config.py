@@ -82,7 +82,7 @@ def test_all_mistakes_at_once(ptmrun):
 def test_misfit_lists_what_fits(monkeypatch):
     def spec(group, name):
         none = frozenset()
-        return choices.Spec(None, none, frozenset({"images"}), frozenset({"tokens"} if name == "mlm" else none), {}, {}, {})
+        return choices.Spec(None, none, frozenset({"images"}), frozenset({"tokens"} if name == "mlm" else none), {}, {}, {}, {})
 
     monkeypatch.setattr(choices, "spec", spec)
     monkeypatch.setattr(choices, "names", lambda group: ["mlm", "mae"])

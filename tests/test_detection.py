@@ -15,6 +15,7 @@ from conftest import CNN, latest
 from PIL import Image, ImageDraw
 from torchvision import tv_tensors
 from torchvision.models.detection import FCOS, RetinaNet
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.transforms import v2
@@ -30,10 +31,11 @@ from ptmrun.data.sources import Scene, Window, boxes, scenes
 from ptmrun.data.sources.boxes import tiles, voc
 from ptmrun.downstream import detection
 from ptmrun.downstream.detection import average_precision as ap
-from ptmrun.downstream.detection import floors, head, inputs, merge, metrics, written
+from ptmrun.downstream.detection import detectors, floors, head, inputs, merge, metrics, two_stages, written
 from ptmrun.downstream.detection.split import BoxedSplit, in_window, padded, with_boxes
 from ptmrun.errors import UserError
 from ptmrun.models import cnn, resnet
+from ptmrun.reports import figures
 from ptmrun.training import loop
 
 OPTIONS = {
@@ -465,7 +467,8 @@ def made():
     def make(detector="fcos", size=64, images=4):
         torch.manual_seed(0)
         encoder = resnet.build(SimpleNamespace(size=10, resize=size), ImageSpec(size, 3), "sdpa")
-        model = head.Detector(encoder, 3, size, detector)
+        setup = SimpleNamespace(processor=SimpleNamespace(size=size), classes="abc", options=SimpleNamespace(detector=detector))
+        model = detectors.build(encoder, setup, None)
         corners = torch.rand(images, 3, 4) * 30
         corners[..., 2:] = corners[..., :2] + 8 + 20 * torch.rand(images, 3, 2)
         classes = torch.randint(0, 3, (images, 3))
@@ -495,21 +498,60 @@ def gradients(model, micros):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", ["fcos", "retinanet"])
+@pytest.mark.parametrize("name", ["fcos", "retinanet", "faster_rcnn"])
 @pytest.mark.parametrize("boxes_there", [True, False])
 def test_micro_batches_add_up(made, name, boxes_there):
     model, images, labels = made(name)
     if not boxes_there:
         labels = labels._replace(classes=torch.full_like(labels.classes, NO_BOX))
     model.eval()  # batch normalisation sees the images of a micro-batch alone
-    whole = [{"inputs": images, "labels": labels, "ids": torch.arange(4)}]
-    parts = [
-        {"inputs": images[i : i + 1], "labels": labels.map(lambda x, i=i: x[i : i + 1]), "ids": torch.arange(1)} for i in range(4)
-    ]
+
+    def micro(start, stop):
+        own = {"inputs": images[start:stop], "labels": labels.map(lambda x: x[start:stop])}
+        return {**own, "ids": torch.arange(stop - start), "rows": rng.BatchRandom(0, 3, start, stop, 4)}
+
+    whole, parts = [micro(0, 4)], [micro(i, i + 1) for i in range(4)]
     one, other = gradients(model, whole), gradients(model, parts)
     assert one.keys() == other.keys()
     for key in one:
         assert torch.allclose(one[key], other[key], atol=1e-6, rtol=1e-4), key
+
+
+def test_two_stages_have_torchvisions_losses_and_see_what_is_drawn_for_an_image(made):
+    model, images, labels = made("faster_rcnn")
+    assert {name.split(".")[0] for name, _ in model.head.named_parameters()} == {"backbone", "rpn", "roi_heads"}
+    one = {"inputs": images[1:2], "labels": labels.map(lambda x: x[1:2])}
+    model.eval()
+
+    def losses(step):
+        return {
+            k: float((v.total / v.n).detach()) for k, v in model({**one, "rows": rng.BatchRandom(0, step, 1, 2, 4)})[1].items()
+        }
+
+    first = losses(0)
+    assert losses(0) == first
+    assert losses(1) != first
+    every, other = two_stages.Sampler(10**6, 0.5), BalancedPositiveNegativeSampler(10**6, 0.5)
+    every.numbers = torch.rand(100)
+    answers = torch.randint(-1, 2, (500,))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(every([answers]), other([answers]), strict=True))
+    few = two_stages.Sampler(20, 0.25)
+    few.numbers = torch.rand(500)
+    positive, negative = (x[0].bool() for x in few([answers]))
+    assert (int(positive.sum()), int(negative.sum()), few.count) == (5, 15, 20)
+    assert few.numbers[positive].max() < few.numbers[(answers == 1) & ~positive].min()
+    assert set(first) == {"loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
+    found = model.predict([images])
+    assert found["boxes"].shape == (4, head.MOST, 4)
+    assert int(found["classes"].max()) < 3
+
+
+def test_two_stages_learn_nothing_where_all_is_ignored(made):
+    model, images, _ = made("faster_rcnn", images=1)
+    corners = torch.tensor([[[-1.0, -1, 65, 65]]])
+    labels = Boxes(corners, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool))
+    loss, _ = model({"inputs": images, "labels": labels, "rows": rng.BatchRandom(0, 0, 0, 1, 1)})
+    assert float(loss.total) == 0
 
 
 def test_all_that_is_trained_gets_a_gradient():
@@ -562,7 +604,7 @@ def test_one_image_learned_by_heart():
 def test_places_far_from_a_multiple_are_refused(made):
     setup = SimpleNamespace(processor=SimpleNamespace(size=100), classes=["a"], options=SimpleNamespace(detector="fcos"))
     with pytest.raises(UserError, match=r"dataset\.image_size=100: detection wants a multiple of 32, such as 96"):
-        head.build(None, setup, None)
+        detectors.build(None, setup, None)
 
 
 # scores
@@ -809,3 +851,32 @@ def test_training_and_validation_in_one_list():
     (folder / "test.txt").write_text("a\n")
     with pytest.raises(UserError, match="a is in the test split too"):
         voc.lists(Path("voc"))
+
+
+def test_a_class_of_which_nothing_is_found_is_drawn():
+    """As after so few steps that no score is above the least."""
+    source = scenes.read(SimpleNamespace(drawings=4, drawing_seed=3))
+    shown = source.parts["train"].shown
+    pixels = torch.from_numpy(source.parts["train"].images[:4].transpose(0, 3, 1, 2).copy())
+    each = [(scene.corners, scene.classes, scene.ignored) for scene in shown.scenes[:4]]
+    split = BoxedSplit(pixels=pixels, decoder=None, rows=torch.arange(4), labels=None, shown=shown, each=each)
+    nothing = head.packed([(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))] * 4)
+    processor = ImageProcessor(torch.full((3,), 0.5), torch.full((3,), 0.25), torch.device("cpu"), 128)
+    written = {}
+    run = SimpleNamespace(write=lambda name, content: written.update({name: content}))
+    for drawer, (name, *parts) in detection.PROBLEM.pictures(nothing, split, source.classes, processor):
+        figures.DRAWERS[drawer](run, name, *parts)
+    assert written.keys() == {"figures/boxes.png", "figures/precision_recall.png"}
+
+
+def test_two_stages_in_a_run(ptmrun):
+    pytest.importorskip("faster_coco_eval")
+    coco(count=10)
+    code, _, err = ptmrun(
+        *SMALL, "downstream.detector=faster_rcnn", "stage=finetune+evaluate", "init=random", "evaluate.baselines=[chance]"
+    )
+    assert code == 0, err
+    code, _, err = ptmrun("export", latest(), "graph", "format=onnx")
+    assert code == 2
+    assert "format=onnx: downstream.detector=faster_rcnn answers in many steps; leave format= out" in err
+    assert ptmrun("export", latest(), "apart")[0] == 0

@@ -20,7 +20,7 @@ import ptmrun as ptmrun_package
 from ptmrun import rng
 from ptmrun.batch import ImageSpec
 from ptmrun.compose import compose
-from ptmrun.config import parsing
+from ptmrun.config import choices, parsing
 from ptmrun.data.images import masks as image_masks
 from ptmrun.data.images.augment import moves, warp
 from ptmrun.data.images.batches import Batches
@@ -614,3 +614,26 @@ def test_choices_that_belong_together_are_taken_together():
         compose(["downstream=segmentation", "model=imagegpt"])
     with pytest.raises(UserError, match=r"finetune\.mixup=0\.2: mixes the classes of whole images"):
         compose(["downstream=segmentation", "finetune.mixup=0.2"])
+
+
+def test_a_problem_prevails_over_the_model_but_not_over_what_is_given():
+    assert compose(["model=cnn"]).pretrain.steps == 600
+    cfg = compose(["model=cnn", "downstream=segmentation"])
+    assert (cfg.pretrain.steps, cfg.pretrain.batch_size, cfg.finetune.lr) == (200, 128, 3e-3)
+    assert compose(["model=resnet", "downstream=detection"]).pretrain.steps == 40
+    assert compose(["model=cnn", "downstream=segmentation", "finetune.lr=1e-4"]).finetune.lr == 1e-4
+    assert compose(["model=cnn", "downstream=segmentation", "pretrain.epochs=2"]).pretrain.steps is None
+    assert compose(["experiment=bluemarble"]).pretrain.steps == 400
+    assert compose(["model=resnet", "downstream=segmentation", "init=pretrained"]).finetune.lr == 1e-4
+
+
+def test_a_choice_of_the_users_own_prevails_over_the_problem(monkeypatch):
+    Path("own/model").mkdir(parents=True)
+    text = "# @package _global_\ndefaults: [cnn, _self_]\npretrain: {steps: 77}\n"
+    Path("own/model/mine.yaml").write_text(text)
+    monkeypatch.setenv(choices.CONFIG_DIR, "")
+    choices.add_folder(Path("own"))
+    try:
+        assert compose(["model=mine", "downstream=segmentation"]).pretrain.steps == 77
+    finally:
+        choices.files.cache_clear()

@@ -121,7 +121,14 @@ def summary(group: str, name: str) -> str:
 def settings_of_other_groups(group: str, name: str) -> dict[str, Any]:
     """What a choice sets outside of its own group, by dotted key."""
     block = yaml.safe_load(text(group, name))
-    return flat({k: v for k, v in block.items() if k not in (group, "defaults")})
+    own = flat({k: v for k, v in block.items() if k not in (group, "defaults")})
+    return own | spec(group, name).prevails if group == "downstream" else own
+
+
+def settings_of_users(chosen: dict[str, str]) -> set[str]:
+    """The dotted keys that choices in the user's own folder set outside of their groups."""
+    own = [(group, name) for group, name in chosen.items() if files(group)[name][0] not in packages()]
+    return {key for group, name in own for key in settings_of_other_groups(group, name)}
 
 
 def choices_of_experiment(experiment: str) -> dict[str, str]:
@@ -139,6 +146,7 @@ class Spec(NamedTuple):
     types: dict[str, str]
     roles: dict[str, Role]  # of keys in `types`
     usual: dict[str, str]  # the dataset of a problem, the downstream of a data set, where none is chosen
+    prevails: dict[str, Any]  # what a problem sets instead of the model, by dotted key
 
 
 @functools.cache
@@ -150,7 +158,8 @@ def spec(group: str, name: str) -> Spec:
     roles = {key: Role[role.upper()] for key, role in block.get("roles", {}).items()}
     needs, provides, requires = (frozenset(block.get(k, ())) for k in ("needs", "provides", "requires"))
     module = block.get("module") and module_name(group, block["module"], files(group)[name][0])
-    return Spec(module, needs, provides, requires, block.get("types", {}), roles, block.get("usual", {}))
+    types, usual, prevails = (block.get(k, {}) for k in ("types", "usual", "prevails"))
+    return Spec(module, needs, provides, requires, types, roles, usual, prevails)
 
 
 def module_name(group: str, module: str, package: str) -> str:

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from ptmrun.config import schema
+from ptmrun.config import choices, schema
 from ptmrun.config.grammar import compose_raw
 from ptmrun.config.init_source import OUTSIDE, origin
 
@@ -14,6 +14,7 @@ LARGE_SCRATCH_LR = 1e-3  # AdamW's, of networks that weights from outside are fo
 def defaults(saved: dict[str, Any], keys: list[str]) -> dict[str, Any]:
     """What composing the same choices now gives for keys that a saved config lacks."""
     raw = compose_raw([f"{group}={saved[group]['name']}" for group in schema.SECTIONS])  # which is changed below
+    settings_of_problem(raw, set())
     published_rates(raw | {"init": saved.get("init", raw["init"])}, set())
     known = schema.flat(raw)
     return {key: known[key] for key in keys if key in known}
@@ -27,6 +28,14 @@ def steps_or_epochs(raw: dict[str, Any], typed: set[str], brought: set[str]) -> 
         if len(given) == 1 and isinstance(raw[section], dict):
             [other] = both - given
             raw[section][other.removeprefix(f"{section}.")] = None
+
+
+def settings_of_problem(raw: dict[str, Any], given: set[str]) -> None:
+    """What the problem sets instead of the model, where it was not given."""
+    for key, value in choices.spec("downstream", raw["downstream"]["name"]).prevails.items():
+        section, name = key.split(".")
+        if key not in given:
+            raw[section][name] = value
 
 
 def published_rates(raw: dict[str, Any], given: set[str]) -> None:

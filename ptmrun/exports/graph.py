@@ -62,7 +62,9 @@ class Graph(nn.Module):
 def traced(networks: Networks, model: Any, inputs: Any, name: str) -> Graph:
     """Raises UserError where a model does not answer with one tensor."""
     if model is not None and not (model.library_task or model.graph_task):
-        raise UserError(f"format={name}: downstream={networks.cfg.downstream.name} answers in many steps; leave format= out")
+        detector = getattr(networks.cfg.downstream, "detector", None)
+        what = f"downstream.detector={detector}" if detector else f"downstream={networks.cfg.downstream.name}"
+        raise UserError(f"format={name}: {what} answers in many steps; leave format= out")
     return Graph(networks, model, inputs)
 
 

@@ -426,11 +426,12 @@ def framed(axis: Any, box: Any, words: str, color: str) -> None:
 
 
 def precision_recall(run: Run, name: str, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """A curve of (recall, precision) for each title."""
+    """A curve of (recall, precision) for each title; a point at 0 where nothing was found."""
     figure = Figure(figsize=(4.6, 3.2))
     axis = figure.subplots()
     for i, (title, (recall, precision)) in enumerate(curves.items()):
-        axis.plot([0, *recall], [*precision[:1], *precision], color=mpl.colormaps["tab10"](i % 10), lw=1.2, label=title)
+        first = precision[0] if len(precision) else 0.0
+        axis.plot([0, *recall], [first, *precision], color=mpl.colormaps["tab10"](i % 10), lw=1.2, label=title)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
     if curves:
         axis.legend(frameon=False, fontsize=6.5, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -4,8 +4,8 @@ import importlib.util
 from typing import Any
 
 from ptmrun.downstream.base import Problem
+from ptmrun.downstream.detection.detectors import build
 from ptmrun.downstream.detection.floors import baseline_predictions
-from ptmrun.downstream.detection.head import build
 from ptmrun.downstream.detection.inputs import opened, unlabelled
 from ptmrun.downstream.detection.metrics import (
     answer_rows,

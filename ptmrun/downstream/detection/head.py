@@ -14,13 +14,13 @@ from ptmrun.batch import NO_BOX, Boxes
 from ptmrun.downstream.base import Model, ProblemSetup
 from ptmrun.downstream.detection.losses import Anchored, Dense, targets_of
 from ptmrun.downstream.detection.pyramid import STRIDES, Pyramid
-from ptmrun.errors import UserError
 from ptmrun.loss import Loss
 from ptmrun.models.modes import eval_mode
 
 MOST = 100  # boxes of an image, as COCO counts
 TWICE = 0.5  # intersection over union of two found boxes of a class, from which the less sure one is left out
 UNSURE = 0.05  # a score below which nothing is found
+LIMITS: dict[str, Any] = {"score_thresh": UNSURE, "detections_per_img": MOST, "nms_thresh": TWICE}
 CONVOLUTIONS = 2  # of each branch of the head; torchvision's 4 are for larger images
 
 
@@ -35,25 +35,19 @@ class Detector(Model):
         super().__init__()
         self.encoder, self.size = encoder, size
         self.empty = 1.0  # what a micro-batch without a box counts, where the whole batch has none
-        for module in encoder.above_map:
-            module.requires_grad_(False)  # no box depends on it
-        device = next(encoder.parameters()).device
-        with eval_mode(encoder), torch.no_grad():
-            maps = encoder.stage_maps(torch.zeros(1, encoder.channels, size, size, device=device))
-        pyramid = Pyramid([x.shape[1] for x in maps], [x.shape[-1] for x in maps], size)
-        common = {"score_thresh": UNSURE, "detections_per_img": MOST, "nms_thresh": TWICE}
+        pyramid = pyramid_on(encoder, size)
         if detector == "fcos":
             anchors = AnchorGenerator(tuple((stride,) for stride in STRIDES), ((1.0,),) * len(STRIDES))
             head = Dense(pyramid.out_channels, 1, classes, CONVOLUTIONS)
-            self.head = FCOS(pyramid, classes, anchor_generator=anchors, head=head, **common)
+            self.head = FCOS(pyramid, classes, anchor_generator=anchors, head=head, **LIMITS)
         else:
             sizes = tuple(tuple(int(2 * stride * 2 ** (i / 3)) for i in range(3)) for stride in STRIDES)
             anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(STRIDES))
             head = Anchored(pyramid.out_channels, anchors.num_anchors_per_location()[0], classes)
-            self.head = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **common)
+            self.head = RetinaNet(pyramid, classes, anchor_generator=anchors, head=head, **LIMITS)
         levels = [torch.zeros(1, 1, side, side) for side in pyramid.sides]
         [grid] = anchors(ImageList(torch.zeros(1, 1, size, size), [(size, size)]), levels)
-        self.register_buffer("grid", grid.to(device), persistent=False)
+        self.register_buffer("grid", grid.to(next(encoder.parameters()).device), persistent=False)
         each = anchors.num_anchors_per_location()
         self.counts = [side**2 * n for side, n in zip(pyramid.sides, each, strict=True)]  # of each level's places
 
@@ -130,10 +124,11 @@ def packed(found: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
     return {"boxes": boxes, "scores": scores, "classes": classes}
 
 
-def build(encoder: Any, setup: ProblemSetup, options: Any) -> Detector:
-    """The model of a fine-tuning with these options, before training. Raises UserError for images of a side that does not fit."""
-    size, unit = setup.processor.size, STRIDES[-1]
-    if size % unit:
-        near = max(unit, unit * round(size / unit))
-        raise UserError(f"dataset.image_size={size}: detection wants a multiple of {unit}, such as {near}")
-    return Detector(encoder, len(setup.classes), size, setup.options.detector)
+def pyramid_on(encoder: Any, size: int) -> Pyramid:
+    """For images of this side. What of the encoder lies above the maps is not trained: no box depends on it."""
+    for module in encoder.above_map:
+        module.requires_grad_(False)
+    device = next(encoder.parameters()).device
+    with eval_mode(encoder), torch.no_grad():
+        maps = encoder.stage_maps(torch.zeros(1, encoder.channels, size, size, device=device))
+    return Pyramid([x.shape[1] for x in maps], [x.shape[-1] for x in maps], size)

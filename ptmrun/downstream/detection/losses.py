@@ -23,6 +23,12 @@ def targets_of(labels: Boxes) -> Targets:
     return made
 
 
+def inside_ignored(places: Tensor, target: dict[str, Tensor]) -> Tensor:
+    """Which places [L, 4] have their centres in an ignored box, [L] bool."""
+    centres = (places[:, None, :2] + places[:, None, 2:]) / 2
+    return ((centres > target["ignored"][:, :2]) & (centres < target["ignored"][:, 2:])).all(2).any(1)
+
+
 def without_ignored(
     targets: Targets, outputs: dict[str, Tensor], anchors: list[Tensor], matched: list[Tensor]
 ) -> dict[str, Tensor]:
@@ -31,9 +37,7 @@ def without_ignored(
         return outputs
     hidden = []
     for target, places, own in zip(targets, anchors, matched, strict=True):
-        centres = (places[:, None, :2] + places[:, None, 2:]) / 2
-        inside = ((centres > target["ignored"][:, :2]) & (centres < target["ignored"][:, 2:])).all(2).any(1)
-        hidden.append(inside & (own < 0))
+        hidden.append(inside_ignored(places, target) & (own < 0))
     return {**outputs, "cls_logits": outputs["cls_logits"].masked_fill(torch.stack(hidden)[..., None], NOTHING)}
 
 
