@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import drop_digests
 
-from ptmrun.reports import charts, curves, page, predictions, report, scores_table
+from ptmrun.reports import charts, curves, figures, page, phrases, predictions, report, scores_table
 from ptmrun.reports.charts import Bar, Mark, Series
 from ptmrun.runs.folder import Run
 
@@ -320,3 +320,27 @@ def test_in_a_browser(done_run, tmp_path):
     assert result["hidden"] >= 1
     assert result["focusable"] >= 4
     assert result["wide"][0] <= max(result["wide"][1], 500), "Chromium's windows are 500 wide at least"
+
+
+def test_large_counts_fit_into_their_cells():
+    assert [phrases.few_digits(n) for n in (0, 9999, 10_000, 238_831, 2_400_000, 31 * 10**9)] == [
+        "0",
+        "9999",
+        "10k",
+        "239k",
+        "2M",
+        "31G",
+    ]
+    grid = charts.confusion([[238_831, 9], [1, 12]], ["sea", "land"])
+    assert [cell["text"] for cell in grid.cells] == ["239k", "9", "1", "12"]
+    assert grid.cells[0]["title"] == "sea taken for sea: 238,831 of 238,840 (100%)"
+
+
+def test_worst_images_with_boxes_are_judged_by_their_f1():
+    table = pa.table({"sample": ["a", "b"], "score": [-0.2, 1.4], "f1": [0.8, 0.1], "true_boxes": [3, 7]})
+    assert predictions.mistakes(table) == (["sample", "true_boxes", "f1"], [["b", "7", "0.100"], ["a", "3", "0.800"]])
+
+
+def test_words_of_boxes_at_one_corner_are_those_of_the_surest():
+    assert figures.free([30, 40, 60, 70], [[70, 40, 90, 90], [30, 52, 60, 70]], 128)
+    assert not figures.free([30, 40, 60, 70], [[34, 43, 90, 90]], 128)

@@ -45,8 +45,8 @@ CAPTIONS = {
     ),
     "confusion": Caption("Which classes are taken for which (first repeat, most labels).", place="errors"),
     "boxes": Caption(
-        "True boxes (above) and those found (below) at the threshold with the best F1, in the best and the worst test images "
-        "(first repeat, most labels).",
+        "True boxes (above) and those found (below) at the threshold with the best F1, in the best, then the worst test images "
+        "(first repeat, most labels). Gray boxes do not count.",
         place="errors",
     ),
     "precision_recall": Caption("Precision against recall at an overlap of 0.5, by class.", place="errors"),

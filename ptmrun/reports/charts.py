@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ptmrun.reports import phrases
+
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 54, 14, 12, 42
 MOST = 240  # points of a line; of more, the lowest and the highest of each part are drawn
 PALETTE = ("blue", "orange", "green", "purple", "red", "teal", "brown", "gray")
@@ -266,7 +268,7 @@ def confusion(matrix: list[list[int]], classes: list[str], numbers: int = 15) ->
         for j, n in enumerate(row):
             if n:
                 title = f"{classes[i]} taken for {classes[j]}: {n:,} of {sum(row):,} ({n / whole:.0%})"
-                text = str(n) if len(classes) <= numbers else ""
+                text = phrases.few_digits(n) if len(classes) <= numbers else ""
                 place = {"x": edge + side * j, "y": edge + side * i}
                 cells.append({**place, "share": round(n / whole, 3), "text": text, "title": title})
     right, total = sum(row[i] for i, row in enumerate(matrix)), sum(map(sum, matrix))

@@ -32,6 +32,7 @@ mpl.rcParams.update(
 
 
 TOP = 18  # characters above a picture
+BESIDE = 5  # pictures with boxes in a row
 CROWDED = 12  # boxes of a picture, of which more have no words
 MOST_NAMED = 20  # classes of a legend
 BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#d9822b", "#3a8f5c", "#8a8f98"
@@ -277,7 +278,7 @@ def confusion(run: Run, matrix: list[list[int]], classes: list[str]) -> None:
                 axis.text(
                     j,
                     i,
-                    f"{n:.0f}",
+                    phrases.few_digits(int(n)),
                     ha="center",
                     va="center",
                     fontsize=6.5,
@@ -395,24 +396,36 @@ def similarity(run: Run, images: Tensor, captions: list[str], values: Tensor) ->
 
 
 def boxes(run: Run, name: str, images: Tensor, shown: list[tuple[list, list, str]]) -> None:
-    """Images [B, C, S, S], above with their true boxes (green; gray where it does not count), below with those that are found.
-    shown: of each ((box, class, whether it is ignored) ..., (box, words) ..., title)."""
-    count = len(images)
-    figure = Figure(figsize=(1.75 * count, 4.0))
-    axes = figure.subplots(2, count, squeeze=False)
+    """Images [B, C, S, S], BESIDE in a row, above with their true boxes (green; gray where it does not count), below with those
+    that are found, the surest in front. shown: of each ((box, class, whether it is ignored) ..., (box, words) ..., the surest
+    first, title)."""
+    across = min(BESIDE, len(images))
+    blocks = -(-len(images) // across)
+    figure = Figure(figsize=(1.9 * across, 4.2 * blocks))
+    axes = figure.subplots(2 * blocks, across, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
     for i, (true, found, title) in enumerate(shown):
-        for axis in axes[:, i]:
-            axis.set_axis_off()
+        block, column = divmod(i, across)
+        above, below = axes[2 * block : 2 * block + 2, column]
+        for axis in (above, below):
             axis.imshow(as_array(images[i]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         for box, words, ignored in true:
-            framed(axes[0, i], box, words if len(true) <= CROWDED else "", GRAY if ignored else GREEN)
-        for box, words in found:
-            framed(axes[1, i], box, words if len(found) <= CROWDED else "", ORANGE)
-        axes[1, i].set_title(title, fontsize=7)
-    for axis, text in zip(axes[:, 0], ("true", "found"), strict=True):
+            framed(above, box, words if len(true) <= CROWDED else "", GRAY if ignored else GREEN)
+        side = images.shape[-1]
+        for place, (box, words) in reversed(list(enumerate(found))):
+            surer = [other for other, _ in found[:place]]
+            framed(below, box, words if len(found) <= CROWDED and free(box, surer, side) else "", ORANGE)
+        below.set_title(title, fontsize=7)
+    for axis, text in zip(axes[:, 0], ("true", "found") * blocks, strict=True):
         axis.text(-0.05, 0.5, text, transform=axis.transAxes, ha="right", va="center")
     figure.subplots_adjust(wspace=0.04, hspace=0.12)
     save(run, name, figure)
+
+
+def free(box: Any, others: list[Any], side: int) -> bool:
+    """Whether words at the upper left corner of a box do not lie on those of others."""
+    return not any(abs(box[0] - x[0]) < 0.3 * side and abs(box[1] - x[1]) < 0.06 * side for x in others)
 
 
 def framed(axis: Any, box: Any, words: str, color: str) -> None:

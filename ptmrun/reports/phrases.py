@@ -27,6 +27,14 @@ def group_lines(groups: dict[str, Any]) -> list[list[str]]:
     return [[name, f"{s['n']:,}", f"{s['accuracy']:.3f}", f"{s['f1_macro']:.3f}"] for name, s in order]
 
 
+def few_digits(count: int) -> str:
+    """A count in four characters at most: 9999, 10k, 2M."""
+    for unit, name in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= unit and count >= 10_000:
+            return f"{count / unit:.0f}{name}"
+    return str(count)
+
+
 def labels(number: int | None, counted: str = "labels per class") -> str:
     """`counted`: what the problem counts."""
     if number is None:

@@ -42,7 +42,7 @@ def read(run: Run, columns: tuple[str, ...]) -> pa.Table | None:
 def judged(run: Run, labels: int | None) -> dict[str, Any]:
     """`mistakes` and `calibration` of the first repeat with a number of labels; nothing without a file. Raises UserError as
     `read` does."""
-    table = read(run, (*TEXTS, "confidence", "labels_per_class", "repeat", "score"))
+    table = read(run, (*TEXTS, "confidence", "true_boxes", "f1", "labels_per_class", "repeat", "score"))
     if table is None or not len(mine := first_repeat(table, labels)):
         return {}
     try:
@@ -60,13 +60,14 @@ def first_repeat(table: pa.Table, labels: int | None) -> pa.Table:
 def mistakes(table: pa.Table) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of the SHOWN worst samples of those that are wrong: the lowest score first, among equal ones those that the
     model was surest of."""
-    titles = [c for c in (*TEXTS, "confidence", "score") if c in table.column_names]
-    score, sure = np.asarray(table["score"], dtype=float), certainty(table)
+    judge = "f1" if "f1" in table.column_names else "score"  # of boxes, whose score is the image's part in that of all
+    titles = [c for c in (*TEXTS, "true_boxes", "confidence", judge) if c in table.column_names]
+    score, sure = np.asarray(table[judge], dtype=float), certainty(table)
     label, prediction = (table[c].to_pylist() if c in table.column_names else [] for c in ("label", "prediction"))
     wrong = np.array([a != b for a, b in zip(label, prediction, strict=True)]) if label else score < 1
     order = [i for i in np.lexsort((-sure, score)).tolist() if wrong[i]][:SHOWN]
     if sorted(set(score.tolist())) in ([0.0], [0.0, 1.0]):
-        titles.remove("score")  # right or wrong, no more
+        titles.remove(judge)  # right or wrong, no more
     if "confidence" in titles and not sure.any():
         titles.remove("confidence")
     shown = table.take(order).select(titles).to_pylist() if order else []

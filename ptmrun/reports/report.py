@@ -222,6 +222,7 @@ def wrong(run: Run, results: dict[str, Any], album: Album) -> dict[str, Any]:
         "refused": "",
         "matrix": charts.confusion(matrix, classes) if drawn else None,
         "confused": predictions.confused(matrix, classes) if len(matrix) > 2 else [],
+        "counted": "samples" if sum(map(sum, matrix)) == results.get("n_test") else "times",  # pixels and tokens are no samples
         "calibration": None,
         "ece": f"Expected calibration error {metrics['ece']:.3f}." if metrics.get("ece") is not None else "",
         "groups": {"titles": phrases.GROUP_TITLES, "rows": phrases.group_lines(groups)} if groups else None,
@@ -233,7 +234,7 @@ def wrong(run: Run, results: dict[str, Any], album: Album) -> dict[str, Any]:
         if judged := predictions.judged(run, entry["labels_per_class"]):
             titles, rows = judged["mistakes"]
             shown["mistakes"] = {"titles": titles, "rows": rows} if rows else None
-            shown["calibration"] = calibration(judged["calibration"]) if matrix else None
+            shown["calibration"] = calibration(judged["calibration"]) if shown["ece"] else None
     except UserError as error:
         shown["refused"] = f"Single samples are not shown: {error}"
     if worst := metrics.get("worst"):  # of speech, with what was said
