@@ -44,7 +44,7 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
         if experiment
         else set()
     )
-    settings_of_problem(raw, typed | brought | choices.settings_of_users(chosen))
+    settings_of_problem(raw, typed | brought | choices.keys_of_users(chosen))
     published_rates(raw, typed | brought)
     if parent:
         raw = inherit(raw, parent, own, set(chosen), typed | brought)

@@ -619,12 +619,13 @@ def test_choices_that_belong_together_are_taken_together():
 def test_a_problem_prevails_over_the_model_but_not_over_what_is_given():
     assert compose(["model=cnn"]).pretrain.steps == 600
     cfg = compose(["model=cnn", "downstream=segmentation"])
-    assert (cfg.pretrain.steps, cfg.pretrain.batch_size, cfg.finetune.lr) == (200, 128, 3e-3)
+    assert (cfg.pretrain.steps, cfg.pretrain.batch_size, cfg.finetune.lr) == (200, 128, 1e-2)
+    assert compose(["model=resnet", "downstream=segmentation"]).finetune.lr == 1e-3
+    assert compose(["model=cnn", "downstream=segmentation", "finetune=lora"]).finetune.lr == 5e-3
     assert compose(["model=resnet", "downstream=detection"]).pretrain.steps == 40
-    assert compose(["model=cnn", "downstream=segmentation", "finetune.lr=1e-4"]).finetune.lr == 1e-4
+    assert compose(["model=cnn", "downstream=segmentation", "pretrain.steps=9"]).pretrain.steps == 9
     assert compose(["model=cnn", "downstream=segmentation", "pretrain.epochs=2"]).pretrain.steps is None
     assert compose(["experiment=bluemarble"]).pretrain.steps == 400
-    assert compose(["model=resnet", "downstream=segmentation", "init=pretrained"]).finetune.lr == 1e-4
 
 
 def test_a_choice_of_the_users_own_prevails_over_the_problem(monkeypatch):

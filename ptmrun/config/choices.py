@@ -122,13 +122,29 @@ def settings_of_other_groups(group: str, name: str) -> dict[str, Any]:
     """What a choice sets outside of its own group, by dotted key."""
     block = yaml.safe_load(text(group, name))
     own = flat({k: v for k, v in block.items() if k not in (group, "defaults")})
-    return own | spec(group, name).prevails if group == "downstream" else own
+    if group == "downstream":  # but not of pretraining, which a run that starts from another one has from that
+        own |= {key: value for key, value in spec(group, name).prevails.items() if key.startswith("finetune.")}
+    return own
 
 
-def settings_of_users(chosen: dict[str, str]) -> set[str]:
-    """The dotted keys that choices in the user's own folder set outside of their groups."""
+def keys_of(group: str, name: str) -> set[str]:
+    """All dotted keys that a choice sets."""
+    return set(flat({k: v for k, v in yaml.safe_load(text(group, name)).items() if k != "defaults"}))
+
+
+def keys_of_users(chosen: dict[str, str]) -> set[str]:
+    """The same of the choices that are in the user's own folder."""
     own = [(group, name) for group, name in chosen.items() if files(group)[name][0] not in packages()]
-    return {key for group, name in own for key in settings_of_other_groups(group, name)}
+    return {key for group, name in own for key in keys_of(group, name)}
+
+
+def prevailing(downstream: str, model: str) -> dict[str, Any]:
+    """What a problem sets instead of a model, by dotted key."""
+    every = {
+        key: value.get(model) if isinstance(value, dict) else value
+        for key, value in spec("downstream", downstream).prevails.items()
+    }
+    return {key: value for key, value in every.items() if value is not None}
 
 
 def choices_of_experiment(experiment: str) -> dict[str, str]:
@@ -146,7 +162,7 @@ class Spec(NamedTuple):
     types: dict[str, str]
     roles: dict[str, Role]  # of keys in `types`
     usual: dict[str, str]  # the dataset of a problem, the downstream of a data set, where none is chosen
-    prevails: dict[str, Any]  # what a problem sets instead of the model, by dotted key
+    prevails: dict[str, Any]  # what a problem sets instead of the model, by dotted key; a mapping: by the model's name
 
 
 @functools.cache

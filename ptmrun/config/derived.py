@@ -31,8 +31,9 @@ def steps_or_epochs(raw: dict[str, Any], typed: set[str], brought: set[str]) -> 
 
 
 def settings_of_problem(raw: dict[str, Any], given: set[str]) -> None:
-    """What the problem sets instead of the model, where it was not given."""
-    for key, value in choices.spec("downstream", raw["downstream"]["name"]).prevails.items():
+    """What the problem sets instead of the model, where neither the user nor the method of fine-tuning does."""
+    given = given | choices.keys_of("finetune", raw["finetune"]["name"])
+    for key, value in choices.prevailing(raw["downstream"]["name"], raw["model"]["name"]).items():
         section, name = key.split(".")
         if key not in given:
             raw[section][name] = value
