@@ -619,7 +619,7 @@ def test_choices_that_belong_together_are_taken_together():
 def test_a_problem_prevails_over_the_model_but_not_over_what_is_given():
     assert compose(["model=cnn"]).pretrain.steps == 600
     cfg = compose(["model=cnn", "downstream=segmentation"])
-    assert (cfg.pretrain.steps, cfg.pretrain.batch_size, cfg.finetune.lr) == (200, 128, 1e-2)
+    assert (cfg.pretrain.steps, cfg.pretrain.batch_size, cfg.finetune.lr) == (100, 128, 1e-2)
     assert compose(["model=resnet", "downstream=segmentation"]).finetune.lr == 1e-3
     assert compose(["model=cnn", "downstream=segmentation", "finetune=lora"]).finetune.lr == 5e-3
     assert compose(["model=resnet", "downstream=detection"]).pretrain.steps == 40
