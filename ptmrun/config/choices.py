@@ -163,6 +163,7 @@ class Spec(NamedTuple):
     roles: dict[str, Role]  # of keys in `types`
     usual: dict[str, str]  # the dataset of a problem, the downstream of a data set, where none is chosen
     prevails: dict[str, Any]  # what a problem sets instead of the model, by dotted key; a mapping: by the model's name
+    whole_weights: bool = False  # it computes with weights outside of `forward`, so that each process must have them whole
 
 
 @functools.cache
@@ -175,7 +176,8 @@ def spec(group: str, name: str) -> Spec:
     needs, provides, requires = (frozenset(block.get(k, ())) for k in ("needs", "provides", "requires"))
     module = block.get("module") and module_name(group, block["module"], files(group)[name][0])
     types, usual, prevails = (block.get(k, {}) for k in ("types", "usual", "prevails"))
-    return Spec(module, needs, provides, requires, types, roles, usual, prevails)
+    whole = block.get("whole_weights", False)
+    return Spec(module, needs, provides, requires, types, roles, usual, prevails, whole)
 
 
 def module_name(group: str, module: str, package: str) -> str:

@@ -84,6 +84,8 @@ def contradictions(config: Config) -> list[str]:
             lines.append(
                 f"device.processes={processes}: {why}; expected at most {loop.accumulate}, or a new run with more of these"
             )
+    if config.device.shard:
+        lines += unsharded(config, stages.split())
     if (
         isinstance(config.finetune, ImageFinetune)
         and isinstance(config.finetune.resolution, int)
@@ -109,4 +111,24 @@ def contradictions(config: Config) -> list[str]:
         lines.append("stage=evaluate: needs init=<run folder> of a run that fine-tuned")
     if config.budget is not None and config.stage != "all":
         lines.append(f"budget={config.budget}: sizes the three stages together, so it goes with stage=all")
+    return lines
+
+
+def unsharded(config: Config, stages: list[str]) -> list[str]:
+    """Why weights cannot lie in parts, one in each process."""
+    lines, processes = [], config.device.processes
+    if processes == 1:
+        lines.append("device.shard=true: each of several processes has a part of the weights; give device.processes=2 or more too")
+    if config.device.compile:
+        lines.append("device.shard=true device.compile=true: compiled code gathers no weights; leave one of them out")
+    for stage, group in (("pretrain", "task"), ("finetune", "finetune")):
+        loop, name = getattr(config, stage), getattr(config, group).name
+        if stage not in stages:
+            continue
+        if loop.accumulate >= processes and loop.accumulate % processes:
+            why = f"{stage}.accumulate={loop.accumulate} micro-batches cannot be shared equally by device.processes={processes}"
+            lines.append(f"device.shard=true: {why}; expected a multiple")
+        if choices.spec(group, name).whole_weights:
+            fits = [x for x in choices.names(group) if not choices.spec(group, x).whole_weights]
+            lines.append(f"device.shard=true: {group}={name} needs its weights whole; there is: {group}={', '.join(fits)}")
     return lines

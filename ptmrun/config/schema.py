@@ -192,6 +192,7 @@ class Device(Strict):
     threads: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
     workers: Annotated[Literal["auto"] | Annotated[int, Field(ge=0, le=1024)], Role.HARMLESS]
     processes: Annotated[Annotated[int, Field(ge=1, le=65536)], Role.HARMLESS]
+    shard: Annotated[bool, Role.HARMLESS]
     recompute: Annotated[bool, Role.HARMLESS]
     compile: bool
     side_by_side: Literal["auto"] | bool

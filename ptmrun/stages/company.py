@@ -195,7 +195,9 @@ def follow() -> NoReturn:
     sys.exit(0)
 
 
-def take_part(context: Context, tags: dict[str, Any], steps: int, trial: list[Any] | None) -> None:
+def take_part(
+    context: Context, tags: dict[str, Any], steps: int, trial: list[Any] | None, probe_at: list[int], save_last: bool
+) -> None:
     """Trains what the main process does: the objective, or the model of a trial."""
     cfg, data = context.cfg, context.data
     if trial is None:
@@ -205,7 +207,8 @@ def take_part(context: Context, tags: dict[str, Any], steps: int, trial: list[An
         one = Trial(*trial)
         model, split, seed = new_model(context, one)[0], chosen_labels(context, one), one.seed
         loop = finetune_settings(cfg, one, len(split))
-    with planned(context, model, split, loop, steps, seed, tags) as (batches, plan):
+    same = {"probe_at": frozenset(probe_at), "save_last": save_last}
+    with planned(context, model, split, loop, steps, seed, tags, **same) as (batches, plan):
         training.fit(model, batches, plan)
 
 

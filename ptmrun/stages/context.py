@@ -162,6 +162,7 @@ def planned(
         rng.leave_untraced()
     place = place_of(context, "evaluate" if tags["stage"] == "baseline" else tags["stage"])
     order = {"tags": tags, "steps": steps, "trial": astuple(trial) if trial else None}
+    order |= {"probe_at": sorted(extra.get("probe_at", ())), "save_last": extra.get("save_last", False)}
     clock = "/".join([tags["stage"], *([trial.name] if trial else [])])
     quiet = tags["stage"] != "pretrain"
     with all_processes(context, clock, order), Bar(run, f"{place}{purpose}", steps, quiet, after) as bar:
@@ -189,6 +190,7 @@ def planned(
                 bad=run.path("checkpoints", "nan", f"{purpose.replace('/', '_')}.safetensors"),
                 replay=f"ptmrun replay {run.typed}",
                 processes=context.processes,
+                shard=context.cfg.device.shard and context.processes.size > 1,
                 **extra,
             ),
         )

@@ -14,7 +14,7 @@ from ptmrun.data.modality import Modality, Processor
 from ptmrun.downstream.base import Problem, ProblemSetup
 from ptmrun.errors import UserError
 from ptmrun.models.base import Encoder, Family
-from ptmrun.models.recompute import recompute
+from ptmrun.models.recompute import blocks, recompute
 from ptmrun.objectives.base import Objective
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, load_weights, source
@@ -53,9 +53,12 @@ class Networks:
         attention = device.attention(self.device, self.cfg.device.precision)
         encoder = self.family.build(self.cfg.model, self.processor.spec, attention)
         encoder.to(self.device)
-        if self.cfg.device.recompute and not recompute(encoder):
-            why = f"model={self.cfg.model.name} has no blocks of transformers' that could be computed again"
-            raise UserError(f"device.recompute=true: {why}; leave it out")
+        if self.cfg.device.recompute:
+            recompute(encoder)
+        for key, what in {"recompute": "computed again", "shard": "taken apart"}.items():
+            if getattr(self.cfg.device, key) and not blocks(encoder):
+                why = f"model={self.cfg.model.name} has no blocks of transformers' that could be {what}"
+                raise UserError(f"device.{key}=true: {why}; leave it out")
         if encoder.learns_buffers:
             encoder.load_state_dict(self.buffers(encoder), strict=False)
         return encoder

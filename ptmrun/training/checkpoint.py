@@ -42,6 +42,14 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: list
     return tensors
 
 
+def places(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]) -> dict[str, Tensor]:
+    """By the same names, which tensor each is of, or is like."""
+    like = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{i}": v for i, v in enumerate(average)}
+    for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        like |= {f"optimizer.{i}.{kind}": parameter for kind in optim.MOMENTS}
+    return like
+
+
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """In main memory, where later steps do not change them."""
     return {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}

@@ -14,7 +14,8 @@ from ptmrun import rng
 from ptmrun.errors import Interrupted
 from ptmrun.storage import tensor_files
 from ptmrun.training import optim, recovery
-from ptmrun.training.checkpoint import State, copied, restore, save, tensors_of
+from ptmrun.training.checkpoint import State, copied, places, restore, save, tensors_of
+from ptmrun.training.layout import Parts, Whole
 from ptmrun.training.plan import Plan, StepSource
 from ptmrun.training.processes import ALONE, Processes, Step
 from ptmrun.training.schedule import lr_at
@@ -31,17 +32,21 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     (see recovery.py). Raises UserError when it may not or no longer do that, Interrupted after saving when a signal is pending.
 
     With several processes each calls it, with a model and batches that are the same; the weights and the state to go on from are
-    those of the main one, which alone writes.
+    those of the main one, which alone writes. With plan.shard each trains a part of the weights, and that one's model has them all
+    whenever it is looked at, and in the end.
     """
     loop, processes = plan.loop, plan.processes
-    own = processes.share(min(loop.accumulate, plan.batch_size))
+    each = min(loop.accumulate, plan.batch_size)
+    own = processes.share(each)
     model.train()
+    layout = Parts(processes, each) if plan.shard else Whole()
+    shown, model = model, layout.trained(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     kept_on_disk = model.state_dict().keys()
     buffers = {name: b for name, b in model.named_buffers() if name in kept_on_disk}  # statistics that a forward pass changes
     optimizer = optim.build(optim.groups(model, loop, plan.depth_of, plan.depth), loop)
     average = [p.detach().clone() for p in parameters] if loop.ema else []
-    state = begin(model, optimizer, average, plan)
+    state = begin(model, optimizer, average, plan, layout)
     start, saved, mark = state.step, time.perf_counter(), time.perf_counter()
     logged, wait, seen = start, 0.0, 0
     steps = shared(batches, start, plan)
@@ -53,28 +58,28 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         kept = {name: b.clone() for name, b in buffers.items()}
         autocast = plan.autocast if state.precision == plan.precision else contextlib.nullcontext
         inside = partial(forward_context, autocast, plan.seed, plan.purpose, step * loop.accumulate + own.start)
-        sums = gradients(model, plan.forward or model, micros, inside, processes)
-        samples, signum = sum(len(m["ids"]) for m in micros), None
+        with layout.exchanging():
+            sums = gradients(model, plan.forward or model, micros, inside, processes)
+        samples, signum, due = sum(len(m["ids"]) for m in micros), None, time.perf_counter() - saved >= loop.checkpoint_every
         if processes.size > 1:
-            sums, samples, signum, rate = processes.take_step(model, kept, Step(sums, samples, plan.stop(), rate))
+            mine = Step(sums, samples, plan.stop(), rate, due)
+            sums, samples, signum, rate, due = processes.take_step(model, kept, mine, layout.sharded)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
-        norm = float(nn.utils.clip_grad_norm_(parameters, loop.clip or math.inf))
+        norm = layout.number(nn.utils.clip_grad_norm_(parameters, loop.clip or math.inf))
         value = average_of(*sums["loss"])
         seen += samples
 
         if fine := math.isfinite(value + norm) and value <= recovery.limit(state):
             state.in_a_row = 0
             state.first = state.first or [value]
-            if (
-                plan.recover
-                and processes.main
-                and step % math.ceil(plan.steps / recovery.ANCHORS) == 0
-                and value <= state.first[0]
-            ):
+            if plan.recover and step % math.ceil(plan.steps / recovery.ANCHORS) == 0 and value <= state.first[0]:
                 unchanged = {f"model.{name}": b for name, b in kept.items()}
-                state.good, state.good_step = copied(tensors_of(model, optimizer, average) | unchanged), step
-            optimizer.step()
+                tensors = layout.whole(tensors_of(model, optimizer, average) | unchanged)
+                if processes.main:
+                    state.good, state.good_step = copied(tensors), step
+            with layout.exchanging():
+                optimizer.step()
             if loop.ema:
                 with torch.no_grad():
                     torch._foreach_lerp_(average, list[Tensor](parameters), 1 - min(loop.ema, (1 + step) / (10 + step)))
@@ -90,10 +95,11 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         state.step = done = step + 1
         if trouble := recovery.trouble(state, parameters, plan):
+            weights = layout.whole(dict(model.state_dict()))
             if processes.main:
                 whole = micros if processes.size == 1 else next(batches.iterate(step, done))
-                recovery.go_back(trouble, state, model, whole, plan)
-            state = begin(model, optimizer, average, plan)
+                recovery.go_back(trouble, state, weights, whole, plan)
+            state = begin(model, optimizer, average, plan, layout)
             steps = shared(batches, state.step, plan)
             continue
 
@@ -111,22 +117,30 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
             plan.show(done, {**state.last, **{k: line[k] for k in ("lr", "grad_norm", "samples_per_s", "data_wait")}})
         elif done - logged == 1 or done == start + 1:
             plan.show(done, {})
-        if plan.probe and done in plan.probe_at:
+        if done in plan.probe_at:
             with averaged(parameters, average):
-                plan.probe(done)
+                layout.give(shown)
+                if plan.probe:
+                    plan.probe(done)
+            layout.take_buffers(shown)
             mark, wait, seen = time.perf_counter(), 0.0, 0
         if processes.size == 1:
-            signum = plan.stop()
-        if processes.main and done < plan.steps and (signum or time.perf_counter() - saved >= loop.checkpoint_every):
-            save(plan.file, tensors_of(model, optimizer, average), state, plan.steps)
+            signum, due = plan.stop(), time.perf_counter() - saved >= loop.checkpoint_every
+        if done < plan.steps and (signum or due):
+            tensors = layout.whole(tensors_of(model, optimizer, average))
+            if processes.main:
+                save(plan.file, tensors, state, plan.steps)
             saved = time.perf_counter()
         if signum and done < plan.steps:
             raise Interrupted(signum)
-    if plan.save_last and processes.main and state.step > start:
-        save(plan.file, tensors_of(model, optimizer, average), state, plan.steps)
+    if plan.save_last and state.step > start:
+        tensors = layout.whole(tensors_of(model, optimizer, average))
+        if processes.main:
+            save(plan.file, tensors, state, plan.steps)
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=False):
             parameter.copy_(mean)
+    layout.give(shown)
     return state.last
 
 
@@ -137,32 +151,43 @@ def shared(batches: StepSource, start: int, plan: Plan) -> Iterator[list[dict[st
     return batches.iterate(start, plan.steps, plan.processes.share(min(plan.loop.accumulate, plan.batch_size)))
 
 
-def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], plan: Plan) -> State:
+def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor], plan: Plan, layout: Whole) -> State:
     """The state to go on from, with metrics and manifest as they were then; a fresh one where there is no checkpoint."""
     state, processes = State(plan.precision), plan.processes
     file = plan.file if plan.file.exists() else plan.start
     saved = tensor_files.load(file) if file and processes.main else None
     if processes.size > 1:
-        saved = from_main(model, average, saved, processes)
+        saved = from_main(model, optimizer, average, saved, processes, layout)
     if saved:
         state = restore(file or plan.file, saved, plan.steps, plan.loop, model, optimizer, average)
-    if plan.recover and processes.main and not state.good:  # at the beginning and after a recovery
-        state.good, state.good_step = copied(tensors_of(model, optimizer, average)), state.step
+    if plan.recover and (processes.main or layout.sharded):
+        tensors = layout.whole(tensors_of(model, optimizer, average))
+        if processes.main and not state.good:  # at the beginning and after a recovery
+            state.good, state.good_step = copied(tensors), state.step
     plan.cut(state.step)
     plan.recovered(state.recoveries)
     return state
 
 
 def from_main(
-    model: nn.Module, average: list[Tensor], saved: tuple[dict[str, Tensor], dict[str, Any]] | None, processes: Processes
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: list[Tensor],
+    saved: tuple[dict[str, Tensor], dict[str, Any]] | None,
+    processes: Processes,
+    layout: Whole,
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What the main process goes on from, {name: tensor} and state, for all; where that is nothing, all get its weights."""
-    tensors, state = saved or (dict(model.state_dict()), None)
+    """What the main process goes on from, {name: tensor} and state, for all, as `layout` has it in each of them; where that is
+    nothing, all get its weights."""
+    tensors, state = saved or ({} if layout.sharded else dict(model.state_dict()), None)
     good = tensor_files.part(tensors, "good.") if saved else {}  # which it alone keeps
-    state, sent = processes.send(state, {k: v for k, v in tensors.items() if not k.startswith("good.") or not saved})
+    like = places(model, optimizer, average)
+    own = {k: v for k, v in tensors.items() if not k.startswith("good.") or not saved}
+    state, sent = processes.send(state, own, lambda name, value: layout.own(value, like.get(name)))
     if state is not None:
         return sent | {f"good.{k}": v for k, v in good.items()}, state
-    model.load_state_dict(sent)
+    if sent:
+        model.load_state_dict(sent)
     with torch.no_grad():
         for mean, parameter in zip(average, (p for p in model.parameters() if p.requires_grad), strict=False):
             mean.copy_(parameter)

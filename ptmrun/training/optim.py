@@ -12,6 +12,8 @@ PLAIN = (  # in the names of parameters that are not decayed, though they have t
     *("_bias", "_token", "seg_embed", "mask_emb", "layer_scale"),
 )
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # in an optimizer's state, of the shape of their parameter
+
 
 def groups(model: nn.Module, loop: Loop, depth_of: Callable[[str], int], top: int) -> list[dict]:
     """Parameter groups with `lr_scale` (layer_decay ** distance from the top) and weight decay on matrices only.

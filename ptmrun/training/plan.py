@@ -46,3 +46,4 @@ class Plan:
     bad: Path | None = None  # where weights and batch go when training stops because it diverges
     replay: str = ""  # what to type then
     processes: Processes = ALONE  # that train it
+    shard: bool = False  # each of these a part of its weights

@@ -22,12 +22,14 @@ class Lost(UserError):
 
 
 class Step(NamedTuple):
-    """What all processes have of a step, but for gradients: {name: [sum, items]}, samples, a pending signal, learning rate."""
+    """What all processes have of a step, but for gradients: {name: [sum, items]}, samples, a pending signal, learning rate, and
+    whether a checkpoint is due."""
 
     sums: dict[str, list[float]]
     samples: int
     signum: int | None
     rate: float
+    due: bool
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,23 @@ class Processes:
             dist.all_gather(rows, padded)
         return [json.loads(bytes(row[:size].numpy())) for row, size in zip(rows, sizes.tolist(), strict=True)]
 
-    def send(self, note: Any = None, tensors: dict[str, Tensor] | None = None) -> tuple[Any, dict[str, Tensor]]:
-        """What the main process gives, JSON and tensors: to all, in main memory."""
-        own = {k: v.detach().cpu().contiguous() for k, v in (tensors or {}).items()} if self.main else {}
-        kinds = {k: [list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in own.items()}
+    def send(
+        self,
+        note: Any = None,
+        tensors: dict[str, Tensor] | None = None,
+        own: Callable[[str, Tensor], Tensor] = lambda name, value: value,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """What the main process gives, JSON and tensors: to all, in main memory; of each tensor own(name, tensor)."""
+        mine = {k: v.detach().cpu().contiguous() for k, v in (tensors or {}).items()} if self.main else {}
+        kinds = {k: [list(v.shape), str(v.dtype).removeprefix("torch.")] for k, v in mine.items()}
         note, kinds = self.gather([note, kinds] if self.main else None)[0]
         copies = {}
         with self.together():
             for name, (shape, kind) in kinds.items():
-                value = own[name] if self.main else torch.empty(shape, dtype=getattr(torch, kind))
+                value = mine[name] if self.main else torch.empty(shape, dtype=getattr(torch, kind))
                 if value.numel():
                     dist.broadcast(value.view(-1).view(torch.uint8), 0)
-                copies[name] = value
+                copies[name] = own(name, value)
         return note, copies
 
     def rows(self, own: Tensor | None, device: torch.device) -> Tensor:
@@ -130,9 +137,10 @@ class Processes:
                 for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
                     tensor.copy_(part.view(tensor.shape))
 
-    def take_step(self, model: nn.Module, before: dict[str, Tensor], own: Step) -> Step:
+    def take_step(self, model: nn.Module, before: dict[str, Tensor], own: Step, summed: bool = False) -> Step:
         """Leaves the gradient of the whole batch's mean loss in the parameters, where each process has that of the sum over its
-        own micro-batches, and the buffers of `before`, their values before the step, as if one process had seen all of these."""
+        own micro-batches (summed: those of all processes), and the buffers of `before`, their values before the step, as if one
+        process had seen all of these."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         buffers = {name: model.get_buffer(name) for name in before}
         changed = [not torch.equal(buffer, before[name]) for name, buffer in buffers.items()]
@@ -147,13 +155,15 @@ class Processes:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in trained if p.grad is not None]
-        self.add_up(gradients)
+        if not summed:
+            self.add_up(gradients)
         torch._foreach_div_(gradients, sums["loss"][1])
         names = [name for name, *there in zip(buffers, *(note["changed"] for note in notes), strict=True) if any(there)]
         if names:
             self.merge(model, {name: before[name] for name in names})
         signals = [note["signum"] for note in notes if note["signum"]]
-        return Step(sums, sum(note["samples"] for note in notes), signals[0] if signals else None, notes[0]["rate"])
+        samples, signum = sum(note["samples"] for note in notes), signals[0] if signals else None
+        return Step(sums, samples, signum, notes[0]["rate"], notes[0]["due"])
 
     @torch.no_grad()
     def merge(self, model: nn.Module, before: dict[str, Tensor]) -> None:

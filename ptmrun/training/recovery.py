@@ -35,7 +35,7 @@ def trouble(state: State, parameters: list[nn.Parameter], plan: "Plan") -> str:
     return ""
 
 
-def go_back(why: str, state: State, model: nn.Module, micros: list[dict[str, Any]], plan: "Plan") -> None:
+def go_back(why: str, state: State, weights: dict[str, Tensor], micros: list[dict[str, Any]], plan: "Plan") -> None:
     """Writes plan.file as the last good state, to go on from in fp32 instead of bf16 or else at half the learning rate.
 
     That file is all there is to a recovery: a killed process that resumes from it takes the same path. Raises UserError, with
@@ -43,7 +43,7 @@ def go_back(why: str, state: State, model: nn.Module, micros: list[dict[str, Any
     """
     if not plan.recover or len(state.recoveries) == MOST:
         if plan.bad:
-            save_batch(plan.bad, model, micros, state, plan)
+            save_batch(plan.bad, weights, micros, state, plan)
         raise stopped(why, state, micros, plan)
     change: dict[str, Any] = {"lr_scale": state.lr_scale / 2} if state.precision == "fp32" else {"precision": "fp32"}
     event = {"why": why, "to": state.good_step, **change}
@@ -71,9 +71,9 @@ def stopped(why: str, state: State, micros: list[dict[str, Any]], plan: "Plan") 
     )
 
 
-def save_batch(file: Path, model: nn.Module, micros: list[dict[str, Any]], state: State, plan: "Plan") -> None:
+def save_batch(file: Path, weights: dict[str, Tensor], micros: list[dict[str, Any]], state: State, plan: "Plan") -> None:
     """Writes weights and batch of the last step, which was skipped: all that `replay` needs to run it again."""
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
+    tensors = {f"model.{k}": v for k, v in weights.items()}
     for i, micro in enumerate(micros):
         for name, value in micro.items():
             if isinstance(value, Tensor | Samples):

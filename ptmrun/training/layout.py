@@ -1,0 +1,140 @@
+"""How the weights of a model that is trained lie in the processes: whole in each, or (`device.shard`) a part in each."""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ptmrun.errors import UserError
+from ptmrun.models.recompute import blocks
+from ptmrun.training.processes import Processes
+
+
+class Whole:
+    """All weights, gradients and moments in each process."""
+
+    sharded = False
+
+    def trained(self, model: Any) -> Any:
+        """What is trained in place of a model: it itself."""
+        return model
+
+    def give(self, model: nn.Module) -> None:
+        """Makes the model have the weights and buffers of what is trained; in the main process."""
+
+    def take_buffers(self, model: nn.Module) -> None:
+        """Makes what is trained have the model's buffers; in the main process."""
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """In the main process these, whole. All processes call it, where they have parts of them."""
+        return tensors
+
+    def own(self, value: Tensor, like: Tensor | None) -> Tensor:
+        """Of a whole tensor what this process has, as it has that of another one."""
+        return value
+
+    def number(self, value: Tensor) -> float:
+        return float(value)
+
+    @contextlib.contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Around what needs weights of other processes. Raises Lost when one of these has ended."""
+        yield
+
+
+class Parts(Whole):
+    """A part in each, by PyTorch's FSDP2: a block of a network from transformers is gathered when it is computed, forward and
+    backward, and its gradients are added up and taken apart again; what is in no block is gathered for the whole pass. A process
+    other than the main one gives its model away for that; the main one keeps it, for probes and files."""
+
+    sharded = True
+
+    def __init__(self, processes: Processes, micros: int):
+        """Raises UserError for a number of micro-batches a step of which each process cannot take as many."""
+        if micros % processes.size:
+            why = f"a step has {micros} micro-batches, which {processes.size} processes cannot share equally"
+            raise UserError(f"device.shard=true: {why}; leave it out, or give a larger batch_size")
+        self.processes = processes
+        self.inner: Any = None
+
+    def trained(self, model: Any) -> Any:
+        """Raises UserError for a model whose weights cannot lie in parts."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        if numbers := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
+            raise UserError(f"device.shard=true: {numbers[0]} is a single number, which cannot be taken apart; leave it out")
+        _, sent = self.processes.send(None, model.state_dict())
+        model.load_state_dict(sent)
+        self.inner = copy.deepcopy(model) if self.processes.main else model
+        for parameter in self.inner.parameters():
+            parameter.data = parameter.data.contiguous()  # in memory by their first dimension, of which each takes a part
+        mesh = init_device_mesh(next(model.parameters()).device.type, (self.processes.size,))
+        for block in reversed(blocks(self.inner)):  # those inside others first
+            fully_shard(block, mesh=mesh)
+            for part in block.modules():  # an objective may compute a block by its parts
+                if part is not block:
+                    part.register_forward_pre_hook(lambda *_, block=block: block.unshard())
+        fully_shard(self.inner, mesh=mesh)
+        for module in self.inner.modules():
+            if isinstance(module, FSDPModule):  # sums, not means; by a factor alone gloo would be asked for what it has not
+                module.set_force_sum_reduction_for_comms(True)
+                module.set_gradient_divide_factor(1.0)
+        return self.inner
+
+    @torch.no_grad()
+    def give(self, model: nn.Module) -> None:
+        for name, value in self.whole(dict(self.inner.named_parameters())).items():
+            model.get_parameter(name).copy_(value)
+        if self.processes.main:
+            for name, buffer in self.inner.named_buffers():
+                model.get_buffer(name).copy_(buffer)
+
+    @torch.no_grad()
+    def take_buffers(self, model: nn.Module) -> None:
+        if self.processes.main:
+            for name, buffer in model.named_buffers():
+                self.inner.get_buffer(name).copy_(buffer)
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """In main memory, gathered one after the other."""
+        from torch.distributed.tensor import DTensor
+
+        copies = {}
+        for name, value in tensors.items():
+            with self.processes.together():
+                full = value.detach().full_tensor() if isinstance(value, DTensor) else value
+            if self.processes.main:
+                copies[name] = full.cpu()
+        return copies
+
+    def own(self, value: Tensor, like: Tensor | None) -> Tensor:
+        from torch.distributed.tensor import DTensor
+
+        if not isinstance(like, DTensor) or like.shape != value.shape:
+            return value
+        part = torch.empty_like(like, dtype=value.dtype, requires_grad=False)
+        rows = value.chunk(self.processes.size)  # of which there may be fewer
+        if self.processes.rank < len(rows):
+            part.to_local().copy_(rows[self.processes.rank])
+        return part
+
+    def number(self, value: Any) -> float:
+        from torch.distributed.tensor import DTensor
+
+        with self.processes.together():
+            return float(value.full_tensor() if isinstance(value, DTensor) else value)
+
+    @contextlib.contextmanager
+    def exchanging(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+                raise
+            with self.processes.together():
+                raise
