@@ -1,6 +1,7 @@
 """Several processes train as one does: for every objective and for fine-tuning, through kills and other numbers of them."""
 
 import contextlib
+import gc
 import itertools
 import json
 import os
@@ -30,6 +31,7 @@ from ptmrun.stages.context import batches_of
 from ptmrun.stages.prepare import prepare
 from ptmrun.stages.trials import Trial, chosen_labels, new_model
 from ptmrun.storage import tensor_files
+from ptmrun.storage.files import end_with_parent
 from ptmrun.training.loop import fit
 from ptmrun.training.plan import Plan
 from ptmrun.training.processes import ALONE, Lost, Processes, buckets
@@ -89,6 +91,7 @@ def in_two(work, tmp_path, fails=False):
     place.mkdir()
     child = os.fork()
     if not child:
+        end_with_parent()
         try:
             work(company.meet(1, 2, place, lambda: "lost"))
         except BaseException:
@@ -99,6 +102,7 @@ def in_two(work, tmp_path, fails=False):
         return work(company.meet(0, 2, place, lambda: "lost"))
     finally:
         dist.destroy_process_group()
+        gc.collect()  # what still holds the group: the other one waits as long as that is there
         _, status = os.waitpid(child, 0)
         if not fails:
             assert status == 0, (place / "error").read_text()

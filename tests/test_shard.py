@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from test_processes import CASES, PATCHES, SMALL, TEXTS, close, in_two, prepared, trained
+from test_processes import CASES, PATCHES, SMALL, TEXTS, Steps, close, in_two, loop_of, plan, prepared, trained
 from texts import story
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -16,6 +16,7 @@ from ptmrun.errors import Interrupted, UserError
 from ptmrun.loss import Learner, Loss
 from ptmrun.storage import tensor_files
 from ptmrun.training.layout import Parts
+from ptmrun.training.loop import fit
 from ptmrun.training.processes import ALONE, Lost, Processes
 
 torch.ones(1, requires_grad=True).sum().backward()  # before there are groups, else no process that is forked later can
@@ -56,47 +57,6 @@ def test_every_optimizer_takes_the_same_steps(tmp_path, optimizer):
     close((parts[0], [parts[1]["last"]]), (whole[0], [whole[1]["last"]]), 1e-5)
 
 
-def test_another_number_goes_on_with_the_same_files(tmp_path):
-    """Two parts, then one process, then two parts: as one process all the way, but for rounding."""
-    given = arguments("task=mlm", *TEXTS, "model=bert", "pretrain.ema=0.9")
-
-    def until(step, p=ALONE, **more):
-        calls = itertools.count(1)
-        with pytest.raises(Interrupted):
-            trained(*given, tmp_path / "parts", p, stop=lambda: 15 if next(calls) == step else None, **more)
-
-    in_two(lambda p: until(1, p, shard=True), tmp_path)
-    until(1)
-    end = in_two(lambda p: trained(*given, tmp_path / "parts", p, shard=True), tmp_path)
-    alone = trained(*given, tmp_path / "alone")
-    close(end, (alone[0], alone[1][2:]))
-
-
-def test_one_that_dies_ends_the_other_and_going_on_is_bit_exact(tmp_path):
-    """Killed in the forward pass of the third step."""
-    given = arguments("task=mlm", *TEXTS, "model=bert", "pretrain.optimizer=adamw", "pretrain.checkpoint_every=0", steps=4)
-    whole = in_two(lambda p: trained(*given, tmp_path / "whole", p, shard=True), tmp_path)
-
-    def killed(p):
-        make, passes = given[1], itertools.count(1)
-
-        def dying():
-            model = make()
-            if not p.main:
-                hidden = model.encoder.hidden
-                model.encoder.hidden = lambda x: os.kill(os.getpid(), 9) if next(passes) == 5 else hidden(x)
-            return model
-
-        with pytest.raises(Lost, match="lost"):
-            trained(given[0], dying, *given[2:], tmp_path / "both", p, shard=True)
-
-    in_two(killed, tmp_path, fails=True)
-    assert tensor_files.load(tmp_path / "both/state.safetensors")[1]["step"] == 2
-    again = in_two(lambda p: trained(*given, tmp_path / "both", p, shard=True), tmp_path)
-    assert tensor_files.sha256(again[0]) == tensor_files.sha256(whole[0])
-    assert again[1] == whole[1][2:]
-
-
 class Block(GradientCheckpointingLayer):
     def __init__(self):
         super().__init__()
@@ -107,17 +67,92 @@ class Block(GradientCheckpointingLayer):
 
 
 class Blocks(Learner):
-    """Two blocks, of which the second is computed by its parts, and a head."""
+    """Two blocks, of which the second is computed by its parts, and a head of one row, which one of two processes has."""
 
-    def __init__(self):
+    def __init__(self, dies=None):
         super().__init__()
         torch.manual_seed(0)
+        self.encoder, self.dies = None, dies
         self.blocks, self.head = nn.ModuleList([Block(), Block()]), nn.Linear(3, 1)
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, batch):
         self.seen += 1
-        return Loss(self.head(self.blocks[1].inner(self.blocks[0](batch))).square().sum(), len(batch)), {}
+        if self.seen == self.dies:
+            os.kill(os.getpid(), 9)
+        y = self.head(self.blocks[1].inner(self.blocks[0](batch["x"])))
+        return Loss(y.square().sum(), len(y)), {}
+
+
+def fitted(folder, p=ALONE, source=None, lines=None, steps=6, dies=None, **more):
+    """(weights and buffers, metrics without times)"""
+    model, lines = Blocks(dies), [] if lines is None else lines
+    loop = loop_of(optimizer="adamw", lr=0.01, checkpoint_every=0.0, max_skipped=1)
+    fit(model, source or Steps(), plan(loop, steps, 16, folder, p, lines, shard=p.size > 1, **more))
+    return dict(model.state_dict()), [{k: v for k, v in x.items() if k not in ("samples_per_s", "data_wait")} for x in lines]
+
+
+def test_another_number_goes_on_with_the_same_files(tmp_path):
+    """Two parts, then one process, then two parts: as one process all the way, but for rounding."""
+    alone, lines = fitted(tmp_path / "alone"), []
+
+    def until(step, p=ALONE):
+        calls = itertools.count(1)
+        with pytest.raises(Interrupted):
+            fitted(tmp_path / "parts", p, lines=lines, stop=lambda: 15 if next(calls) == step else None)
+
+    in_two(lambda p: until(2, p), tmp_path)
+    until(2)
+    close(in_two(lambda p: fitted(tmp_path / "parts", p, lines=lines), tmp_path), alone)
+    files = [tensor_files.load(tmp_path / folder / "state.safetensors")[0] for folder in ("parts", "alone")]
+    assert {k: v.shape for k, v in files[0].items()} == {k: v.shape for k, v in files[1].items()}
+
+
+def test_one_that_dies_ends_the_other_and_going_on_is_bit_exact(tmp_path):
+    """Killed in the forward pass of the third step, while the other one waits for its part of the weights."""
+    whole = in_two(lambda p: fitted(tmp_path / "whole", p), tmp_path)
+
+    def killed(p):
+        with pytest.raises(Lost, match="lost"):
+            fitted(tmp_path / "both", p, dies=None if p.main else 10)
+
+    in_two(killed, tmp_path, fails=True)
+    step = tensor_files.load(tmp_path / "both/state.safetensors")[1]["step"]
+    assert step == 2
+    again = in_two(lambda p: fitted(tmp_path / "both", p), tmp_path)
+    assert tensor_files.sha256(again[0]) == tensor_files.sha256(whole[0])
+    assert again[1] == whole[1][step:]
+
+
+def test_all_go_back_together(tmp_path):
+    """After a step that is not finite to the last good one; the weights that are saved at the end are whole."""
+
+    def recovered(folder, p=ALONE):
+        with pytest.raises(UserError, match="not finite" if p.main else "lost"):
+            fitted(folder, p, Steps(bad=(2, 3)), recover=True, bad=folder / "bad.safetensors")
+        return tensor_files.load(folder / "bad.safetensors") if p.main else None
+
+    alone = recovered(tmp_path / "alone")
+    both = in_two(lambda p: recovered(tmp_path / "both", p), tmp_path)
+    assert both[1] == alone[1]
+    close((both[0], []), (alone[0], []))
+
+
+def test_looks_see_whole_averaged_weights(tmp_path):
+    """At each look the main process's model has them; what a look changes of its buffers stays."""
+
+    def looked(folder, p=ALONE):
+        model, looks = Blocks(), []
+
+        def look(step):
+            looks.append({k: v.clone() for k, v in model.state_dict().items()})
+            model.seen.fill_(100 * step)
+
+        more = {"probe": look} if p.main else {}
+        fit(model, Steps(), plan(loop_of(), 4, 16, folder, p, [], shard=p.size > 1, probe_at=frozenset({2, 4}), **more))
+        return looks[0] | {f"then {k}": v for k, v in looks[1].items()} | {"end": model.seen} if p.main else None
+
+    close((in_two(lambda p: looked(tmp_path / "both", p), tmp_path), []), (looked(tmp_path / "alone"), []))
 
 
 @pytest.fixture
@@ -129,7 +164,7 @@ def group():
 
 @pytest.mark.usefixtures("group")
 def test_what_is_trained_stands_in_parts_and_the_model_as_it_was():
-    model, batch = Blocks(), torch.arange(6.0).view(2, 3)
+    model, batch = Blocks(), {"x": torch.arange(6.0).view(2, 3)}
     layout = Parts(Processes(), 1)
     parts = layout.trained(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -154,7 +189,7 @@ def test_what_is_trained_stands_in_parts_and_the_model_as_it_was():
     assert not torch.equal(model.head.weight, before["head.weight"])
     like = parts.head.weight
     assert torch.equal(layout.own(before["head.weight"], like).full_tensor(), before["head.weight"])
-    assert layout.own(batch, like) is batch
+    assert layout.own(batch["x"], like) is batch["x"]
 
 
 def test_what_cannot_lie_in_parts_is_refused():
