@@ -83,6 +83,8 @@ SLOW = (  # of about 25 seconds and more: in `make test-all`, where another test
     "test_processes.py::test_two_processes_are_one[mim]",
     "test_processes.py::test_two_processes_are_one[vq]",
     "test_processes.py::test_what_is_computed_again_is_the_same_in_less_memory[mim]",
+    "test_shard.py::test_a_run_goes_on_without_parts",
+    "test_shard.py::test_parts_are_the_whole[mae]",
     "test_scratch.py::test_of_a_parent_that_did_not_count_it_is_not_known",
     "test_sweep.py::test_a_job_that_is_killed_does_not_touch_the_others",
     "test_sweep.py::test_joblib_gives_the_same_scores",

@@ -27,6 +27,7 @@ HARMLESS = {  # keys that change nothing of what is computed, listed here a seco
     "dataset.cache_gb",
     "device.processes",
     "device.recompute",
+    "device.shard",
     "device.workers",
     "finetune.checkpoint_every",
     "finetune.log_every",

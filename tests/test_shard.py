@@ -2,11 +2,29 @@
 
 import itertools
 import os
+import signal
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from test_processes import CASES, PATCHES, SMALL, TEXTS, Steps, close, in_two, loop_of, plan, prepared, trained
+from conftest import TINY
+from test_processes import (
+    CASES,
+    PATCHES,
+    SMALL,
+    TEXTS,
+    Forked,
+    Steps,
+    close,
+    in_two,
+    lines,
+    loop_of,
+    plan,
+    prepared,
+    trained,
+    weights,
+)
 from texts import story
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -14,6 +32,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ptmrun.compose import compose
 from ptmrun.errors import Interrupted, UserError
 from ptmrun.loss import Learner, Loss
+from ptmrun.runs.folder import Run
+from ptmrun.stages import company
 from ptmrun.storage import tensor_files
 from ptmrun.training.layout import Parts
 from ptmrun.training.loop import fit
@@ -153,6 +173,30 @@ def test_looks_see_whole_averaged_weights(tmp_path):
         return looks[0] | {f"then {k}": v for k, v in looks[1].items()} | {"end": model.seen} if p.main else None
 
     close((in_two(lambda p: looked(tmp_path / "both", p), tmp_path), []), (looked(tmp_path / "alone"), []))
+
+
+def test_a_run_goes_on_without_parts(monkeypatch, ptmrun):
+    """2 parts -> 1 process -> 2 parts, stopped while it pretrains and while it fine-tunes; with looks, and from scratch."""
+    monkeypatch.setattr(company.Company, "start", lambda self: self.started.append(Forked(self, 1)))
+    few = ["model=vit", "model.size=micro", "task=mim", "pretrain.steps=4", "finetune.seeds=1", "evaluate.baselines=[scratch]"]
+    few += ["pretrain.log_every=1", "finetune.log_every=1", "pretrain.optimizer=sgd", "finetune.optimizer=sgd"]
+    assert ptmrun(*TINY, *few, "pretrain.accumulate=2", "finetune.accumulate=2")[0] == 0
+    whole = Path("outputs/latest").resolve()
+    metric, seen = Run.metric, []
+
+    def signalled(self, line):
+        metric(self, line)
+        seen.append(line)
+        if len(seen) in (3, 9):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Run, "metric", signalled)
+    assert ptmrun(*TINY, *few, "device.processes=2", "device.shard=true")[0] == 143
+    run = Path("outputs/latest").resolve()
+    assert ptmrun("resume", run, "device.processes=1", "device.shard=false")[0] == 143
+    assert seen[-1]["stage"] == "finetune"
+    assert ptmrun("resume", run, "device.processes=2", "device.shard=true")[0] == 0
+    close((weights(run), lines(run)), (weights(whole), lines(whole)), 1e-4)
 
 
 @pytest.fixture

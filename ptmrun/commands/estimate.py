@@ -13,6 +13,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from ptmrun.commands.scaling import Step, sent
+from ptmrun.models.recompute import blocks
 from ptmrun.runs.lineage import ENCODER
 from ptmrun.stages import probe, scratch
 from ptmrun.stages.budget import seconds_per_step, trial_step
@@ -35,6 +37,7 @@ from ptmrun.training.schedule import steps_of
 PICTURES = 550_000  # bytes of the figures, which report.html holds once more
 METRICS_LINE = 270  # bytes
 SAMPLES = 32  # by which the size of predictions is judged
+READ = 2  # steps whose batches are made, to see how long that takes
 
 
 def activations(model: nn.Module, batch: dict[str, Any], autocast: Callable[[], Any]) -> int:
@@ -53,11 +56,18 @@ def activations(model: nn.Module, batch: dict[str, Any], autocast: Callable[[], 
         return sum(kept.values()) if loss.total.requires_grad else 0
 
 
-def training_state(model: nn.Module, loop: Any) -> int:
-    """Bytes of weights, gradients, the optimizer's moments and the average of the weights."""
+def training_state(model: nn.Module, loop: Any, parts: int = 1) -> int:
+    """Bytes of weights, gradients, the optimizer's moments and the average of the weights; where they lie in several parts, of
+    one of these, of what is in no block, and of the largest block with its gradient."""
     trained = [p for p in model.parameters() if p.requires_grad]
     copies = 1 + bool(loop.ema)
-    return sum(p.nbytes for p in [*model.parameters(), *trained * copies]) + optim.memory(sum(p.numel() for p in trained), loop)
+    state = sum(p.nbytes for p in [*model.parameters(), *trained * copies]) + optim.memory(sum(p.numel() for p in trained), loop)
+    if parts == 1:
+        return state
+    sizes = [{p: p.nbytes for p in block.parameters()} for block in blocks(model)]
+    inside = {p for block in sizes for p in block}
+    rest = sum(p.nbytes for p in model.parameters() if p not in inside)
+    return state // parts + rest + 2 * max(sum(block.values()) for block in sizes)
 
 
 def in_use(device: torch.device) -> tuple[int, int]:
@@ -125,15 +135,27 @@ def prediction(context: Context, trial: Trial) -> tuple[float, float, float]:
     return sum(x.nbytes for x in predictions.values()) / len(some), rows.nbytes / len(some), written / len(some)
 
 
-def duration(context: Context, allowed: Allowances) -> dict[str, float]:
-    """Seconds of each stage to come, without the logistic regressions of the baselines and the figures."""
+def step_of(context: Context, model: nn.Module, split: Any, loop: Any, alone: float) -> Step:
+    """Of all processes that the config asks for, where one alone takes so many seconds."""
+    samples, device = min(loop.batch_size, len(split)), context.cfg.device
+    micros = min(loop.accumulate, samples)
+    batches = batches_of(context, model, split, loop, context.cfg.seed, "check")
+    reading = timed(list, batches.iterate(0, READ)) / READ if device.processes > 1 else 0.0
+    over = sent(model, micros, device.processes, device.shard)
+    return Step(samples, micros, device.processes, alone, reading, over)
+
+
+def duration(context: Context, allowed: Allowances) -> tuple[dict[str, float], dict[str, Step]]:
+    """Seconds of each stage to come, without the logistic regressions of the baselines and the figures; and what a step takes in
+    those that train."""
     cfg, data, stages = context.cfg, context.data, chosen_stages(context)
-    seconds = dict.fromkeys(stages, 0.0)
+    seconds, taken = dict.fromkeys(stages, 0.0), {}
     if "pretrain" in stages:
         objective = context.objective()
         batches = batches_of(context, objective, data.corpus, cfg.pretrain, cfg.seed, "check")
-        each = seconds_per_step(context, objective, batches, cfg.pretrain)
-        seconds["pretrain"] = each * steps_of(cfg.pretrain, len(data.corpus))
+        alone = seconds_per_step(context, objective, batches, cfg.pretrain)
+        taken["pretrain"] = step_of(context, objective, data.corpus, cfg.pretrain, alone)
+        seconds["pretrain"] = taken["pretrain"].seconds * steps_of(cfg.pretrain, len(data.corpus))
         if cfg.pretrain.probes:
             look = timed(probe.probe, objective.encoder, data.train, data.val, context.processor, context.autocast)
             look += timed(validate, context, objective, data.val_corpus) if data.val_corpus is not None else 0.0
@@ -146,14 +168,16 @@ def duration(context: Context, allowed: Allowances) -> dict[str, float]:
         start = timed(start_from_probe, context, model, split, cfg.seed) if probed(model, cfg.finetune) else 0.0
         steps = steps_of(cfg.finetune, len(split))
         if "finetune" in stages:
-            seconds["finetune"] += len(tuned) * (start + steps * trial_step(context, tuned[0], split))
+            taken["finetune"] = step_of(context, model, split, cfg.finetune, trial_step(context, tuned[0], split))
+            seconds["finetune"] += len(tuned) * (start + steps * taken["finetune"].seconds)
         if "evaluate" in stages:
             predict = timed(predict_split, context, model, data.test)
             seconds["evaluate"] += len(tuned) * predict
             if allowed:
-                each = trial_step(context, trials(cfg, "scratch", labels)[0], split)
+                alone = trial_step(context, trials(cfg, "scratch", labels)[0], split)
+                each = step_of(context, model, split, cfg.finetune, alone).seconds
                 seconds["evaluate"] += repeats * (allowed[labels].steps * each + len(allowed[labels].points) * predict)
-    return seconds
+    return seconds, taken
 
 
 def timed(work: Callable[..., Any], *arguments: Any) -> float:

@@ -20,6 +20,7 @@ from torch import nn
 
 from ptmrun import rng
 from ptmrun.commands import estimate
+from ptmrun.commands.scaling import BANDWIDTH, Step
 from ptmrun.config import parsing, schema
 from ptmrun.downstream.class_counts import counts
 from ptmrun.finetuning import methods
@@ -38,7 +39,7 @@ from ptmrun.training import optim
 from ptmrun.training.loop import average_of, gradients
 from ptmrun.training.signals import Stop
 
-OK, WARNING, FAILED = "ok", "warning", "failed"
+OK, WARNING, SKIPPED, FAILED = "ok", "warning", "skipped", "failed"
 SAMPLES, STEPS = 8, 80  # of overfitting one batch: a second or two for small models
 BELOW_START = 0.95  # what the loss must fall below, as a share of its start or of a uniform prediction; and where the
 ABOVE_LOWEST = 0.1  # lowest loss is known, what may remain above it. The objectives there are reach 0.52 to 0.88 and 0.01
@@ -75,11 +76,11 @@ def check(cfg: schema.Config) -> list[Finding]:
         findings = [about_data(context)]
         for part in parts(context):
             findings += examine(context, part)
-        if not any(f.status == FAILED for f in findings):
+        if not any(f.status in (SKIPPED, FAILED) for f in findings):
             if "pretrain" in chosen_stages(context):
                 compute.note_pretraining(context)
             allowed = scratch.to_come(context)
-            findings += [disk(context, outputs, allowed), duration(context, prepared, allowed)]
+            findings += [disk(context, outputs, allowed), *duration(context, prepared, allowed)]
     show(findings)
     console.print(f"Checked in {time.perf_counter() - begun:.0f} s", markup=False)
     return findings
@@ -104,11 +105,16 @@ def examine(context: Context, part: Part) -> Iterator[Finding]:
     batch = next(batches_of(context, model, part.split, small, context.cfg.seed, "check").iterate(0, 1))[0]
     expected = model.initial_loss(batch)
     yield first_loss(context, part, model, batch, expected)
-    needed = needs(context, part, model, batch)
+    where = context.cfg.device
+    alone, there = needs(context, part, model, batch), estimate.capacity(context.device)
+    needed = needs(context, part, model, batch, where.processes) if where.shard else alone
     yield from overfit(context, part, model, batch, expected)
-    if needed < estimate.capacity(context.device):
+    if alone < there:
         yield whole_batch(context, part)
         yield checkpointed(context, part)
+    elif needed < there:
+        why = f"one process needs {gb(alone)}, of {gb(there)}; neither that nor what it takes is tried"
+        yield Finding(SKIPPED, f"{part.stage}: a whole batch", why)
     yield memory(context, part, needed)
 
 
@@ -224,16 +230,18 @@ def checkpointed(context: Context, part: Part) -> Finding:
     return Finding(OK if all(same) else FAILED, f"{part.stage}: checkpoint", text)
 
 
-def needs(context: Context, part: Part, model: Any, batch: dict[str, Any]) -> int:
-    """Bytes that a step on a whole micro-batch will need, what is in use already included."""
+def needs(context: Context, part: Part, model: Any, batch: dict[str, Any], parts: int = 1) -> int:
+    """Bytes that a step on a whole micro-batch will need in a process, what is in use already included; parts: see
+    estimate.training_state."""
     size = math.ceil(min(part.loop.batch_size, len(part.split)) / part.loop.accumulate)
     kept = estimate.activations(model, batch, context.autocast) * size / len(batch["ids"])
-    return int(estimate.in_use(context.device)[0] + kept + estimate.training_state(model, part.loop))
+    return int(estimate.in_use(context.device)[0] + kept + estimate.training_state(model, part.loop, parts))
 
 
 def memory(context: Context, part: Part, needed: int) -> Finding:
     there, peak = estimate.capacity(context.device), estimate.in_use(context.device)[1]
-    text = f"estimated {gb(needed)} with a batch of {min(part.loop.batch_size, len(part.split))}"
+    each = " in each process" if context.cfg.device.processes > 1 else ""
+    text = f"estimated {gb(needed)}{each} with a batch of {min(part.loop.batch_size, len(part.split))}"
     status = OK if max(needed, peak) < 0.8 * there else WARNING
     if needed >= there:
         status, text = FAILED, f"{text}; raise {part.stage}.accumulate or lower {part.stage}.batch_size"
@@ -251,14 +259,28 @@ def disk(context: Context, outputs: Path, allowed: estimate.Allowances) -> Findi
     return Finding(OK if done + state < free else WARNING, "disk", text)
 
 
-def duration(context: Context, prepared: float, allowed: estimate.Allowances) -> Finding:
-    seconds = {"prepare": prepared, **estimate.duration(context, allowed)}
-    return Finding(OK, "time", f"{clock(sum(seconds.values()))}: " + ", ".join(f"{k} {clock(v)}" for k, v in seconds.items()))
+def duration(context: Context, prepared: float, allowed: estimate.Allowances) -> Iterator[Finding]:
+    """With several processes, what a step of all takes too."""
+    seconds, steps = estimate.duration(context, allowed)
+    for stage, step in steps.items():
+        if step.processes > 1:
+            yield together(stage, step)
+    seconds = {"prepare": prepared, **seconds}
+    yield Finding(OK, "time", f"{clock(sum(seconds.values()))}: " + ", ".join(f"{k} {clock(v)}" for k, v in seconds.items()))
+
+
+def together(stage: str, step: Step) -> Finding:
+    """Of processes that each have a device like this one to itself."""
+    text = f"{step.seconds:.3g} s a step, {step.alone / step.seconds:.3g} times as fast as one: {step.computing:.3g} s of "
+    text += f"computing (one takes {step.alone:.3g} s here; each on a device like this one), {step.wire:.3g} s for "
+    text += f"{gb(step.sent)} over the wire (assumed: {BANDWIDTH / 1e9:g} GB/s, nothing overlaps)"
+    stalls = step.stalls(stage)
+    return Finding(WARNING if stalls else OK, f"{stage}: {step.processes} processes", "; ".join([text, *stalls]))
 
 
 def show(findings: list[Finding]) -> None:
     for status, what, text in findings:
-        style = {WARNING: "yellow", FAILED: "bold red"}.get(status)
+        style = {WARNING: "yellow", SKIPPED: "yellow", FAILED: "bold red"}.get(status)
         console.print(f"{status:<9}{what:<30}{text}", style=style, markup=False)
 
 

@@ -118,7 +118,9 @@ def unsharded(config: Config, stages: list[str]) -> list[str]:
     """Why weights cannot lie in parts, one in each process."""
     lines, processes = [], config.device.processes
     if processes == 1:
-        lines.append("device.shard=true: each of several processes has a part of the weights; give device.processes=2 or more too")
+        lines.append(
+            "device.shard=true: each of several processes has a part of the weights; give device.processes=2 or more too"
+        )
     if config.device.compile:
         lines.append("device.shard=true device.compile=true: compiled code gathers no weights; leave one of them out")
     for stage, group in (("pretrain", "task"), ("finetune", "finetune")):

@@ -73,5 +73,7 @@ def micro_batches(raw: dict[str, Any], given: set[str]) -> None:
     """With several processes at least as many micro-batches, where their number was not given."""
     for section in ("pretrain", "finetune"):
         loop, processes = raw[section], raw["device"]["processes"]
-        if f"{section}.accumulate" not in given and isinstance(processes, int) and isinstance(loop["accumulate"], int):
-            loop["accumulate"] = max(loop["accumulate"], processes)
+        if f"{section}.accumulate" not in given and all(
+            isinstance(x, int) for x in (processes, loop["accumulate"], loop["batch_size"])
+        ):
+            loop["accumulate"] = max(loop["accumulate"], min(processes, loop["batch_size"]))

@@ -27,6 +27,7 @@ from ptmrun.stages.context import Context, planned
 from ptmrun.stages.prepare import prepare
 from ptmrun.stages.trials import Trial, chosen_labels, finetune_settings, new_model
 from ptmrun.storage.files import end_with_parent
+from ptmrun.training import device
 from ptmrun.training import loop as training
 from ptmrun.training.processes import ALONE, Lost, Processes
 from ptmrun.training.signals import Stop, check_stop
@@ -180,7 +181,9 @@ def follow() -> NoReturn:
             )
             folder = Path(processes.send()[0])
             run = Follower.open(folder)
-            context = prepare(run, config_file.load(run.sound("config.yaml")), stop)
+            cfg = config_file.load(run.sound("config.yaml"))
+            device.check_processes(cfg.device.name, size)
+            context = prepare(run, cfg, stop)
             context.processes = processes
             while (order := processes.send()[0]) is not None:
                 run.manifest = Run.open(folder).manifest

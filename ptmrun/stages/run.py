@@ -26,6 +26,7 @@ from ptmrun.stages.evaluate import evaluate
 from ptmrun.stages.finetune import finetune
 from ptmrun.stages.prepare import prepare
 from ptmrun.stages.pretrain import pretrain
+from ptmrun.training import device
 from ptmrun.training.signals import Stop
 
 
@@ -126,6 +127,7 @@ def execute(run: Run, cfg: Config) -> None:
     with watched(run), stop.handled(), company(run, cfg.device.processes, stop) as others:
         console.print(f"Run folder: {run.folder}", markup=False)
         read = set(run.manifest.get("read", []))
+        device.check_processes(cfg.device.name, cfg.device.processes)
         context = prepare(run, watch(cfg, read), stop)
         cfg = context.cfg
         context.processes = others.join()

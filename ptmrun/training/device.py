@@ -36,10 +36,10 @@ def find(name: str) -> torch.device:
     return torch.device(name)
 
 
-def check_processes(device: torch.device, processes: int) -> None:
+def check_processes(name: str, processes: int) -> None:
     """Each process on this machine has a GPU of its own, which is from now on that of this one. Raises UserError where there are
     too few."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    device, here = find(name), int(os.environ.get("LOCAL_WORLD_SIZE", processes))
     if device.type == "cuda":
         if here > torch.cuda.device_count():
             raise UserError(f"device.processes={processes}: each takes a GPU, and this machine has {torch.cuda.device_count()}")
@@ -88,7 +88,6 @@ def known_bf16_speed(device: torch.device, threads: int) -> float:
 def resolve(cfg: schema.Config) -> tuple[schema.Config, torch.device, list[str]]:
     """Replaces every `auto` of the device section and sets up PyTorch. Returns notes for the user on what was chosen."""
     device = find(cfg.device.name)
-    check_processes(device, cfg.device.processes)
     threads = cores() if cfg.device.threads == "auto" else cfg.device.threads
     workers = cores() if cfg.device.workers == "auto" else cfg.device.workers
     setup(threads)

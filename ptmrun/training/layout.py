@@ -107,9 +107,9 @@ class Parts(Whole):
         copies = {}
         for name, value in tensors.items():
             with self.processes.together():
-                full = value.detach().full_tensor() if isinstance(value, DTensor) else value
+                full: Tensor = value.full_tensor() if isinstance(value, DTensor) else value  # type: ignore[attr-defined]
             if self.processes.main:
-                copies[name] = full.cpu()
+                copies[name] = full.detach().cpu()
         return copies
 
     def own(self, value: Tensor, like: Tensor | None) -> Tensor:
@@ -117,7 +117,7 @@ class Parts(Whole):
 
         if not isinstance(like, DTensor) or like.shape != value.shape:
             return value
-        part = torch.empty_like(like, dtype=value.dtype, requires_grad=False)
+        part: Any = torch.empty_like(like, dtype=value.dtype, requires_grad=False)
         rows = value.chunk(self.processes.size)  # of which there may be fewer
         if self.processes.rank < len(rows):
             part.to_local().copy_(rows[self.processes.rank])

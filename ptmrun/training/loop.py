@@ -32,8 +32,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     (see recovery.py). Raises UserError when it may not or no longer do that, Interrupted after saving when a signal is pending.
 
     With several processes each calls it, with a model and batches that are the same; the weights and the state to go on from are
-    those of the main one, which alone writes. With plan.shard each trains a part of the weights, and that one's model has them all
-    whenever it is looked at, and in the end.
+    those of the main one, which alone writes. With plan.shard each trains a part of the weights, and the main one's model has
+    them all whenever it is looked at, and in the end.
     """
     loop, processes = plan.loop, plan.processes
     each = min(loop.accumulate, plan.batch_size)
