@@ -27,10 +27,10 @@ def test_bytes_over_the_wire():
 
 
 def test_memory_of_a_part():
-    """Weights, gradients, two moments, an average; in four parts a quarter of these, the head, and a block with its gradient."""
+    """Weights, gradients, two moments, an average; in four parts a quarter, the head, a block with gradients, all weights."""
     loop = compose(["pretrain.ema=0.9", "pretrain.optimizer=adamw"]).pretrain
     assert estimate.training_state(Blocks(), loop) == 5 * BYTES
-    assert estimate.training_state(Blocks(), loop, 4) == 5 * BYTES // 4 + 4 * 4 + 2 * 4 * 12
+    assert estimate.training_state(Blocks(), loop, 4) == 5 * BYTES // 4 + 4 * 4 + 2 * 4 * 12 + BYTES
 
 
 def step(**changes):
@@ -79,4 +79,4 @@ def test_check_starts_none_of_them(ptmrun, monkeypatch):
     (line,) = [line for line in out.splitlines() if "pretrain: 8 processes" in line]
     assert "times as fast as one" in line
     assert "over the wire (assumed: 1.25 GB/s" in line
-    assert "in each process with a batch of 32" in out
+    assert "in the main process with a batch of 32" in out

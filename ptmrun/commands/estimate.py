@@ -58,7 +58,7 @@ def activations(model: nn.Module, batch: dict[str, Any], autocast: Callable[[], 
 
 def training_state(model: nn.Module, loop: Any, parts: int = 1) -> int:
     """Bytes of weights, gradients, the optimizer's moments and the average of the weights; where they lie in several parts, of
-    one of these, of what is in no block, and of the largest block with its gradient."""
+    one of these, of what is in no block, of the largest block with its gradient, and of the main process's whole weights."""
     trained = [p for p in model.parameters() if p.requires_grad]
     copies = 1 + bool(loop.ema)
     state = sum(p.nbytes for p in [*model.parameters(), *trained * copies]) + optim.memory(sum(p.numel() for p in trained), loop)
@@ -67,7 +67,8 @@ def training_state(model: nn.Module, loop: Any, parts: int = 1) -> int:
     sizes = [{p: p.nbytes for p in block.parameters()} for block in blocks(model)]
     inside = {p for block in sizes for p in block}
     rest = sum(p.nbytes for p in model.parameters() if p not in inside)
-    return state // parts + rest + 2 * max(sum(block.values()) for block in sizes)
+    whole = sum(p.nbytes for p in model.parameters())
+    return state // parts + rest + 2 * max(sum(block.values()) for block in sizes) + whole
 
 
 def in_use(device: torch.device) -> tuple[int, int]:

@@ -240,8 +240,8 @@ def needs(context: Context, part: Part, model: Any, batch: dict[str, Any], parts
 
 def memory(context: Context, part: Part, needed: int) -> Finding:
     there, peak = estimate.capacity(context.device), estimate.in_use(context.device)[1]
-    each = " in each process" if context.cfg.device.processes > 1 else ""
-    text = f"estimated {gb(needed)}{each} with a batch of {min(part.loop.batch_size, len(part.split))}"
+    where = " in the main process" if context.cfg.device.processes > 1 else ""
+    text = f"estimated {gb(needed)}{where} with a batch of {min(part.loop.batch_size, len(part.split))}"
     status = OK if max(needed, peak) < 0.8 * there else WARNING
     if needed >= there:
         status, text = FAILED, f"{text}; raise {part.stage}.accumulate or lower {part.stage}.batch_size"

@@ -210,8 +210,8 @@ def take_part(
         one = Trial(*trial)
         model, split, seed = new_model(context, one)[0], chosen_labels(context, one), one.seed
         loop = finetune_settings(cfg, one, len(split))
-    same = {"probe_at": frozenset(probe_at), "save_last": save_last}
-    with planned(context, model, split, loop, steps, seed, tags, **same) as (batches, plan):
+    looks = frozenset(probe_at)
+    with planned(context, model, split, loop, steps, seed, tags, probe_at=looks, save_last=save_last) as (batches, plan):
         training.fit(model, batches, plan)
 
 

@@ -107,7 +107,7 @@ class Parts(Whole):
         copies = {}
         for name, value in tensors.items():
             with self.processes.together():
-                full: Tensor = value.full_tensor() if isinstance(value, DTensor) else value  # type: ignore[attr-defined]
+                full: Tensor = value.full_tensor() if isinstance(value, DTensor) else value
             if self.processes.main:
                 copies[name] = full.detach().cpu()
         return copies
