@@ -34,6 +34,7 @@ from ptmrun.errors import Interrupted, UserError
 from ptmrun.loss import Learner, Loss
 from ptmrun.runs.folder import Run
 from ptmrun.stages import company
+from ptmrun.stages.trials import Trial, chosen_labels, new_model
 from ptmrun.storage import tensor_files
 from ptmrun.training.layout import Parts
 from ptmrun.training.loop import fit
@@ -60,6 +61,19 @@ def test_parts_are_the_whole(tmp_path, task):
     both = in_two(lambda p: trained(*given, tmp_path / "both", p, shard=True), tmp_path)
     assert any(not torch.equal(v, given[1]().state_dict()[k]) for k, v in alone[0].items())
     close(both, alone)
+
+
+def test_fine_tuning_of_frozen_weights_in_parts(tmp_path):
+    """LoRA: most of what lies in parts is not trained."""
+    rows = [f'"{text}",{"ab"[i % 3 == 0]}' for i, text in enumerate(" ".join(story(9, 7)).split("\n"))]
+    Path("texts.csv").write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    own = ["model=bert", "model.length=16", "dataset=text", "dataset.root=texts.csv", "dataset.val_fraction=0.3", "finetune=lora"]
+    more = ["finetune.batch_size=10", "finetune.accumulate=4", "finetune.optimizer=sgd", "downstream.labels_per_class=null"]
+    context, trial = prepared("stage=finetune+evaluate", *own, *more), Trial(None, "tuned", 5)
+    loop = context.cfg.finetune.model_copy(update={"layer_decay": 1.0, "log_every": 1})
+    given = (context, lambda: new_model(context, trial)[0], chosen_labels(context, trial), loop, 3)
+    alone = trained(*given, tmp_path / "alone")
+    close(in_two(lambda p: trained(*given, tmp_path / "both", p, shard=True), tmp_path), alone)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lars"])
@@ -242,6 +256,9 @@ def test_what_cannot_lie_in_parts_is_refused():
     model = Blocks()
     model.scale = nn.Parameter(torch.zeros(()))
     with pytest.raises(UserError, match=r"device.shard=true: scale is a single number"):
+        Parts(Processes(), 1).trained(model)
+    model.compares = True
+    with pytest.raises(UserError, match=r"device.shard=true: this objective compares all samples of a batch"):
         Parts(Processes(), 1).trained(model)
     two = "device.processes=2"
     mistakes = {

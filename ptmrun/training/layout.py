@@ -66,6 +66,10 @@ class Parts(Whole):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
+        if model.compares:
+            raise UserError(
+                "device.shard=true: this objective compares all samples of a batch and needs its weights whole; leave it out"
+            )
         if numbers := [name for name, parameter in model.named_parameters() if parameter.ndim == 0]:
             raise UserError(f"device.shard=true: {numbers[0]} is a single number, which cannot be taken apart; leave it out")
         _, sent = self.processes.send(None, model.state_dict())
