@@ -127,8 +127,9 @@ def execute(run: Run, cfg: Config) -> None:
     with watched(run), stop.handled(), company(run, cfg.device.processes, stop) as others:
         console.print(f"Run folder: {run.folder}", markup=False)
         read = set(run.manifest.get("read", []))
-        device.check_processes(cfg.device.name, cfg.device.processes)
-        context = prepare(run, watch(cfg, read), stop)
+        settings = watch(cfg, read)
+        device.check_processes(settings.device.name, settings.device.processes)
+        context = prepare(run, settings, stop)
         cfg = context.cfg
         context.processes = others.join()
         tracker.start(run, cfg)
