@@ -8,7 +8,7 @@ from ptmrun.config.init_source import OUTSIDE, origin
 from ptmrun.config.schema import Config
 from ptmrun.errors import UserError
 from ptmrun.models import library_format, pretrained
-from ptmrun.models.base import Family
+from ptmrun.models.base import Encoder, Family
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, START, parent_of, source, unfinished
@@ -41,19 +41,26 @@ def outside_options(init: str, family: Family, options: Any) -> dict[str, Any]:
     return values
 
 
+def load_outside(encoder: Encoder, init: str, model: str, family: Family) -> tuple[str, list[str]]:
+    """Gives an encoder published weights, or those of a file, folder or hub id: (what they are called, notes). Raises UserError
+    when they do not fit."""
+    if not encoder.from_library:
+        raise UserError(f"init={init}: model={model} takes the weights of runs only (init=RUN)")
+    if init == "pretrained":
+        name, tensors, theirs = pretrained.published(encoder.net, encoder.kind, family.published)
+    else:
+        name, tensors, theirs = pretrained.read(init)
+    return name, pretrained.load(encoder, tensors, theirs, name)
+
+
 def take_outside(context: Context) -> None:
     """Copies the published weights or the file that `init` names into the run, which needs them no more then, and notes where
     they are from. Raises UserError when they do not fit, or are not those that the run began with."""
     run, cfg, start = context.run, context.cfg, context.run.path(START)
     if not start.exists():
         encoder = context.encoder()
-        if not encoder.from_library:
-            raise UserError(f"init={cfg.init}: model={cfg.model.name} takes the weights of runs only (init=RUN)")
-        if cfg.init == "pretrained":
-            name, tensors, theirs = pretrained.published(encoder.net, encoder.kind, context.family.published)
-        else:
-            name, tensors, theirs = pretrained.read(cfg.init)
-        for line in pretrained.load(encoder, tensors, theirs, name):
+        name, notes = load_outside(encoder, cfg.init, cfg.model.name, context.family)
+        for line in notes:
             run.say(f"  {line}")
         state = encoder.state_dict()
         parent = {"run": name, "weights_sha256": tensor_files.sha256(state), "data": None}

@@ -16,7 +16,7 @@ from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
 from ptmrun.runs.lineage import ENCODER, PROCESSOR, START, source
 from ptmrun.stages.context import Context
-from ptmrun.stages.initial_weights import outside_options
+from ptmrun.stages.initial_weights import load_outside, outside_options
 from ptmrun.stages.networks import family_of, modality_of
 from ptmrun.storage import tensor_files
 from ptmrun.training import device
@@ -163,10 +163,4 @@ def load(part: Part, encoder: Encoder) -> tuple[str, list[str]]:
         notes = encoder.adjusted(library_format.tensors_of(weights.folder))[1]
         encoder.load(weights.folder)
         return weights.run.folder.resolve().name, [f"init={part.init}: the weights of that run", *(f"  {line}" for line in notes)]
-    if not encoder.from_library:
-        raise UserError(f"init={part.init}: model={part.model} takes the weights of runs only")
-    if part.init == "pretrained":
-        name, tensors, theirs = pretrained.published(encoder.net, encoder.kind, part.family.published)
-    else:
-        name, tensors, theirs = pretrained.read(part.init)
-    return name, pretrained.load(encoder, tensors, theirs, name)
+    return load_outside(encoder, part.init, part.model, part.family)
