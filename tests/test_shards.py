@@ -1,6 +1,7 @@
 """Tar shards: what is read of them equals what is read of the same files in folders."""
 
 import io
+import itertools
 import json
 import tarfile
 
@@ -55,6 +56,24 @@ def test_images_and_classes_are_those_of_a_folder(tmp_path):
         return sorted((int(label), image.double().sum().item()) for image, label in zip(images, labels, strict=True))
 
     assert of(tarred) == of(folder)
+
+
+def test_shards_are_shuffled_and_then_the_images_of_a_few(tmp_path):
+    for n in range(4):
+        files = {}
+        for i in range(6 * n, 6 * n + 6):
+            files |= sample(tmp_path / "photos", i, txt=f"picture {i}")
+        shard(tmp_path / "shards" / f"train-{n}.tar", files)
+    root = tmp_path / "shards"
+    pairs = loaded("dataset=caption_shards", f"dataset.root={root}", "dataset.window=1")
+    for data in (load(shards, *settings(root, "dataset.window=1")), pairs):
+        shard_of = [name.split(":")[0] for name in data.train.sample_names]
+        drawn = data.train.block_shuffle.ordered(0, "test", 0, 0, len(data.train)).tolist()
+        assert sorted(drawn) == list(range(len(data.train)))
+        changes = sum(shard_of[a] != shard_of[b] for a, b in itertools.pairwise(drawn))
+        assert changes == len(set(shard_of)) - 1
+        assert data.train.subset(torch.arange(3)).block_shuffle.ordered(0, "test", 0, 0, 3).sort().values.tolist() == [0, 1, 2]
+    assert load(shards, *settings(root)).train.block_shuffle is None
 
 
 def test_splits_are_named_by_shards_or_by_their_folders(tmp_path):

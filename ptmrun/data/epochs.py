@@ -25,6 +25,7 @@ class Epochs(ABC):
         self.split, self.inputs = split, inputs
         self.batch_size, self.accumulate, self.seed, self.purpose = batch_size, accumulate, seed, purpose
         self.orders: dict[int, Tensor] = {}
+        self.blocks = getattr(split, "block_shuffle", None)
 
     @abstractmethod
     def micro(self, samples: Any, ids: Tensor, rows: rng.BatchRandom) -> dict[str, Any]:
@@ -39,6 +40,8 @@ class Epochs(ABC):
     def ordered(self, epoch: int, first: int, last: int) -> Tensor:
         """The samples at places first ... last-1 of an epoch."""
         n = len(self.split)
+        if self.blocks:
+            return self.blocks.ordered(self.seed, f"{self.purpose}/shuffle", epoch, first, last)
         if n <= LARGE:
             return self.order(epoch)[first:last]
         return rng.scattered(self.seed, f"{self.purpose}/shuffle", n, torch.arange(first, last), epoch)

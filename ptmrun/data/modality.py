@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ptmrun.batch import packed, unpacked
+from ptmrun.data.block_shuffle import BlockShuffle
 from ptmrun.data.epochs import Epochs
 from ptmrun.errors import UserError
 
@@ -56,6 +57,11 @@ class Split(abc.ABC):
     groups: np.ndarray | None
     facts: ClassVar[dict[str, Any]] = {}  # for the manifest
     answered = False  # there is something to learn, though there are no classes
+
+    @property
+    def block_shuffle(self) -> BlockShuffle | None:
+        """By which the samples are shuffled; None: all together."""
+        return None
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

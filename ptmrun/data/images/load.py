@@ -312,6 +312,8 @@ def as_split(
     labels = None if part.labels is None else torch.from_numpy(part.labels)
     together = None if part.together is None else torch.from_numpy(part.together)
     also: dict[str, Any] = {"together": together, "shown": part.shown, "masks": part.masks}
+    if part.blocks is not None:
+        also |= {"blocks": torch.tensor(part.blocks), "window": options.window}
     images = part.images
     if isinstance(images, np.ndarray) and images.shape[1:3] == (size, size):
         pixels = torch.from_numpy(np.ascontiguousarray(images.reshape(len(images), size, size, channels).transpose(0, 3, 1, 2)))

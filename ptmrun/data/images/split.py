@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ptmrun.data import modality
+from ptmrun.data.block_shuffle import BlockShuffle
 from ptmrun.data.images import decode
 from ptmrun.data.sources import Masks, Scenes
 
@@ -21,7 +22,8 @@ class Split(modality.Split):
 
     groups [N], or none: names of the subgroups (hospitals, cameras ...) that scores are told apart by. contents [N]: numbers that
     only images of equal pixels share. together [N], or none: numbers of what is to stay on one side of a split. shown: boxes of
-    all of the source's images, by row, or none; masks: likewise.
+    all of the source's images, by row, or none; masks: likewise. blocks: the numbers of the files that the source's images stand
+    in, by row, or none; window: of how many of them images are shuffled together, None: of all.
     """
 
     pixels: Tensor | None
@@ -35,6 +37,14 @@ class Split(modality.Split):
     together: Tensor | None = None
     shown: Scenes | None = None
     masks: Masks | None = None
+    blocks: Tensor | None = None
+    window: int | None = None
+
+    @property
+    def block_shuffle(self) -> BlockShuffle | None:
+        if self.window is None or self.blocks is None:
+            return None
+        return BlockShuffle(torch.unique_consecutive(self.blocks[self.rows], return_counts=True)[1], self.window)
 
     @property
     def side(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ptmrun.batch import Pair, Tokens
 from ptmrun.data import modality
+from ptmrun.data.block_shuffle import BlockShuffle
 from ptmrun.data.images.split import Split
 from ptmrun.data.text.split import TextSplit
 from ptmrun.storage.content import number
@@ -57,6 +58,10 @@ class PairSplit(modality.Split):
     @property
     def sample_names(self) -> list[str]:
         return self.images.sample_names
+
+    @property
+    def block_shuffle(self) -> BlockShuffle | None:
+        return self.images.block_shuffle
 
     @property
     def owners(self) -> Tensor:

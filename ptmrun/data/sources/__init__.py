@@ -84,7 +84,7 @@ class Scenes:
 class Part:
     """A split: uint8 [N, H, W] or [N, H, W, C] in memory, or pictures; labels [N] int64 or none; groups [N] text or none;
     together [N] int64 or none: pictures with equal numbers stay on one side of a split; shown, masks: boxes, and the classes of
-    pixels, where there are any."""
+    pixels, where there are any; blocks [N]: numbers of their files, where these are shuffled (dataset.window)."""
 
     images: np.ndarray | Pictures
     labels: np.ndarray | None
@@ -92,6 +92,7 @@ class Part:
     together: np.ndarray | None = None
     shown: Scenes | None = None
     masks: Masks | None = None
+    blocks: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ files."""
 
 from typing import Any
 
-from ptmrun.data.sources import PairSource, Part, Source
+from ptmrun.data.sources import PairSource, Source
 from ptmrun.data.sources.captions import CAPTION
 from ptmrun.data.sources.dialect import folded
 from ptmrun.data.sources.picture_labels import name_of
@@ -30,7 +30,7 @@ def read(options: Any) -> PairSource:
     sets, numbers, classes = labelled(sets, options, notes)
     parts = {}
     for split, samples in sets.items():
-        parts[split] = Part(InShards(samples), numbers.get(split), groups_of(samples, options))
+        parts[split] = InShards(samples).part(numbers.get(split), groups_of(samples, options), options)
         captions[split] = [captions_of(sample, options) for sample in samples]
     together = {split: [str(name_of(s.facts.get(options.together), s.key)) for s in samples] for split, samples in sets.items()}
     if options.together and (lacking_of := [s.key for x in sets.values() for s in x if s.facts.get(options.together) is None]):

@@ -58,6 +58,9 @@ class InShards:
         self.shards = list(numbers)
         self.places = np.array([(numbers[p.shard], p.offset, p.size) for p in places], dtype=np.int64).reshape(-1, 3)
 
+    def part(self, numbers: np.ndarray | None, groups: np.ndarray | None, options: Any) -> Part:
+        return Part(self, numbers, groups, blocks=self.places[:, 0] if options.window else None)
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -77,7 +80,7 @@ def read(options: Any) -> Source:
     sets = {split: with_image(split, files, notes) for split, files in shards.items()}
     sets, numbers, classes = labelled(sets, options, notes)
     groups = {split: groups_of(samples, options) for split, samples in sets.items()}
-    parts = {split: Part(InShards(samples), numbers.get(split), groups[split]) for split, samples in sets.items()}
+    parts = {split: InShards(samples).part(numbers.get(split), groups[split], options) for split, samples in sets.items()}
     return Source(parts, classes, fingerprint(shards, options), notes)
 
 
