@@ -37,9 +37,7 @@ def judge(context: Context, objective: Any, step: int) -> None:
     text = split.labels.to(context.device) if encoder.classes else encoder.text_of(inputs)
     with eval_mode(encoder), context.autocast():
         drawn = encoder.draw(noise.to(context.device), text, TEMPERATURE, None, TOP_P, GUIDANCE).float()
-    real = encoder.images_of(inputs)
-    if drawn.shape != real.shape:
-        real = F.interpolate(real, drawn.shape[-2:], mode="bilinear", antialias=True)
+    real = at_side(encoder.images_of(inputs), drawn.shape[-1])
     distances, images = nearest_training(context, encoder, torch.cat([drawn, real]))
     (distance, real_distance), nearest = distances.chunk(2), images[: len(drawn)]
     found: dict[str, float] = {
@@ -65,13 +63,16 @@ def words_of(context: Context, encoder: Any, split: Any) -> list[set[str]]:
     return [{context.data.classes[label]} for label in split.labels.tolist()]
 
 
+def at_side(images: Tensor, side: int) -> Tensor:
+    """[B, C, S, S] in the size of what is drawn, which may be smaller: [B, C, side, side]."""
+    return images if images.shape[-1] == side else F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+
+
 def nearest_training(context: Context, encoder: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
     """(root mean squared difference to the nearest training image [B], these images), of normalised values."""
     best, images = torch.full((len(pictures),), torch.inf), torch.zeros_like(pictures)
     for samples in context.data.train.all():
-        some = encoder.images_of(context.processor(samples))
-        if some.shape[-1] != pictures.shape[-1]:
-            some = F.interpolate(some, pictures.shape[-2:], mode="bilinear", antialias=True)
+        some = at_side(encoder.images_of(context.processor(samples)), pictures.shape[-1])
         distance, place = torch.cdist(pictures.flatten(1), some.flatten(1)).cpu().min(1)
         nearer = distance < best
         best[nearer], images[nearer] = distance[nearer], some[place[nearer]]
@@ -91,8 +92,10 @@ def agreement(
     vocabulary = sorted(word for word, count in counts.items() if low <= count <= high)
     if not vocabulary:
         return {}
-    classifier = trained(context, encoder, table(words, vocabulary))
-    val = torch.cat([classifier(encoder.images_of(context.processor(samples))).cpu() > 0 for samples in data.val.all()])
+    side = drawn.shape[-1]
+    classifier = trained(context, encoder, table(words, vocabulary), side)
+    seen = (at_side(encoder.images_of(context.processor(samples)), side) for samples in data.val.all())
+    val = torch.cat([classifier(images).cpu() > 0 for images in seen])
     truth = table(words_of(context, encoder, data.val), vocabulary) > 0
     hits = (val & truth).sum(0) / truth.sum(0).clamp(min=1)
     rejected = (~val & ~truth).sum(0) / (~truth).sum(0).clamp(min=1)
@@ -114,8 +117,9 @@ def table(words: list[set[str]], vocabulary: list[str]) -> Tensor:
 
 
 @torch.enable_grad()
-def trained(context: Context, encoder: Any, targets: Tensor) -> nn.Module:
-    """A convolutional network that says of each word whether it is one of an image's, by the training images: targets [N, W]."""
+def trained(context: Context, encoder: Any, targets: Tensor, side: int) -> nn.Module:
+    """A convolutional network that says of each word whether it is one of an image's, by the training images in so many pixels a
+    side: targets [N, W]."""
     rng.seed_everything(0, "drawings/classifier")
     first = encoder.images_of(context.processor(next(context.data.train.evenly_spaced(1).all())))
     layers: list[nn.Module] = []
@@ -128,7 +132,7 @@ def trained(context: Context, encoder: Any, targets: Tensor) -> nn.Module:
     count = len(targets)
     lists = [rng.permutation(0, "drawings/classifier", count, i)[:BATCH] for i in range(STEPS)]
     for rows, samples in zip(lists, context.data.train.batches(lists), strict=True):
-        images = encoder.images_of(context.processor(samples))
+        images = at_side(encoder.images_of(context.processor(samples)), side)
         F.binary_cross_entropy_with_logits(net(images), targets[rows].to(images.device)).backward()
         optimizer.step()
         optimizer.zero_grad()
