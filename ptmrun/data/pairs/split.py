@@ -18,8 +18,6 @@ from ptmrun.data.images.split import Split
 from ptmrun.data.text.split import TextSplit
 from ptmrun.storage.content import number
 
-YES = torch.tensor(True)
-
 
 @dataclass
 class PairSplit(modality.Split):
@@ -53,7 +51,9 @@ class PairSplit(modality.Split):
         """Of the images, or of any of the captions."""
         if name == "image":
             return torch.isin(self.images.contents, ids)  # type: ignore[arg-type]
-        return torch.zeros(len(self), dtype=torch.bool).index_put((self.owners[torch.isin(self.texts.group_ids, ids)],), YES)
+        seen = torch.zeros(len(self), dtype=torch.bool)
+        seen[self.owners[torch.isin(self.texts.group_ids, ids)]] = True
+        return seen
 
     @property
     def sample_names(self) -> list[str]:
