@@ -344,6 +344,24 @@ def weights_of(folder):
     return [tensor_files.sha256(tensor_files.load(file)[0]) for file in files]
 
 
+def test_drawings_for_captions_with_the_same_words_are_no_others(monkeypatch):
+    """Also where samples are sorted by class. The classifier of the test reads the words from the pixels."""
+    classes = torch.tensor([0, 0, 0, 1, 1, 1])
+    images = F.one_hot(classes, 2).float()[:, None, None] - 0.5
+    data = SimpleNamespace(val=SimpleNamespace(all=lambda: [images], labels=classes), classes=["cup", "pot"])
+    context = SimpleNamespace(data=data, processor=lambda samples: samples)
+    encoder = SimpleNamespace(classes=2, images_of=lambda samples: samples)
+    monkeypatch.setattr(drawings, "trained", lambda *_: lambda pictures: pictures[:, 0, 0])
+    monkeypatch.setattr(drawings, "at_side", lambda pictures, side: pictures)
+    words = [{data.classes[i]} for i in classes.tolist()]
+    scores = drawings.agreement(context, encoder, words, words, images, images)
+    assert scores["words_known"] == 2
+    assert scores["words_right"] == scores["all_right_real"] == 1
+    assert scores["words_right_other_captions"] == scores["all_right_other_captions"] == 0
+    one = drawings.agreement(context, encoder, words, words[:3], images[:3], images[:3])
+    assert "words_right_other_captions" not in one, "there are none"
+
+
 def test_a_whole_run(run):
     looks = [x for x in lines_of(run) if "held_loss" in x]
     assert [(x["step"], x.get("split")) for x in looks] == [(0, None), (6, None), (6, "test")]

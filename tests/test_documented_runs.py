@@ -15,11 +15,11 @@ from ptmrun.commands import table
 pytestmark = pytest.mark.slow
 SMALL = [
     "pretrain.steps=2", "pretrain.batch_size=8", "pretrain.probes=0", "finetune.steps=2", "finetune.batch_size=8",
-    "finetune.seeds=1", "evaluate.baselines=[chance]", "dataset.limit=100", "dataset.test_limit=20", "device.threads=1",
+    "finetune.seeds=1", "evaluate.baselines=[chance]", "dataset.limit=1500", "dataset.test_limit=20", "device.threads=1",
     "device.precision=fp32",
 ]  # fmt: skip
 ELSEWHERE = {"results.md"}  # its tables are of data sets that are fetched or made by hand
-OFFLINE = ("init=pretrained",)  # published weights
+OFFLINE = ("init=pretrained", "model.text_init=my_gpt2")  # published weights, and a folder that only its reader has
 PER_CLASS = 20
 
 

@@ -23,7 +23,7 @@ STEPS, BATCH, LR = 300, 64, 3e-3  # of the classifier
 def judge(context: Context, objective: Any, step: int) -> None:
     """Draws a picture for each of some test samples, of its caption or class where the model has learned such. Writes what the
     classifier says of them (words_right: of the words of their captions that it knows; all_right: nothing else either) beside
-    what it says of the real images and of drawings for other captions, and how near the nearest training images are; and a
+    what it says of the real images and of drawings for captions with other words, and how near the nearest training images are; and a
     picture."""
     encoder = objective.encoder
     if not (objective.draws and encoder.can_draw):
@@ -104,10 +104,14 @@ def agreement(
     if not bool(truth.any()):
         return {}
     found: dict[str, float] = {"words_known": int(known.sum())}
-    said = {name: (classifier(x).cpu() > 0)[:, known] for name, x in (("", drawn), ("_real", real))}
-    for name, answers in {**said, "_other_captions": said[""].roll(1, 0)}.items():
-        found[f"words_right{name}"] = float((answers & truth).sum() / truth.sum())
-        found[f"all_right{name}"] = float((answers == truth).all(1).float().mean())
+    own = torch.eye(len(truth), dtype=torch.bool)
+    others = (truth[:, None] != truth).any(2)  # [B, B]: pictures whose captions have other words
+    for name, images, pairs in (("", drawn, own), ("_real", real, own), ("_other_captions", drawn, others)):
+        answers = (classifier(images).cpu() > 0)[:, known]
+        caption, picture = pairs.nonzero().T
+        if len(caption):
+            found[f"words_right{name}"] = float((answers[picture] & truth[caption]).sum() / truth[caption].sum())
+            found[f"all_right{name}"] = float((answers[picture] == truth[caption]).all(1).float().mean())
     return found
 
 
