@@ -23,8 +23,8 @@ STEPS, BATCH, LR = 300, 64, 3e-3  # of the classifier
 def judge(context: Context, objective: Any, step: int) -> None:
     """Draws a picture for each of some test samples, of its caption or class where the model has learned such. Writes what the
     classifier says of them (words_right: of the words of their captions that it knows; all_right: nothing else either) beside
-    what it says of the real images and of drawings for captions with other words, and how near the nearest training images are; and a
-    picture."""
+    what it says of the real images and of drawings for captions with other words, and how near the nearest training images are;
+    and a picture."""
     encoder = objective.encoder
     if not (objective.draws and encoder.can_draw):
         return
