@@ -56,7 +56,8 @@ def arguments(*overrides, steps=3):
 def test_parts_are_the_whole(tmp_path, task):
     """An objective that computes a block by its parts, one with weights that stand twice, and one with a teacher."""
     own = PATCHES if task == "byol" else CASES[task]
-    given = arguments(f"task={task}", *own, "pretrain.clip=0.5", "pretrain.ema=0.9")
+    plain = ["pretrain.optimizer=sgd", "pretrain.lr=0.05"]  # AdamW enlarges the rounding of gradients that are nearly zero
+    given = arguments(f"task={task}", *own, *plain, "pretrain.clip=0.5", "pretrain.ema=0.9")
     alone = trained(*given, tmp_path / "alone")
     both = in_two(lambda p: trained(*given, tmp_path / "both", p, shard=True), tmp_path)
     assert any(not torch.equal(v, given[1]().state_dict()[k]) for k, v in alone[0].items())
