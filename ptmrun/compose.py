@@ -1,5 +1,6 @@
 """Overrides -> the config of one run, by Hydra's compose. Every mistake is found at once, and torch is not imported."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
             mistakes.append(wrong)
         else:
             good.append(f"{key}={text}")
-    raw = compose_raw(base + good)
+    raw = compose_raw(base + good) if good else copy.deepcopy(known)
     typed = {g.split("=")[0] for g in good}
     brought = (
         {k for k in choices.settings_of_other_groups("experiment", experiment) if unknown(k, raw) is None}
