@@ -50,7 +50,8 @@ def export(run: Run, folder: Path, kind: str = "library", merge: bool = False, m
         else:
             written = importlib.import_module(f"ptmrun.exports.{kind}").write(networks, model, folder, inputs)
         worst, largest = gap(written.ours, written.theirs)
-        run.say(f"Exported to {folder}: {written.what}. Loaded again: largest difference {worst:.1e} on {seen}")
+        again = f"largest difference {worst:.1e} on {seen}, whose answers go up to {largest:.3g}"
+        run.say(f"Exported to {folder}: {written.what}. Loaded again: {again}")
         difference = {"format": kind, "largest_difference": worst, "largest_answer": largest, "samples": seen}
         write_atomic(folder / "difference.json", json.dumps(difference, indent=2) + "\n")
         card.write(predictor, folder, kind, written.what)
