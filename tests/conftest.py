@@ -1,5 +1,6 @@
 """Small real runs for the tests: 8x8 digits of scikit-learn, a few steps, one thread."""
 
+import gc
 import io
 import json
 import os
@@ -37,6 +38,7 @@ TINY = [
     "finetune.keep_probe=false",  # so few steps seldom help, and what training left is to be compared
     "downstream.labels_per_class=5",
     "evaluate.scratch_repeats=1",
+    "evaluate.baselines=[chance,raw,scratch]",  # all of them: done_run
     "finetune.lr=3e-4",  # at the default rate so few steps end at chance
     "device=cpu",
     "device.precision=fp32",
@@ -149,6 +151,12 @@ SLOW = (
 )
 
 
+def pytest_collection_finish():
+    """What was imported stays: the collector of garbage need not look through it again and again."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     for item in items:
@@ -216,12 +224,12 @@ def ptmrun(capsys):
 
 @pytest.fixture(scope="session")
 def done_run(tmp_path_factory):
-    """One finished tiny run that tests read and do not change."""
+    """One finished tiny run, with all baselines, that tests read and do not change."""
     folder = tmp_path_factory.mktemp("done")
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert cli.run(TINY) == 0
+        assert cli.run([word for word in TINY if not word.startswith("evaluate.baselines=")]) == 0
     finally:
         os.chdir(before)
     return (folder / "outputs" / "latest").resolve()
