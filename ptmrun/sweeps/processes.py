@@ -11,13 +11,21 @@ from pathlib import Path
 from typing import Any
 
 NEEDED = [  # by every run; imported once, before any thread is there
+    "hydra.compose",
+    "hydra.core.override_parser.overrides_parser",
     "ptmrun.cli",
+    "ptmrun.data.images.inputs",
+    "ptmrun.data.images.load",
+    "ptmrun.data.text.load",
     "ptmrun.stages.run",
     "matplotlib.backends.backend_agg",
     "sklearn.linear_model",
+    "sklearn.neighbors",
     "torch._dynamo",
     "torch.utils.flop_counter",
-    "torchvision",
+    "torchvision.transforms.v2",
+    "transformers.image_processing_utils",
+    "transformers.modeling_layers",
     "transformers.modeling_utils",
 ]
 
