@@ -253,6 +253,21 @@ def test_a_floor_that_wins_is_named_first():
         f"With 10 labels per class a floor wins: {words['raw_svm']} has 0.820 against 0.800 of fine-tuning."
     ]
     assert told(frozen=0.8) == [f"But {words['frozen']} does as well or better: 0.800 against 0.800."]
+    assert told(scratch=0.1) == [
+        f"But {words['scratch']} has learned nothing: 0.100, where {words['chance']} has 0.100; with more steps or labels it may "
+        "be a baseline."
+    ]
+
+
+def test_what_a_verdict_in_a_table_is_to_be_read_with():
+    def entry(**scores):
+        return {"scores": {k: {"mean": v} for k, v in scores.items()}}
+
+    sound, weak = entry(tuned=0.5, chance=0.1, raw=0.4, scratch=0.3), entry(tuned=0.5, chance=0.1, raw=0.6, scratch=0.1)
+    assert phrases.reservations([sound]) == phrases.reservations([sound, weak]) == []
+    assert phrases.reservations([weak, weak]) == ["a floor wins", "from scratch learned nothing"]
+    result = {"gain_over_scratch": 0.4, "noise": 0.06, "outcome": "better", "reservations": phrases.reservations([weak])}
+    assert verdict.short(result) == "helped: +40.0, noise 6.0; but a floor wins; but from scratch learned nothing"
 
 
 def test_the_verdict_of_a_run_follows_from_its_saved_predictions(done_run):

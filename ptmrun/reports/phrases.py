@@ -105,13 +105,32 @@ def best_floor(entry: dict[str, Any]) -> str | None:
     return max((k for k in FLOORS if k in entry["scores"]), key=lambda k: entry["scores"][k]["mean"], default=None)
 
 
+def floor_wins(entry: dict[str, Any]) -> bool:
+    """Whether something which owes nothing to pretraining does as well or better."""
+    best = best_floor(entry)
+    return best is not None and bool(entry["scores"][best]["mean"] >= entry["scores"]["tuned"]["mean"])
+
+
 def floors_that_win(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
-    """That something which owes nothing to pretraining does as well or better, where it does: the best of it."""
-    scores, best = {k: v["mean"] for k, v in entry["scores"].items()}, best_floor(entry)
-    if best is None or scores[best] < scores["tuned"] or "floor" in entry:
+    """That a floor wins, where one does: the best."""
+    if "floor" in entry or not floor_wins(entry):
         return []
+    scores, best = {k: v["mean"] for k, v in entry["scores"].items()}, str(best_floor(entry))
     against = f"{scores[best]:.3f} against {scores['tuned']:.3f}"
     return [f"With {labels(entry['labels_per_class'], counted)} a floor wins: {words[best]} has {against} of fine-tuning."]
+
+
+def learned_nothing(entry: dict[str, Any]) -> bool:
+    """Whether training from scratch did not get above chance."""
+    scores = entry["scores"]
+    return {"scratch", "chance"} <= scores.keys() and scores["scratch"]["mean"] <= scores["chance"]["mean"]
+
+
+def reservations(entries: list[dict[str, Any]]) -> list[str]:
+    """What the verdict over runs is to be read with, where it holds for each of their entries."""
+    return ["a floor wins"] * all(map(floor_wins, entries)) + ["from scratch learned nothing"] * all(
+        map(learned_nothing, entries)
+    )
 
 
 def conclusions(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
@@ -119,6 +138,11 @@ def conclusions(entry: dict[str, Any], words: dict[str, str], counted: str) -> l
     lines, scores = [], {k: v["mean"] for k, v in entry["scores"].items()}
     if "verdict" in entry:
         lines.append(f"With {labels(entry['labels_per_class'], counted)}: {verdict.sentence(entry['verdict'])}")
+    if learned_nothing(entry):
+        lines.append(
+            f"But {words['scratch']} has learned nothing: {scores['scratch']:.3f}, where {words['chance']} has "
+            f"{scores['chance']:.3f}; with more steps or labels it may be a baseline."
+        )
     if floor := entry.get("floor"):
         gain, noise = 100 * floor["gain"], 100 * floor["noise"]
         word = "beyond" if abs(gain) > noise else "within"

@@ -76,11 +76,13 @@ def difference(a: Row, b: Row, column: str) -> tuple[float, float | None]:
 
 
 def pretraining(row: Row, column: str) -> dict[str, Any] | None:
-    """The verdict over the runs of a row; None where one of them was not compared with training from scratch."""
+    """The verdict over the runs of a row, with its `reservations`; None where one of them was not compared with training from
+    scratch."""
     all_results = [results for run in row.runs if (results := results_of(run))]
     entries = [e for results in all_results for e in results["by_labels"] if title_of(results, e) == column]
     weights = {results.get("weights_sha256") for results in all_results}
-    return verdict.of_runs(entries, len(weights)) if len(entries) == len(row.runs) else None
+    found = verdict.of_runs(entries, len(weights)) if len(entries) == len(row.runs) else None
+    return found and {**found, "reservations": phrases.reservations(entries)}
 
 
 def title_of(results: dict[str, Any], entry: dict[str, Any]) -> str:

@@ -100,7 +100,8 @@ def short(result: dict[str, Any]) -> str:
     """The verdict in a cell of a table."""
     gain, noise = 100 * result["gain_over_scratch"], 100 * result["noise"]
     word = {"better": "helped", "equal": "no difference", "already_paid": "pays where it is there already", "worse": "hurt"}
-    return f"{word[result['outcome']]}: {gain:+.1f}, noise {noise:.1f}"
+    but = "".join(f"; but {reservation}" for reservation in result.get("reservations", []))
+    return f"{word[result['outcome']]}: {gain:+.1f}, noise {noise:.1f}{but}"
 
 
 def sentence(result: dict[str, Any]) -> str:

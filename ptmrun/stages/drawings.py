@@ -104,9 +104,9 @@ def agreement(
     if not bool(truth.any()):
         return {}
     found: dict[str, float] = {"words_known": int(known.sum())}
-    own = torch.eye(len(truth), dtype=torch.bool)
+    itself = torch.eye(len(truth), dtype=torch.bool)
     others = (truth[:, None] != truth).any(2)  # [B, B]: pictures whose captions have other words
-    for name, images, pairs in (("", drawn, own), ("_real", real, own), ("_other_captions", drawn, others)):
+    for name, images, pairs in (("", drawn, itself), ("_real", real, itself), ("_other_captions", drawn, others)):
         answers = (classifier(images).cpu() > 0)[:, known]
         caption, picture = pairs.nonzero().T
         if len(caption):
