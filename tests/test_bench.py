@@ -1,4 +1,4 @@
-"""`ptmrun bench`: its arithmetic, its verdicts, what it refuses, and that both sides of a ratio do the same. It judges no time."""
+"""`ptmrun bench`: its arithmetic, its verdicts, what it refuses, and that both sides of a ratio do the same. No time matters."""
 
 import dataclasses
 import json

@@ -30,11 +30,16 @@ def command(call: Call) -> int:
     if (before := row.load()) > row.BUSY:
         print(f"ptmrun: Warning: load average {before:.2f}: other work runs beside this, ratios will scatter", file=sys.stderr)
     rows: list[row.Row] = []
+
+    def keep() -> None:
+        if out:
+            write_atomic(out, json.dumps(row.document(rows, before), indent=2) + "\n")
+
+    keep()  # before anything is measured, as it may not be possible
     with tempfile.TemporaryDirectory(prefix="ptmrun-") as folder:
         for name in dict.fromkeys(call.names or PARTS):
             for one in importlib.import_module(f"ptmrun.benchmarks.{name}").rows(call.options.pairs, Path(folder)):
                 rows.append(one)
                 console.print(str(one), markup=False)
-                if out:
-                    write_atomic(out, json.dumps(row.document(rows, before), indent=2) + "\n")
+                keep()
     return 0
