@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ptmrun.benchmarks import MISSING, PARTS, clock, data, lightning, loop, processes, start, trainer
+from ptmrun.benchmarks import MISSING, PARTS, clock, data, growth, lightning, loop, processes, start, sweep, trainer
 from ptmrun.benchmarks.row import Row, document
 from ptmrun.benchmarks.setting import setting
 from ptmrun.commands import table
@@ -17,7 +17,15 @@ from ptmrun.errors import UserError
 from ptmrun.runs.folder import Run
 from ptmrun.training import device
 
-TINY = ["dataset=digits", "dataset.limit=100", "task=mim", "model.size=micro", "pretrain.steps=2", "pretrain.batch_size=8"]
+TINY = [
+    "dataset=digits",
+    "dataset.limit=100",
+    "task=mim",
+    "model.size=micro",
+    "pretrain.steps=3",
+    "pretrain.batch_size=8",
+    "pretrain.clip=0.1",
+]
 PAIRS = [[2.0, 1.0], [9.0, 3.0], [4.0, 4.0]]
 
 
@@ -158,3 +166,36 @@ def test_the_peer_augments_what_is_the_same(tmp_path):
     row = data.against("a / b", one, [torch.zeros(3, 16, 16)] * 16, 1)
     assert len(row.values) == 1
     assert [type(step).__name__ for step in data.augmentation(one)[:2]] == ["RandomAffine", "RandomHorizontalFlip"]
+
+
+@pytest.mark.parametrize("task", ["simmim", "mae"])
+def test_the_trainer_learns_the_same(task, tmp_path):
+    pytest.importorskip("accelerate")
+    words = [*TINY[:2], f"task={task}", *TINY[3:]]
+    seconds, losses = trainer.case("tiny", words, 2.0, 1, tmp_path)
+    assert (len(seconds.values), seconds.goal, losses.goal) == (1, ">= 2", "no goal")
+    assert losses.name.endswith("after 24 images")
+    assert losses.each == pytest.approx([1], abs=0.3)  # of three steps each
+
+
+def test_growth_is_judged_by_the_operations(monkeypatch, tmp_path):
+    monkeypatch.setattr(growth, "COUNTS", (8, 16))
+    monkeypatch.setattr(growth, "IMAGES", TINY)
+    sizes = {side: [*TINY, "model.patch=4", f"dataset.image_size={side}"] for side in (8, 16)}
+    monkeypatch.setattr(growth, "LARGER", {"pixels a side": sizes})
+    samples, side = growth.rows(1, tmp_path)
+    assert (samples.name, samples.most) == ("a step on 16 samples / on 8", 1.05)
+    operations = setting(sizes[16]).flops() / setting(sizes[8]).flops()
+    assert operations > 3
+    assert side.most == pytest.approx(1.1 * operations)
+    assert side.name == f"16 pixels a side / 8, {operations:.2f} times the operations"
+
+
+def test_a_job_costs_what_is_beyond_its_work(monkeypatch, tmp_path):
+    seconds = {"seed=1": 10.0, "seed=1,2,3": 16.0}  # of which two more jobs are 6
+    monkeypatch.setattr(sweep, "of_ptmrun", lambda *words: seconds[words[1]])
+    monkeypatch.setattr(sweep, "cpu", lambda work: 2.5)
+    monkeypatch.setattr(sweep.run, "run", lambda cfg, words: None)
+    [row] = sweep.rows(9, tmp_path)
+    assert row.each == [0.5] * start.PAIRS
+    assert row.verdict == "reached"
