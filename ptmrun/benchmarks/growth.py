@@ -28,7 +28,7 @@ TOLERANCE = 1.1  # times the operations
 
 
 def rows(pairs: int, folder: Path) -> Iterator[Row]:
-    few, *others = (setting_of(count) for count in COUNTS)
+    few, *others = (many_images(count) for count in COUNTS)
     for many in others:
         name = f"a step on {len(many.batches.split):,} samples / on {COUNTS[0]:,}"
         yield Row("growth", name, "CPU s", in_turns(partial(cost, many, folder), partial(cost, few, folder), pairs), most=1.05)
@@ -43,8 +43,8 @@ def rows(pairs: int, folder: Path) -> Iterator[Row]:
             yield Row("growth", name, "CPU s", values, most=TOLERANCE * operations)
 
 
-def setting_of(count: int) -> Setting:
-    """Of so many images of 8x8 pixels."""
+def many_images(count: int) -> Setting:
+    """The same training on so many images of 8x8 pixels."""
     one = setting([*IMAGES, "pretrain.steps=8"])
     pixels = torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=rng.generator(0, "bench"))
     split, loop = Split(pixels, None, torch.arange(count), None), one.cfg.pretrain
