@@ -32,7 +32,7 @@ docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: .venv/installed
-	$(BIN)/python tests/bench.py
+	$(BIN)/ptmrun bench
 
 mutants: .venv/installed
 	$(BIN)/python tests/mutants.py

@@ -15,6 +15,7 @@ FLOORS = [  # a package imports from those below it, and on its own floor from i
     {"__main__"},
     {"cli", "api"},
     {"commands"},
+    {"benchmarks"},
     {"sweeps"},
     {"exports"},
     {"stages"},

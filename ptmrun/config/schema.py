@@ -254,6 +254,11 @@ class Export(VerbSettings):
     merge: bool = False
 
 
+class Bench(VerbSettings):
+    out: str | None = None  # a new file, JSON
+    pairs: Count = 5  # of measurements, for a ratio
+
+
 class Inputs(VerbSettings):
     """out: a file to be written. column, pair_column: of tables, None: as in training. documents: which texts .txt files have."""
 
