@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ptmrun.benchmarks import MISSING, PARTS, clock, data, growth, lightning, loop, processes, start, sweep, trainer
+from ptmrun.benchmarks import MISSING, PARTS, clock, data, growth, lightning, loop, processes, profile, start, sweep, trainer
 from ptmrun.benchmarks.row import Row, document
 from ptmrun.benchmarks.setting import setting
 from ptmrun.commands import table
@@ -131,6 +131,15 @@ def test_both_sides_take_the_same_steps(other, tmp_path):
     if other is lightning.train:
         pytest.importorskip("lightning")
     torch.testing.assert_close(trained(other, tmp_path), trained(lambda one, folder: one.by_hand(), tmp_path))
+
+
+def test_shares_are_of_the_whole_step(monkeypatch, tmp_path):
+    monkeypatch.setattr(profile, "OBJECTIVES", {"mim": TINY})
+    rows = list(profile.rows(1, tmp_path))
+    shares = {row.name: row.each[0] for row in rows}
+    assert list(shares) == [f"mim: {kind}" for kind in ("making the batch", *profile.KINDS, "the rest")]
+    assert sum(shares.values()) == pytest.approx(100)
+    assert all(shares[f"mim: {kind}"] > 0 for kind in ("matrix products", "activations", "the optimizer"))
 
 
 @pytest.mark.parametrize("part", [trainer, lightning])

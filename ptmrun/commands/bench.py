@@ -23,6 +23,7 @@ def command(call: Call) -> int:
     if out and os.path.lexists(out):
         raise UserError(f"out={out}: is there already; choose a file that is not")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else its threads are warned of at every fork
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else PyTorch's profiler says when it begins and ends
     from ptmrun.benchmarks import row  # imports torch: not before the words are known to be right
     from ptmrun.training import device
 
