@@ -156,8 +156,8 @@ VERBS = {
         "[PART...]",
         "bench loop data out=speed.json",
         "measure how fast this is here, beside hand-written loops, other trainers and loaders: ratios of CPU time, each with its "
-        "goal and verdict; parts: loop profile trainer lightning start data growth sweep processes (all: about a quarter of an hour); "
-        "out=FILE.json pairs=5 (exit code 0, also where a goal is missed)",
+        "goal and verdict; parts: loop profile trainer lightning start data growth sweep processes (all: about a quarter of an "
+        "hour); out=FILE.json pairs=5 (exit code 0, also where a goal is missed)",
         least=0,
         most=math.inf,
         runs=0,
