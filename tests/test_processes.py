@@ -93,13 +93,13 @@ def in_two(work, tmp_path, fails=False):
     if not child:
         end_with_parent()
         try:
-            work(company.meet(1, 2, place, lambda: "lost"))
+            work(company.meet(1, 2, place, lambda error: "lost"))
         except BaseException:
             (place / "error").write_text(traceback.format_exc())
             os._exit(1)
         os._exit(0)
     try:
-        return work(company.meet(0, 2, place, lambda: "lost"))
+        return work(company.meet(0, 2, place, lambda error: "lost"))
     finally:
         dist.destroy_process_group()
         gc.collect()  # what still holds the group: the other one waits as long as that is there

@@ -63,13 +63,13 @@ class Company:
         self.processes.send(str(self.run.folder.resolve()))
         return self.processes
 
-    def lost(self) -> str:
+    def lost(self, error: str) -> str:
         """What to say when an exchange with the others has failed. Raises Interrupted when a signal was the cause."""
         check_stop(self.stop)
         begun = time.monotonic()
         while not (why := self.ended()) and time.monotonic() - begun < SLOW:
             time.sleep(POLL)
-        return why or f"device.processes: another process has ended; go on with: ptmrun resume {self.run.typed}"
+        return why or f"device.processes: another process has ended ({error}); go on with: ptmrun resume {self.run.typed}"
 
     def ended(self) -> str:
         """Which of those that it has started has ended and why, or nothing."""
@@ -177,7 +177,7 @@ def follow() -> NoReturn:
     try:
         with stop.handled():
             processes = meet(
-                rank, size, Path(meeting) if meeting else None, lambda: "device.processes: the main process has ended"
+                rank, size, Path(meeting) if meeting else None, lambda _: "device.processes: the main process has ended"
             )
             folder = Path(processes.send()[0])
             run = Follower.open(folder)

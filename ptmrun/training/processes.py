@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ptmrun.errors import UserError
+from ptmrun.errors import UserError, first_line
 
 BUCKET = 2**24  # values that are added up at a time: each time takes as much memory again
 
@@ -34,13 +34,13 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of them. `here`: how many of them are on this machine. `lost()`: what to say when another one has
-    ended."""
+    """This process among all of them. `here`: how many of them are on this machine. `lost(error)`: what to say when an
+    exchange with the others has failed."""
 
     rank: int = 0
     size: int = 1
     here: int = 1
-    lost: Callable[[], str] = lambda: "device.processes: another process has ended"
+    lost: Callable[[str], str] = lambda error: f"device.processes: another process has ended ({error})"
 
     @property
     def main(self) -> bool:
@@ -55,8 +55,8 @@ class Processes:
         """Around what all processes do at the same time. Raises Lost when another one has ended."""
         try:
             yield
-        except RuntimeError:
-            raise Lost(self.lost()) from None
+        except RuntimeError as error:
+            raise Lost(self.lost(first_line(error))) from None
 
     def gather(self, note: Any) -> list[Any]:
         """What every process has, in their order; of JSON."""
