@@ -278,7 +278,7 @@ def test_each_method_of_an_evaluation_predicts_with_its_own_trial(context, monke
     def stop(*arguments):
         raise Enough
 
-    context = with_settings(context, evaluate__scratch_repeats=2)
+    context = with_settings(context, evaluate__scratch_repeats=2, evaluate__baselines=compose([]).evaluate.baselines)
     monkeypatch.setattr(evaluate, "predict", predict)
     monkeypatch.setattr(scratch, "curve", curve)
     monkeypatch.setattr(scratch, "allowance", lambda context, labels: ALLOWED)
