@@ -31,14 +31,15 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
         usual = [choices.spec(group, chosen[group]).usual for group in ("downstream", "dataset") if group in chosen]
         groups = {group: choice for some in usual for group, choice in some.items() if group not in chosen} | groups
     base = [f"{group}={choice}" for group, choice in groups.items()]
-    known = composed_choices(*base)
-    good = []
-    for key, text in values.items():
-        if wrong := unknown(key, known):
-            mistakes.append(wrong)
-        else:
-            good.append(f"{key}={text}")
-    raw = compose_raw(base + good) if good else copy.deepcopy(known)
+    good = [f"{key}={text}" for key, text in values.items()]
+    try:
+        known = raw = compose_raw(base + good)
+    except UserError:  # Hydra names one mistake; all of them are found beside what the choices give
+        known, raw = composed_choices(*base), {}
+    wrong = {key: mistake for key in values if (mistake := unknown(key, known))}
+    mistakes += wrong.values()
+    good = [f"{key}={text}" for key, text in values.items() if key not in wrong]
+    raw = raw or (compose_raw(base + good) if good else copy.deepcopy(known))
     typed = {g.split("=")[0] for g in good}
     brought = (
         {k for k in choices.settings_of_other_groups("experiment", experiment) if unknown(k, raw) is None}
