@@ -25,7 +25,7 @@ from ptmrun.training import loop
 
 SIZE, SIDE, BATCH, COLOURS = 8, 4, 3, 5
 TOKENS = SIDE * SIDE
-IMAGEGPT = ["model=imagegpt", *TINY]
+IMAGEGPT = ["model=imagegpt", *TINY, "finetune.seeds=1", "dataset.test_limit=100"]
 
 
 def options(**changes):
