@@ -128,9 +128,8 @@ def learned_nothing(entry: dict[str, Any]) -> bool:
 
 def reservations(entries: list[dict[str, Any]]) -> list[str]:
     """What the verdict over runs is to be read with, where it holds for each of their entries."""
-    return ["a floor wins"] * all(map(floor_wins, entries)) + ["from scratch learned nothing"] * all(
-        map(learned_nothing, entries)
-    )
+    known = {"a floor wins": floor_wins, "from scratch learned nothing": learned_nothing}
+    return [what for what, holds in known.items() if all(map(holds, entries))]
 
 
 def conclusions(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
