@@ -22,7 +22,8 @@ def write_added(networks: Networks, model: Any, method: Any, folder: Path, input
     """The encoder as it was before, but for what of it was trained, and beside it what fine-tuning added and the head."""
     ours, before = answers(model, inputs), networks.starting_encoder()
     names = before.net.state_dict().keys()
-    trained = {name.replace(".base_layer.", "."): value for name, value in methods.trained(model.encoder.net).items()}
+    tuned = methods.trained(model.encoder.net).items()
+    trained = {model.encoder.untrimmed(name.replace(".base_layer.", ".")): value for name, value in tuned}
     own = {name: value for name, value in trained.items() if name in names}
     before.net.load_state_dict(own, strict=False)
     before.save(folder, *networks.processor.preprocessing)
@@ -73,7 +74,7 @@ def write_apart(networks: Networks, model: Any, encoder: Any, folder: Path, inpu
     complete = encoder
     if model and drops_pretraining_parts(networks, encoder):  # the library's readers want all of it
         complete = networks.starting_encoder()
-        complete.load_state_dict(encoder.state_dict(), strict=False)
+        complete.load_state_dict({encoder.untrimmed(k): v for k, v in encoder.state_dict().items()}, strict=False)
     complete.save(folder, *networks.processor.preprocessing)
     back = read_back(networks, encoder, folder)
     if model is None:

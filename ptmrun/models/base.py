@@ -87,6 +87,10 @@ class Encoder(nn.Module, abc.ABC):
     def trim(self) -> None:
         """Leaves out for good what `features` does not need."""
 
+    def untrimmed(self, name: str) -> str:
+        """What one of its weights is called in an encoder that is not trimmed."""
+        return name
+
     @property
     def cam_layers(self) -> list[nn.Module]:
         """The modules that end a stage, the last of them with the map that features come from, for Grad-CAM."""

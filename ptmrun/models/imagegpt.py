@@ -272,6 +272,11 @@ class Encoder(base.Encoder):
         body.h, self.depth = body.h[: self.layer], self.layer
         self.gpt.lm_head = nn.Identity()
 
+    def untrimmed(self, name: str) -> str:
+        """The norm at the end is the first of the block that came next."""
+        cut = self.depth < self.gpt.config.num_hidden_layers
+        return name.replace(".ln_f.", f".h.{self.depth}.ln_1.") if cut else name
+
     def depth_of(self, name: str) -> int:
         """How deep a parameter of this module sits."""
         if ".wte." in name or ".wpe." in name:
