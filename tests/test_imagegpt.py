@@ -420,9 +420,10 @@ def test_a_tuned_norm_is_exported_where_it_came_from(ptmrun):
     """Features of the first of three blocks pass the first norm of the second, which fine-tuning changes."""
     own = ["model.layer=1", "finetune.lr=1e-2", "evaluate.baselines=[chance]", "pretrain.steps=2"]
     assert ptmrun(*IMAGEGPT, *own)[0] == 0
-    code, out, err = ptmrun("export", latest(), "made")
-    assert code == 0, err
-    assert "largest difference 0.0e+00 on 8 test samples" in out
+    for folder, more in (("made", []), ("graph", ["format=pt2"])):
+        code, out, err = ptmrun("export", latest(), folder, *more)
+        assert code == 0, err
+        assert "largest difference 0.0e+00 on 8 test samples" in out
 
 
 def test_resume_and_reproduce_are_bit_exact(run, ptmrun, monkeypatch):

@@ -112,7 +112,8 @@ class Encoder(base.Encoder):
 
     @property
     def layer(self) -> int:
-        return int(self.chosen)
+        """A plain number where the encoder is trimmed, as graphs of it need."""
+        return self.depth if isinstance(self.gpt.lm_head, nn.Identity) else int(self.chosen)
 
     def choose(self, scores: list[float]) -> None:
         """Takes the features from the layer (1 ... depth) with the best score, unless the config names one."""
@@ -162,7 +163,7 @@ class Encoder(base.Encoder):
 
     def started(self, tokens: Tensor, classes: Tensor | None = None) -> Tensor:
         """With the start token in front, or that of the class of each [B]: [B, n] -> [B, n + 1]."""
-        first = tokens.new_full((len(tokens),), -1) if classes is None else classes
+        first = tokens.new_full((tokens.shape[0],), -1) if classes is None else classes
         return torch.cat([self.vocabulary + 1 + first[:, None], tokens], 1)
 
     @property
