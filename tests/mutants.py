@@ -76,8 +76,8 @@ MUTANTS = [
     Mutant("reports/significance.py", "stats.t.ppf(0.975", "stats.t.ppf(0.95", "verdict::test_noise_of_two_repeats"),
     Mutant(
         "reports/phrases.py",
-        '["mean"] >= entry["scores"]["tuned"]["mean"])',
-        '["mean"] > entry["scores"]["tuned"]["mean"])',
+        '["mean"] >= entry["scores"]["tuned"]["mean"] else',
+        '["mean"] > entry["scores"]["tuned"]["mean"] else',
         "verdict::test_a_floor_that_wins_is_named_first",
     ),
     Mutant(

@@ -82,7 +82,8 @@ def test_a_process_whose_parent_has_ended_is_counted():
 def test_a_command_that_fails_is_no_measurement():
     with pytest.raises(UserError, match=r"bench: python -c .*: too small"):
         clock.of_python("-c", "import sys; sys.exit('too small')")
-    assert clock.of_python("-c", "import sys; sys.exit(2)", code=2) > 0
+    busy = "import sys, time\nwhile time.process_time() < 0.5: pass\nsys.exit(2)"  # the system counts in hundredths of a second
+    assert clock.of_python("-c", busy, code=2) > 0
 
 
 def test_an_unknown_part_is_one_line(ptmrun):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from ptmrun.benchmarks import transformers_texts
+from ptmrun.benchmarks import transformers_images, transformers_texts
 from ptmrun.benchmarks.clock import as_installed, cpu, in_turns
 from ptmrun.benchmarks.row import Row
 from ptmrun.benchmarks.setting import CPU, Setting, setting
@@ -22,13 +22,14 @@ PICTURES, SIDE = 256, 64  # JPEG files of 240x180, and of what they are made to
 
 def rows(pairs: int, folder: Path) -> Iterator[Row]:
     one = setting(["task=simmim", "pretrain.steps=16"])
-    pictures = [Image.fromarray(x[0].numpy()) for batch in one.data.train.all() for x in batch]
     transform = v2.Compose(augmentation(one))
 
     def collate_pictures(pictures: list[Image.Image]) -> torch.Tensor:
         return torch.stack([transform(picture) for picture in pictures])
 
-    yield against("images in memory, augmented: ptmrun / torchvision v2", one, pictures, pairs, collate_pictures)
+    yield against(
+        "images in memory, augmented: ptmrun / torchvision v2", one, transformers_images.pictures(one), pairs, collate_pictures
+    )
     draw(folder / "jpegs")
     words = ["dataset=imagefolder", f"dataset.root={folder / 'jpegs'}", f"dataset.image_size={SIDE}", "dataset.cache_gb=0"]
     one = setting([*words, "task=simmim", "pretrain.steps=4", "pretrain.batch_size=64"])

@@ -57,7 +57,7 @@ def train(one: Setting, folder: Path) -> float:
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with as_installed(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of Lightning about what it is not given
         begun = time.process_time()
         trainer = lightning.Trainer(
             accelerator="cpu",

@@ -91,7 +91,7 @@ def train(side: ModuleType, one: Setting, examples: tuple[Any, Any], folder: Pat
     trainer = Trainer(model=side.model(one.objective), args=settings, train_dataset=data, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of the library about itself
         begun = time.process_time()
         trainer.train()
         return time.process_time() - begun, trainer.model

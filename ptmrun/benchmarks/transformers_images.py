@@ -43,9 +43,13 @@ def examples(one: Setting) -> tuple[datasets.Dataset, Any]:
     def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}
 
-    pictures = [Image.fromarray(x[0].numpy()) for batch in data.train.all() for x in batch]
-    images = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features({"image": datasets.Image()}))
+    images = datasets.Dataset.from_dict({"image": pictures(one)}, features=datasets.Features({"image": datasets.Image()}))
     return images.with_transform(preprocess), collate
+
+
+def pictures(one: Setting) -> list[Image.Image]:
+    """The training images, gray."""
+    return [Image.fromarray(x[0].numpy()) for batch in one.data.train.all() for x in batch]
 
 
 def model(objective: Any) -> nn.Module:

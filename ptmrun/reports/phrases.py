@@ -105,17 +105,17 @@ def best_floor(entry: dict[str, Any]) -> str | None:
     return max((k for k in FLOORS if k in entry["scores"]), key=lambda k: entry["scores"][k]["mean"], default=None)
 
 
-def floor_wins(entry: dict[str, Any]) -> bool:
-    """Whether something which owes nothing to pretraining does as well or better."""
+def winning_floor(entry: dict[str, Any]) -> str | None:
+    """The best floor, where it does as well or better."""
     best = best_floor(entry)
-    return best is not None and bool(entry["scores"][best]["mean"] >= entry["scores"]["tuned"]["mean"])
+    return best if best and entry["scores"][best]["mean"] >= entry["scores"]["tuned"]["mean"] else None
 
 
 def floors_that_win(entry: dict[str, Any], words: dict[str, str], counted: str) -> list[str]:
     """That a floor wins, where one does: the best."""
-    if "floor" in entry or not floor_wins(entry):
+    best, scores = winning_floor(entry), {k: v["mean"] for k, v in entry["scores"].items()}
+    if best is None or "floor" in entry:
         return []
-    scores, best = {k: v["mean"] for k, v in entry["scores"].items()}, str(best_floor(entry))
     against = f"{scores[best]:.3f} against {scores['tuned']:.3f}"
     return [f"With {labels(entry['labels_per_class'], counted)} a floor wins: {words[best]} has {against} of fine-tuning."]
 
@@ -128,7 +128,7 @@ def learned_nothing(entry: dict[str, Any]) -> bool:
 
 def reservations(entries: list[dict[str, Any]]) -> list[str]:
     """What the verdict over runs is to be read with, where it holds for each of their entries."""
-    known = {"a floor wins": floor_wins, "from scratch learned nothing": learned_nothing}
+    known = {"a floor wins": winning_floor, "from scratch learned nothing": learned_nothing}
     return [what for what, holds in known.items() if all(map(holds, entries))]
 
 
