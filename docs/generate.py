@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ptmrun.commands import help, table
-from ptmrun.config import choices, keys, parsing
+from ptmrun.config import choices, keys, parsing, specs
 
 HERE = Path(__file__).parent
 PACKAGE = choices.PACKAGE
@@ -63,7 +63,7 @@ def all_keys() -> str:
 def verbs() -> str:
     parts = ["# Verbs", NOTE, "`ptmrun help VERB` shows one."]
     for name, verb in table.VERBS.items():
-        own = verb.settings.model_fields.items() if verb.settings else ()
+        own = known.model_fields.items() if (known := verb.own()) else ()
         settings = [f"`{key}={parsing.shown(field.default)}`" for key, field in own]
         lines = [f"## {name}", f"    ptmrun {verb.example}", f"`ptmrun {name} {verb.usage}`: {plain(verb.what)}."]
         named = [("Settings", settings), ("Options", [f"`{flag}`" for flag in verb.flags])]
@@ -110,7 +110,7 @@ def docstring(group: str, name: str) -> str:
     """Of the module that does it; of a method of fine-tuning, of the function or the file of its name."""
     if group == "finetune":
         return method(name)
-    module = choices.spec(group, name).module if group not in ("experiment", "device") else None
+    module = specs.spec(group, name).module if group not in ("experiment", "device") else None
     if module is None:
         return ""
     package, *path = module.split(".")

@@ -1,4 +1,4 @@
-"""argv -> a run, a sweep or a verb. It never imports torch itself."""
+"""argv -> a run, a sweep or a verb. It imports what these need when it is known which: the help and a mistake are quick."""
 
 import importlib
 import os
@@ -10,14 +10,10 @@ from pathlib import Path
 from types import TracebackType
 
 import ptmrun
-from ptmrun.commands import help, table
-from ptmrun.compose import compose
-from ptmrun.config import choices, parsing, secrets
-from ptmrun.config.derived import MEETING, follows, launched
-from ptmrun.config.grammar import hydra_main
+from ptmrun.commands import screens, table
+from ptmrun.config import choices, secrets
+from ptmrun.config.launch import MEETING, follows, launched
 from ptmrun.errors import LESS_MEMORY, Interrupted, UserError, first_line, nearest, out_of_memory, printable
-from ptmrun.runs.console import shown
-from ptmrun.runs.folder import Run
 
 KEY = re.compile(r"\+*[A-Za-z_][\w.]*")  # of a setting
 SPINS = "1000"  # turns of a waiting thread of PyTorch's (libgomp) before it sleeps: what libgomp takes when it has too few cores
@@ -33,6 +29,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def print_masked(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback, which is for bugs, without secrets and escapes too: a sweep keeps what its jobs print."""
+    from ptmrun.runs.console import shown
+
     print(shown("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
@@ -66,15 +64,17 @@ def run(argv: list[str]) -> int:
 def dispatch(argv: list[str]) -> int:
     argv = with_own_choices(argv)
     if not argv:
-        print(help.screen())
+        print(screens.screen())
         return 0
     if (launched() or 1) > 1 and (argv[0] in {*table.VERBS} - {"resume"} or {"-m", "--multirun"} & {*argv}):
         raise UserError(f"torchrun -m ptmrun {argv[0]}: torchrun starts a run, or ptmrun resume; start this without it")
     if argv[0] in table.VERBS and {"-h", "--help"} & set(argv):
+        from ptmrun.commands import help
+
         print(help.verb(argv[0]))
         return 0
     if argv[0] in ("-h", "--help") or "--help" in argv or "-h" in argv:
-        print(help_text())
+        print(screens.page())
         return 0
     if argv[0] == "--version":
         print(f"ptmrun {ptmrun.__version__}")
@@ -82,6 +82,8 @@ def dispatch(argv: list[str]) -> int:
     if argv[0] in ("-sc", "--shell-completion"):
         if len(argv) != 2 or argv[1].split("=")[0] not in ("install", "uninstall", "query"):
             raise UserError('-sc: expected install=SHELL, as in: eval "$(ptmrun -sc install=bash)" (bash, fish or zsh)')
+        from ptmrun.config.grammar import hydra_main
+
         hydra_main(lambda _: None, argv)
         return 0
     if argv[0] in table.VERBS:
@@ -93,6 +95,9 @@ def dispatch(argv: list[str]) -> int:
 
         return sweep.run(overrides)
     if flags in (["-c"], ["--cfg"]) and "job" in overrides:
+        from ptmrun.compose import compose
+        from ptmrun.config import parsing
+
         overrides.remove("job")
         print(parsing.dump(compose(overrides)), end="")
         return 0
@@ -102,6 +107,10 @@ def dispatch(argv: list[str]) -> int:
         )
     if "=" not in overrides[0]:
         raise UserError(f"{overrides[0]}: no such verb{nearest(overrides[0], table.VERBS)}; settings have the form key=value")
+    if mistakes := choices.unknown(overrides):
+        raise UserError(*mistakes)
+    from ptmrun.compose import compose
+
     cfg = compose(overrides)
     from ptmrun.stages import run as stages
 
@@ -125,17 +134,21 @@ def with_own_choices(argv: list[str]) -> list[str]:
 
 def verb(name: str, argv: list[str]) -> int:
     """Sorts the words after a verb into folders or names, settings and flags, and runs it."""
+    from ptmrun.config import parsing
+    from ptmrun.runs.folder import Run
+
     known = table.VERBS[name]
     flags = [a for a in argv if a.startswith("-") and a != "-"]
     settings, names = sorted_words(known, [a for a in argv if a not in flags])
     if wrong := [f for f in flags if f not in known.flags]:
         raise UserError(f"{name} {wrong[0]}: no such option{nearest(wrong[0], known.flags)}")
-    own = known.settings.model_fields if known.settings else None
+    kind = known.own()
+    own = kind.model_fields if kind else None
     if own is not None and (bad := [s for s in settings if s.split("=")[0] not in own]):
         raise UserError(f"{name} {bad[0]}: no such setting of this verb{nearest(bad[0].split('=')[0], own)}")
     if not known.least <= len(names) <= known.most:
         raise UserError(f"{name}: expected {known.usage}, as in: ptmrun {known.example}")
-    options = parsing.parse_words(known.settings, settings) if known.settings else None
+    options = parsing.parse_words(kind, settings) if kind else None
     runs = [Run.open(Path(folder)) for place, folder in enumerate(names) if place < known.runs]
     module = importlib.import_module(f"ptmrun.commands.{known.module}")
     return module.command(table.Call(names, runs, settings, options, flags))
@@ -145,45 +158,12 @@ def sorted_words(known: table.Verb, argv: list[str]) -> tuple[list[str], list[st
     """(settings, folders or names). What looks like a setting is a folder where one of that name is there, and the verb lacks a
     folder or has no such setting."""
     alike = [a for a in argv if "=" in a and KEY.fullmatch(a.partition("=")[0])]
-    count, settings = len(argv) - len(alike), []
+    count, settings, kind = len(argv) - len(alike), [], known.own()
     for word in alike:
-        foreign = known.settings is not None and word.partition("=")[0] not in known.settings.model_fields
+        foreign = kind is not None and word.partition("=")[0] not in kind.model_fields
         lacking = count < (known.least or known.most)
         if (foreign or lacking) and count < known.most and Path(word).exists():
             count += 1
         else:
             settings.append(word)
     return settings, [a for a in argv if a not in settings]
-
-
-def help_text() -> str:
-    lines = [
-        "ptmrun: pretrain, fine-tune and evaluate pre-trained models",
-        "",
-        "  ptmrun model=vit task=mim                          pretrain -> finetune -> evaluate on the built-in digits",
-        "  ptmrun dataset=imagefolder dataset.root=photos     the same with your own images",
-        "  ptmrun stage=finetune init=outputs/latest finetune=linear    one stage, from an earlier run",
-        "  ptmrun -m task=mim,simmim seed=1,2,3               sweep; sweep.resume=FOLDER runs what is missing,",
-        "      hydra/launcher=joblib|submitit_local|submitit_slurm|ray runs jobs side by side, sweep.search=optuna searches",
-        "",
-        "Verbs",
-        *(f"  ptmrun {name + ' ' + verb.usage:<28} {verb.what}" for name, verb in table.VERBS.items()),
-        "",
-        "Groups (group=choice)",
-    ]
-    for group in choices.GROUPS:
-        lines.append(f"  {group}")
-        lines += [f"    {name:<15} {choices.summary(group, name)}" for name in choices.names(group)]
-    lines += [
-        "",
-        "Keys (key=value; all of them with their defaults: ptmrun --cfg job)",
-        "  stage=all|pretrain|finetune|evaluate   init=random|pretrained|RUN|FILE  seed=0  name=TEXT  budget=20m  outputs=FOLDER",
-        "  pretrain.epochs= .steps= .batch_size= .lr= ...       finetune.steps= .batch_size= .lr= .seeds= ...",
-        "  dataset.root= .limit= .image_size=    downstream.labels_per_class=10|[10,100,null]|null",
-        "  device.precision=auto|fp32|bf16  .workers=  .threads=  .compile=",
-        "  skip_done=true (stages that an earlier run did)    strict=true (no unread keys)    on_nan=recover|stop",
-        "",
-        'Options: --help  --version  -m (sweep)  --cfg job (print the config)  eval "$(ptmrun -sc install=bash)" (completion)',
-        "  --config-dir FOLDER: choices of your own, such as FOLDER/experiment/NAME.yaml (ptmrun new STUDY writes such a folder)",
-    ]
-    return "\n".join(lines)

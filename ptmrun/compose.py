@@ -4,10 +4,11 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from ptmrun.config import choices, parsing, schema
-from ptmrun.config.derived import launched, micro_batches, published_rates, settings_of_problem, steps_or_epochs
+from ptmrun.config import parsing, schema, specs
+from ptmrun.config.derived import micro_batches, published_rates, settings_of_problem, steps_or_epochs
 from ptmrun.config.grammar import as_text, compose_raw, composed_choices, sort_overrides, unknown
 from ptmrun.config.init_source import origin
+from ptmrun.config.launch import launched
 from ptmrun.errors import UserError
 from ptmrun.runs import config_file
 
@@ -24,11 +25,11 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
         mistakes.append(f"init={values['init']}: a run that is resumed or forked keeps its weights; for others make a new run")
     parent, own = (parsing.plain(saved), ()) if saved else (parent_config(values), OWN)
     experiment = groups.get("experiment")
-    chosen = (choices.choices_of_experiment(experiment) if experiment else {}) | groups
+    chosen = (specs.choices_of_experiment(experiment) if experiment else {}) | groups
     if parent:
         groups = {g: parent[g]["name"] for g in schema.SECTIONS if g not in own} | chosen
     else:
-        usual = [choices.spec(group, chosen[group]).usual for group in ("downstream", "dataset") if group in chosen]
+        usual = [specs.spec(group, chosen[group]).usual for group in ("downstream", "dataset") if group in chosen]
         groups = {group: choice for some in usual for group, choice in some.items() if group not in chosen} | groups
     base = [f"{group}={choice}" for group, choice in groups.items()]
     good = [f"{key}={text}" for key, text in values.items()]
@@ -42,11 +43,9 @@ def compose(overrides: list[str], saved: schema.Config | None = None) -> schema.
     raw = raw or (compose_raw(base + good) if good else copy.deepcopy(known))
     typed = {g.split("=")[0] for g in good}
     brought = (
-        {k for k in choices.settings_of_other_groups("experiment", experiment) if unknown(k, raw) is None}
-        if experiment
-        else set()
+        {k for k in specs.settings_of_other_groups("experiment", experiment) if unknown(k, raw) is None} if experiment else set()
     )
-    settings_of_problem(raw, typed | brought | choices.keys_of_users(chosen))
+    settings_of_problem(raw, typed | brought | specs.keys_of_users(chosen))
     published_rates(raw, typed | brought)
     if parent:
         raw = inherit(raw, parent, own, set(chosen), typed | brought)
@@ -94,8 +93,8 @@ def inherit(
     for group in chosen & set(schema.SECTIONS) - set(own):
         before, after = parent[group]["name"], raw[group]["name"]
         if before != after:
-            was, known = choices.settings_of_other_groups(group, before), schema.flat(parent)
-            with_it |= {k for k, v in was.items() if known.get(k) == v} | set(choices.settings_of_other_groups(group, after))
+            was, known = specs.settings_of_other_groups(group, before), schema.flat(parent)
+            with_it |= {k for k, v in was.items() if known.get(k) == v} | set(specs.settings_of_other_groups(group, after))
     for key in (given | with_it) - {"init"}:
         *parents, last = key.split(".")
         source, target = raw, result

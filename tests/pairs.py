@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from ptmrun.config import choices
+from ptmrun.config import specs
 from ptmrun.config.grammar import compose_raw
 from ptmrun.data.modality import LoadRequest
 from ptmrun.data.pairs.load import Pairs, of_run
@@ -15,7 +15,7 @@ def loaded(*overrides: str) -> Pairs:
     raw = compose_raw(list(overrides))["dataset"]
     cfg = SimpleNamespace(
         init="random",
-        dataset=choices.section("dataset", raw["name"], "pairs").model_validate(raw),
+        dataset=specs.section("dataset", raw["name"], "pairs").model_validate(raw),
         model=SimpleNamespace(tokenizer="auto", vocabulary="auto", lowercase=False, length="auto"),
         downstream=SimpleNamespace(name="pair_classification"),
         device=SimpleNamespace(workers=0),

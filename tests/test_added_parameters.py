@@ -13,7 +13,7 @@ from transformers import ViTModel
 
 from ptmrun.batch import AudioSpec, ImageSpec, TextSpec, Tokens, Vocabulary, Waves
 from ptmrun.compose import compose
-from ptmrun.config import choices, compatibility
+from ptmrun.config import choices, compatibility, specs
 from ptmrun.downstream.classification import Classifier
 from ptmrun.errors import Misfit, UserError
 from ptmrun.finetuning import adapters, lora, methods, prefix
@@ -33,12 +33,12 @@ def made(model):
     cfg = compose([f"model={model}"])
     family = family_of(cfg)
     torch.manual_seed(0)
-    if "text" in choices.spec("model", model).needs:
+    if "text" in specs.spec("model", model).needs:
         none = torch.zeros(100, dtype=torch.bool)
         spec: tuple = TextSpec(Vocabulary(100, 0, 3, 3, 1, 2, torch.arange(100) < 4, none, none), 32)
         ids = torch.randint(4, 100, (6, 20))
         inputs = Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.zeros_like(ids))
-    elif "audio" in choices.spec("model", model).needs:
+    elif "audio" in specs.spec("model", model).needs:
         spec, values = AudioSpec(8000, 4000), torch.randn(6, 4000)
         inputs = Waves(values, torch.ones_like(values, dtype=torch.bool))
     else:

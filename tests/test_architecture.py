@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import ptmrun
-from ptmrun.config import choices
+from ptmrun.config import choices, specs
 
 PACKAGE = Path(ptmrun.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -152,5 +152,5 @@ def test_yaml_and_modules_agree():
     """The folder is the list: every YAML names a module that exists."""
     for group in ("model", "task", "downstream", "dataset"):
         for name in choices.names(group):
-            file = PACKAGE.parent / choices.spec(group, name).module.replace(".", "/")
+            file = PACKAGE.parent / specs.spec(group, name).module.replace(".", "/")
             assert file.with_suffix(".py").exists() or (file / "__init__.py").exists(), (group, name)

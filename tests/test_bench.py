@@ -154,11 +154,11 @@ def test_starts_are_of_the_command_line(monkeypatch, tmp_path):
     typed = []
     monkeypatch.setattr(start, "of_ptmrun", lambda *words, code=0: typed.append((*words, code)) or 3.0)
     monkeypatch.setattr(start, "of_python", lambda *words: 2.0)
-    first, help_, mistake = start.rows(4, tmp_path)
+    first, *others = start.rows(4, tmp_path)
     assert first.each == [1.5] * start.PAIRS
-    assert (help_.values, mistake.values) == ([[3.0]] * 4, [[3.0]] * 4)
-    assert {words[0] for words in typed} == {"dataset=digits", "--help", "model=vitt"}
-    assert typed[-1] == ("model=vitt", 2)
+    assert [row.values for row in others] == [[[3.0]] * 4] * 3
+    assert {words[0] for words in typed} == {"dataset=digits", "--help", "model=vitt", "task.mask_rato=0.5"}
+    assert typed[-5] == ("model=vitt", 2)
 
 
 def test_seconds_of_all_processes_come_from_the_run(monkeypatch, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ptmrun import cli
 from ptmrun.commands.table import VERBS
 from ptmrun.compose import compose
-from ptmrun.config import choices, compatibility, parsing, schema
+from ptmrun.config import choices, compatibility, parsing, schema, specs
 from ptmrun.errors import UserError
 from ptmrun.runs import config_file
 from ptmrun.training.schedule import steps_of
@@ -82,9 +82,9 @@ def test_all_mistakes_at_once(ptmrun):
 def test_misfit_lists_what_fits(monkeypatch):
     def spec(group, name):
         none = frozenset()
-        return choices.Spec(None, none, frozenset({"images"}), frozenset({"tokens"} if name == "mlm" else none), {}, {}, {}, {})
+        return specs.Spec(None, none, frozenset({"images"}), frozenset({"tokens"} if name == "mlm" else none), {}, {}, {}, {})
 
-    monkeypatch.setattr(choices, "spec", spec)
+    monkeypatch.setattr(specs, "spec", spec)
     monkeypatch.setattr(choices, "names", lambda group: ["mlm", "mae"])
     [line] = compatibility.incompatible({"model": "resnet", "task": "mlm"})
     assert (
@@ -94,13 +94,29 @@ def test_misfit_lists_what_fits(monkeypatch):
 
 
 def test_no_torch_and_under_a_second():
-    """A mistake, the help and --cfg job are answered without torch; CPU time of the whole process is bounded generously."""
-    code = "import sys; from ptmrun import cli; c = cli.run(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(c)"
-    for argv, expected in ((["model=vitt"], 2), (["--help"], 0), (["--cfg", "job"], 0), (["help", "vit"], 0)):
+    """A mistake, the help and --cfg job are answered without torch, a choice that is none and the help without Hydra and
+    pydantic too; CPU time of the whole process is bounded generously."""
+    code = "import sys; from ptmrun import cli; c = cli.run(sys.argv[1:]); assert not {*%r} & {*sys.modules}; sys.exit(c)"
+    slow = ("torch", "hydra", "pydantic", "rich")
+    quick = (([], 0), (["--help"], 0), (["model=vitt", "task=mim"], 2))
+    others = ((["model=vitt", "seed=1"], 2), (["--cfg", "job"], 0), (["help", "vit"], 0))
+    for argv, expected, absent in [*((*case, slow) for case in quick), *((*case, ("torch",)) for case in others)]:
         start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-c", code % (absent,), *argv], capture_output=True, text=True)
         assert done.returncode == expected, done.stderr
         assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - start < 5
+
+
+def test_a_choice_that_is_none_is_one_line_however_it_is_typed():
+    """Where all words are plain choices without Hydra, else with all other mistakes."""
+    lines = ["model=vitt: no such model (did you mean vit?)", "task=mimm: no such task (did you mean mim?)"]
+    assert choices.unknown(["model=vitt", "task=mimm"]) == lines
+    assert choices.unknown(["model=vit", "experiment=null"]) == []
+    assert choices.unknown(["model=vitt", "seed=1"]) == choices.unknown(["'model'=vitt"]) == []
+    for words in (["model=vitt", "task=mimm"], ["+model=vitt", "task=mimm", "seed=x"]):
+        with pytest.raises(UserError) as raised:
+            compose(words)
+        assert set(lines) <= {*raised.value.args}
 
 
 @pytest.mark.parametrize(
@@ -128,18 +144,18 @@ def test_every_choice_composes(group):
     for name in choices.names(group):
         fits = []
         if group in ("task", "finetune", "downstream"):
-            needs = choices.spec(group, name).requires | (choices.spec(group, name).needs - {"labels"})
+            needs = specs.spec(group, name).requires | (specs.spec(group, name).needs - {"labels"})
             fits = [
                 f"model={m}"
                 for m in choices.names("model")
-                if needs <= choices.spec("model", m).provides | choices.spec("model", m).needs
+                if needs <= specs.spec("model", m).provides | specs.spec("model", m).needs
             ]
         elif group == "dataset":
             models = {"text": "bert", "audio": "wav2vec2", "pairs": "dalle"}
-            fits = [f"model={m}" for kind, m in models.items() if kind == choices.kind(name)]
+            fits = [f"model={m}" for kind, m in models.items() if kind == specs.kind(name)]
         parsed = compose([*fits[-1:], f"{group}={name}"])
         assert getattr(parsed, group).name == name
-        for key in choices.spec(group, name).types:
+        for key in specs.spec(group, name).types:
             assert hasattr(getattr(parsed, group), key)
 
 

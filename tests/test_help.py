@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from ptmrun.commands import help, table
+from ptmrun.commands import screens, table
 from ptmrun.compose import compose
-from ptmrun.config import choices, keys, schema
+from ptmrun.config import choices, keys, schema, specs
 from ptmrun.runs import progress, provenance
 from ptmrun.stages.context import place_of
 
@@ -114,7 +114,7 @@ def test_every_key_of_a_run_is_explained():
     ],
 )
 def test_types_in_words(kind, words):
-    assert keys.in_words(choices.parse_type(kind)) == words
+    assert keys.in_words(specs.parse_type(kind)) == words
 
 
 def test_comments_of_a_file():
@@ -224,4 +224,4 @@ def test_the_place_of_a_stage(monkeypatch):
 
 
 def test_what_a_verb_does_in_a_clause():
-    assert help.brief(table.VERBS["list"]) == "the runs with status, score, age and size"
+    assert screens.brief(table.VERBS["list"]) == "the runs with status, score, age and size"

@@ -12,7 +12,7 @@ from conftest import HandMade, latest
 from texts import FRAMINGS, part
 from torch import nn
 
-from ptmrun.config import choices
+from ptmrun.config import specs
 from ptmrun.data.splits import divide
 from ptmrun.data.text import tokenizer_training
 from ptmrun.data.text.batches import TextBatches
@@ -594,8 +594,8 @@ def test_questions_about_one_context_stay_together(tmp_path, tokenizer):
 
 
 def test_config():
-    options = choices.section("downstream", "question_answering", "text")
-    assert choices.spec("downstream", "question_answering").needs == {"text"}
+    options = specs.section("downstream", "question_answering", "text")
+    assert specs.spec("downstream", "question_answering").needs == {"text"}
     assert set(options.model_fields) == {
         "name",
         "labels_per_class",

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertForMaskedLM, BertForPreTraining, GPT2LMHeadModel
 
 from ptmrun.batch import TextSpec, Tokens, Vocabulary
-from ptmrun.config import choices
+from ptmrun.config import specs
 from ptmrun.data.text import tokenizer_training
 from ptmrun.data.text.split import padded
 from ptmrun.downstream.classification import Classifier
@@ -411,9 +411,9 @@ def test_sized_for_minutes():
         assert changes == {"size": "tiny"}
         assert note.startswith("model.size=tiny: width 128, 2 layers")
         assert family.resolve(options(size="base"), TextSpec(vocabulary(), LENGTH)) == ({}, [])
-        types = choices.spec("model", name).types
+        types = specs.spec("model", name).types
         assert types["size"].split("|") == ["auto", *family.SIZES]
-        assert choices.spec("model", name).needs == {"text"}
+        assert specs.spec("model", name).needs == {"text"}
         assert all(token in family.FRAMING.special.values() for token in family.FRAMING.single.split() if token != "$A")
 
 

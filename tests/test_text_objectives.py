@@ -12,7 +12,7 @@ from torch import nn
 
 from ptmrun import rng
 from ptmrun.batch import Tokens
-from ptmrun.config import choices
+from ptmrun.config import specs
 from ptmrun.errors import UserError
 from ptmrun.objectives import clm, masking, mlm, mlm_nsp
 from ptmrun.training.loop import gradients
@@ -309,8 +309,8 @@ def test_what_they_ask_for():
     for task in (mlm, mlm_nsp):  # what masks need is not saved
         names = {f"encoder.{name}" for name in encoder("bert").state_dict()}
         assert task.Objective(encoder("bert"), options()).state_dict().keys() == names
-    provides = {name: choices.spec("model", name).provides for name in ("bert", "gpt", "lstm")}
-    requires = {name: choices.spec("task", name).requires for name in ("mlm", "mlm_nsp", "clm")}
+    provides = {name: specs.spec("model", name).provides for name in ("bert", "gpt", "lstm")}
+    requires = {name: specs.spec("task", name).requires for name in ("mlm", "mlm_nsp", "clm")}
     fits = {(model, task) for model in provides for task in requires if requires[task] <= provides[model]}
     assert fits == {("bert", "mlm"), ("bert", "mlm_nsp"), ("gpt", "clm"), ("lstm", "clm")}
 

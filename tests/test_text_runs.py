@@ -15,7 +15,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 from ptmrun import cli
 from ptmrun.compose import compose
-from ptmrun.config import choices
+from ptmrun.config import choices, specs
 from ptmrun.data.text import tokenizer
 from ptmrun.errors import UserError
 from ptmrun.models import gpt
@@ -28,9 +28,9 @@ from ptmrun.training import flops, loop
 from ptmrun.training.loop import backward
 from ptmrun.training.signals import Stop
 
-MODELS = [m for m in choices.names("model") if "text" in choices.spec("model", m).needs]
+MODELS = [m for m in choices.names("model") if "text" in specs.spec("model", m).needs]
 FITTING = [
-    (m, t) for m in MODELS for t in choices.names("task") if choices.spec("task", t).requires <= choices.spec("model", m).provides
+    (m, t) for m in MODELS for t in choices.names("task") if specs.spec("task", t).requires <= specs.spec("model", m).provides
 ]
 SHORT = [
     "model.length=32",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from texts import FRAMINGS, part
 from torch import nn
 
-from ptmrun.config import choices
+from ptmrun.config import specs
 from ptmrun.data.text import tokenizer_training
 from ptmrun.data.text.batches import TextBatches
 from ptmrun.data.text.tokenizer import Template, Tokenizer
@@ -603,8 +603,8 @@ def test_places_of_files(tmp_path, tokenizer):
 
 
 def test_config():
-    options = choices.section("downstream", "token_classification", "text")
-    spec = choices.spec("downstream", "token_classification")
+    options = specs.section("downstream", "token_classification", "text")
+    spec = specs.spec("downstream", "token_classification")
     assert spec.needs == {"text"}
     known = {"name", "labels_per_class", "root", "token_column", "tag_column", "scheme", "repair", "encoding", "errors"}
     assert set(options.model_fields) == known

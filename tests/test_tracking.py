@@ -15,7 +15,7 @@ from PIL import Image
 from test_cli_runs import same
 
 from ptmrun import cli
-from ptmrun.config import choices, parsing
+from ptmrun.config import choices, parsing, specs
 from ptmrun.loggers import tracker
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
@@ -318,6 +318,6 @@ def test_keys_are_typed(ptmrun):
 def test_every_choice_has_its_module_and_extra(name):
     import tomllib
 
-    assert (choices.PACKAGE.parent / f"{choices.spec('logger', name).module.replace('.', '/')}.py").exists()
+    assert (choices.PACKAGE.parent / f"{specs.spec('logger', name).module.replace('.', '/')}.py").exists()
     project = tomllib.loads((choices.PACKAGE.parent / "pyproject.toml").read_text())["project"]
     assert project["optional-dependencies"][name]

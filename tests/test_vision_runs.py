@@ -5,7 +5,7 @@ import json
 import pytest
 from conftest import draw, latest
 
-from ptmrun.config import choices, parsing
+from ptmrun.config import choices, parsing, specs
 from ptmrun.runs import config_file
 
 SHORT = [
@@ -36,7 +36,7 @@ def photos(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("model", [m for m in choices.names("model") if "images" in choices.spec("model", m).needs])
+@pytest.mark.parametrize("model", [m for m in choices.names("model") if "images" in specs.spec("model", m).needs])
 def test_a_folder_of_photos_works_for_every_model(ptmrun, photos, model):
     code, out, err = ptmrun(f"model={model}", "dataset=imagefolder", f"dataset.root={photos}", *SHORT)
     assert code == 0, err
@@ -49,7 +49,7 @@ def test_a_folder_of_photos_works_for_every_model(ptmrun, photos, model):
     assert "auto" not in parsing.plain(cfg)["model"].values() or model == "imagegpt"  # whose layer the probe chooses
 
 
-@pytest.mark.parametrize("task", [t for t in choices.names("task") if choices.spec("task", t).requires <= {"images"}])
+@pytest.mark.parametrize("task", [t for t in choices.names("task") if specs.spec("task", t).requires <= {"images"}])
 def test_every_objective_runs_and_resumes_to_the_same_result(ptmrun, photos, task):
     overrides = ["model=cnn", f"task={task}", "dataset=imagefolder", f"dataset.root={photos}", *SHORT]
     code, out, err = ptmrun(*overrides)

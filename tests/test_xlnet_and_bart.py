@@ -10,7 +10,7 @@ from transformers import BartForConditionalGeneration, XLNetLMHeadModel
 
 from ptmrun import rng
 from ptmrun.batch import TextSpec, Tokens, Vocabulary
-from ptmrun.config import choices
+from ptmrun.config import specs
 from ptmrun.errors import UserError
 from ptmrun.models import bert, local_attention_init, transformer, xlnet
 from ptmrun.objectives import denoising, plm
@@ -113,7 +113,7 @@ def test_small_xlnet_is_as_wide_and_deep_as_small_bert():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_size_can_be_chosen(family):
-    assert choices.spec("model", family).types["size"].split("|") == ["auto", *FAMILIES[family][0].SIZES]
+    assert specs.spec("model", family).types["size"].split("|") == ["auto", *FAMILIES[family][0].SIZES]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -184,7 +184,7 @@ def test_the_decoder_of_bart_copies_at_first(size):
 
 def test_configs_say_what_fits():
     for family, task in (("xlnet", "plm"), ("transformer", "denoising")):
-        model, wanted = choices.spec("model", family), choices.spec("task", task)
+        model, wanted = specs.spec("model", family), specs.spec("task", task)
         assert model.module == f"ptmrun.models.{family}"
         assert wanted.module == f"ptmrun.objectives.{task}"
         assert model.needs == {"text"}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from ptmrun.batch import Framing
-from ptmrun.config import choices, parsing
+from ptmrun.config import parsing, specs
 from ptmrun.config.grammar import compose_raw
 from ptmrun.data.sources import TextPart
 from ptmrun.data.sources.rows import Row, gathered
@@ -68,4 +68,4 @@ def options(*overrides: str) -> Any:
     whole = compose_raw(list(overrides))
     parsing.leave_out_foreign(whole)
     raw = whole["dataset"]
-    return choices.section("dataset", raw["name"], "text").model_validate(raw)
+    return specs.section("dataset", raw["name"], "text").model_validate(raw)

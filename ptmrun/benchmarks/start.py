@@ -22,5 +22,6 @@ def rows(pairs: int, folder: Path) -> Iterator[Row]:
     yield Row("start", "ptmrun to the first step / importing torch and the model's class", "CPU s", values, most=1.1)
     values = [[of_ptmrun("--help")] for _ in range(pairs)]
     yield Row("start", "ptmrun --help", "CPU s", values, most=0.25)
-    values = [[of_ptmrun("model=vitt", code=2)] for _ in range(pairs)]
-    yield Row("start", "ptmrun model=vitt, a mistake", "CPU s", values, most=0.35)
+    for word in ("model=vitt", "task.mask_rato=0.5"):
+        values = [[of_ptmrun(word, code=2)] for _ in range(pairs)]
+        yield Row("start", f"ptmrun {word}, a mistake", "CPU s", values, most=0.35)

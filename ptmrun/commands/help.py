@@ -1,28 +1,14 @@
-"""`ptmrun` alone: one screen. `ptmrun help WORD`: a group, a choice, a verb or a key."""
+"""`ptmrun help WORD`: a group, a choice, a verb or a key."""
 
-import re
 import textwrap
 from collections.abc import Iterable
 
 from ptmrun.commands import table
+from ptmrun.commands.screens import WIDTH, screen
 from ptmrun.config import choices, compatibility, keys, parsing
 from ptmrun.errors import UserError, nearest
 
-WIDTH = 100
 FITTED = ("task", "finetune", "downstream", "dataset")  # groups whose choices fit some models only
-SCREEN = """\
-ptmrun: pretrain, fine-tune and evaluate pre-trained models
-
-  ptmrun model=vit task=mim                        pretrain, fine-tune, evaluate on built-in digits
-  ptmrun dataset=imagefolder dataset.root=photos   the same with your own images
-  ptmrun predict outputs/latest new_photos         what the trained model says of new files
-
-{verbs}
-
-  ptmrun help WORD    a choice (vit), a verb (predict), a key (pretrain.lr) or a group:
-                      {groups}
-  ptmrun --help       everything on one long page; ptmrun --cfg job: every key and its value
-"""
 
 
 def command(call: table.Call) -> int:
@@ -31,26 +17,12 @@ def command(call: table.Call) -> int:
     return 0
 
 
-def screen() -> str:
-    """At most 24 lines."""
-    verbs = [f"  ptmrun {name:<10} {brief(entry)}" for name, entry in table.VERBS.items() if name != "help"]
-    return SCREEN.format(verbs="\n".join(verbs), groups=", ".join(choices.GROUPS)).rstrip("\n")
-
-
-def brief(entry: table.Verb) -> str:
-    """The first clause of what a verb does, in a line of the screen."""
-    clause = re.split(r"; | \(|: ", entry.what)[0]
-    while len(clause) > WIDTH - 20 and ", " in clause:
-        clause = clause.rpartition(", ")[0]
-    return textwrap.shorten(clause, WIDTH - 20, placeholder=" ...")
-
-
 def explained(words: list[str]) -> str:
     """What one word names, or a group and its choice. Raises UserError where that is nothing."""
     if len(words) == 2 and words[0] in choices.GROUPS:
         group, name = words
         if name not in choices.names(group):
-            raise UserError(f"{group}={name}: no such {group}{nearest(name, choices.names(group))}")
+            raise UserError(choices.no_such(group, name))
         return choice(group, name)
     if len(words) != 1:
         raise UserError("help: expected one word, a group, choice, verb or key, as in: ptmrun help vit")
@@ -89,7 +61,7 @@ def verb(name: str) -> str:
     known_verb = table.VERBS[name]
     lines = [f"ptmrun {name} {known_verb.usage}", "", *textwrap.wrap(known_verb.what, WIDTH)]
     lines += ["", f"As in: ptmrun {known_verb.example}"]
-    own = known_verb.settings.model_fields.items() if known_verb.settings else ()
+    own = settings.model_fields.items() if (settings := known_verb.own()) else ()
     lines += [f"  {key}={parsing.shown(field.default)}" for key, field in own]
     return "\n".join([*lines, *(f"  {flag}" for flag in known_verb.flags)])
 

@@ -1,17 +1,18 @@
-"""The verbs: how each is typed. What it does stands in its module; nothing heavy is imported here."""
+"""The verbs: how each is typed. What it does stands in its module; nothing heavy is imported here, for the help."""
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ptmrun.config import schema
-from ptmrun.runs.folder import Run
+if TYPE_CHECKING:
+    from ptmrun.config.schema import VerbSettings
+    from ptmrun.runs.folder import Run
 
 
 class Call(NamedTuple):
     """What was typed after a verb. `names` are its folders or names, `runs` those of them that are run folders."""
 
     names: list[str]
-    runs: list[Run]
+    runs: "list[Run]"
     settings: list[str]  # key=value, of a verb that takes any
     options: Any  # of a verb that has settings of its own, the class that its `settings` name
     flags: list[str]
@@ -27,8 +28,14 @@ class Verb(NamedTuple):
     least: int = 1  # folders or names
     most: float = 1
     runs: float = 1  # the first so many of them are run folders
-    settings: type[schema.VerbSettings] | None = schema.VerbSettings  # its own; None: any, which the module reads
+    settings: str | None = "VerbSettings"  # its own, a class of config/schema.py; None: any, which the module reads
     flags: tuple[str, ...] = ()
+
+    def own(self) -> "type[VerbSettings] | None":
+        """The class that `settings` names."""
+        from ptmrun.config import schema
+
+        return getattr(schema, self.settings) if self.settings else None
 
 
 VERBS = {
@@ -56,7 +63,7 @@ VERBS = {
         least=2,
         most=math.inf,
         runs=math.inf,
-        settings=schema.Outputs,
+        settings="Outputs",
         flags=("--json",),
     ),
     "list": Verb(
@@ -92,7 +99,7 @@ VERBS = {
         "size, test score and milliseconds)",
         least=2,
         most=2,
-        settings=schema.Export,
+        settings="Export",
         flags=("--bench",),
     ),
     "predict": Verb(
@@ -104,7 +111,7 @@ VERBS = {
         "also out=.json (COCO's); pictures=FOLDER draws them, or masks",
         least=2,
         most=math.inf,
-        settings=schema.Prediction,
+        settings="Prediction",
         flags=("--json",),
     ),
     "embed": Verb(
@@ -115,7 +122,7 @@ VERBS = {
         "of the map or token; weights=pretrained: before it was fine-tuned)",
         least=2,
         most=math.inf,
-        settings=schema.Embedding,
+        settings="Embedding",
     ),
     "generate": Verb(
         "generate",
@@ -125,7 +132,7 @@ VERBS = {
         "tokens=auto (100, or as many as fit) temperature=0.8 (0: the likeliest) top_k= top_p=0.95 samples=1 seed=0; or draw "
         "pictures (dalle, of the prompt; imagegpt): temperature=1 top_k= top_p=0.95 guidance=2 samples=16 seed=0 out=FOLDER "
         "rerank=RUN",
-        settings=schema.Sampling,
+        settings="Sampling",
     ),
     "check": Verb(
         "check",
@@ -148,7 +155,7 @@ VERBS = {
         least=0,
         most=math.inf,
         runs=0,
-        settings=schema.Outputs,
+        settings="Outputs",
         flags=("--quick", "--json"),
     ),
     "bench": Verb(
@@ -161,7 +168,7 @@ VERBS = {
         least=0,
         most=math.inf,
         runs=0,
-        settings=schema.Bench,
+        settings="Bench",
     ),
     "new": Verb(
         "new",

@@ -1,6 +1,6 @@
 """Combinations of choices and keys that cannot work."""
 
-from ptmrun.config import choices
+from ptmrun.config import choices, specs
 from ptmrun.config.init_source import origin
 from ptmrun.config.schema import Config, ImageFinetune, TextPretrain
 
@@ -17,7 +17,7 @@ def incompatible(names: dict[str, str]) -> list[str]:
     """Combinations that cannot work, with the list of what can."""
     lines = []
     if "model" in names and "finetune" in names and not fine_tunes(names["finetune"], names["model"]):
-        unmet = choices.spec("finetune", names["finetune"]).requires - choices.spec("model", names["model"]).provides
+        unmet = specs.spec("finetune", names["finetune"]).requires - specs.spec("model", names["model"]).provides
         wanted = ", ".join(METHOD_NEEDS[x] for x in sorted(unmet))
         fits = [m for m in choices.names("model") if fine_tunes(names["finetune"], m)]
         methods = [f for f in choices.names("finetune") if fine_tunes(f, names["model"])]
@@ -27,27 +27,27 @@ def incompatible(names: dict[str, str]) -> list[str]:
             f"finetune={', '.join(methods)}"
         )
     if "model" in names and "task" in names:
-        model = choices.spec("model", names["model"])
-        if lacking := choices.spec("task", names["task"]).requires - model.provides:
-            fits = [t for t in choices.names("task") if choices.spec("task", t).requires <= model.provides]
+        model = specs.spec("model", names["model"])
+        if lacking := specs.spec("task", names["task"]).requires - model.provides:
+            fits = [t for t in choices.names("task") if specs.spec("task", t).requires <= model.provides]
             lines.append(
                 f"model={names['model']} task={names['task']}: the task needs {', '.join(sorted(lacking))}, "
                 f"which the model does not have; with model={names['model']} there is: task={', '.join(fits)}"
             )
     if "model" in names and "downstream" in names:
-        problem = choices.spec("downstream", names["downstream"])
-        if lacking := problem.requires - choices.spec("model", names["model"]).provides:
-            fits = [m for m in choices.names("model") if problem.requires <= choices.spec("model", m).provides]
+        problem = specs.spec("downstream", names["downstream"])
+        if lacking := problem.requires - specs.spec("model", names["model"]).provides:
+            fits = [m for m in choices.names("model") if problem.requires <= specs.spec("model", m).provides]
             lines.append(
                 f"model={names['model']} downstream={names['downstream']}: the problem needs {', '.join(sorted(lacking))}, which "
                 f"the model does not have; with downstream={names['downstream']} there is: model={', '.join(fits)}"
             )
     for group in ("model", "task", "downstream"):
         if group in names and "dataset" in names:
-            needs, there = choices.spec(group, names[group]).needs, choices.spec("dataset", names["dataset"]).provides
+            needs, there = specs.spec(group, names[group]).needs, specs.spec("dataset", names["dataset"]).provides
             if lacking := needs - there:
-                fits = [d for d in choices.names("dataset") if needs <= choices.spec("dataset", d).provides]
-                others = [x for x in choices.names(group) if choices.spec(group, x).needs <= there]
+                fits = [d for d in choices.names("dataset") if needs <= specs.spec("dataset", d).provides]
+                others = [x for x in choices.names(group) if specs.spec(group, x).needs <= there]
                 lines.append(
                     f"{group}={names[group]} dataset={names['dataset']}: the data has no {', '.join(sorted(lacking))}; "
                     f"with {group}={names[group]} there is: dataset={', '.join(fits)}; "
@@ -57,7 +57,7 @@ def incompatible(names: dict[str, str]) -> list[str]:
 
 
 def fine_tunes(method: str, model: str) -> bool:
-    return choices.spec("finetune", method).requires <= choices.spec("model", model).provides
+    return specs.spec("finetune", method).requires <= specs.spec("model", model).provides
 
 
 def contradictions(config: Config) -> list[str]:
@@ -89,21 +89,21 @@ def contradictions(config: Config) -> list[str]:
     if (
         isinstance(config.finetune, ImageFinetune)
         and isinstance(config.finetune.resolution, int)
-        and "maps" not in choices.spec("model", config.model.name).provides
+        and "maps" not in specs.spec("model", config.model.name).provides
     ):
-        fits = [m for m in choices.names("model") if "maps" in choices.spec("model", m).provides]
+        fits = [m for m in choices.names("model") if "maps" in specs.spec("model", m).provides]
         lines.append(
             f"finetune.resolution={config.finetune.resolution}: model={config.model.name} works at one side only; "
             f"there is: model={', '.join(fits)}"
         )
     mixed = [key for key in ("mixup", "cutmix") if getattr(config.finetune, key, 0)]
-    if mixed and "labels" not in choices.spec("downstream", config.downstream.name).needs:
+    if mixed and "labels" not in specs.spec("downstream", config.downstream.name).needs:
         what = f"mixes the classes of whole images, which downstream={config.downstream.name} has not"
         lines += [f"finetune.{key}={getattr(config.finetune, key):g}: {what}; leave it out" for key in mixed]
     if (
         isinstance(config.pretrain, TextPretrain)
         and config.pretrain.document_mask
-        and "sentence_pairs" in choices.spec("task", config.task.name).requires
+        and "sentence_pairs" in specs.spec("task", config.task.name).requires
     ):
         why = f"task={config.task.name} reads pairs of texts, which are not packed"
         lines.append(f"pretrain.document_mask=true: {why}; leave it out")
@@ -130,7 +130,7 @@ def unsharded(config: Config, stages: list[str]) -> list[str]:
         if loop.accumulate >= processes and loop.accumulate % processes:
             why = f"{stage}.accumulate={loop.accumulate} micro-batches cannot be shared equally by device.processes={processes}"
             lines.append(f"device.shard=true: {why}; expected a multiple")
-        if choices.spec(group, name).whole_weights:
-            fits = [x for x in choices.names(group) if not choices.spec(group, x).whole_weights]
+        if specs.spec(group, name).whole_weights:
+            fits = [x for x in choices.names(group) if not specs.spec(group, x).whole_weights]
             lines.append(f"device.shard=true: {group}={name} needs its weights whole; there is: {group}={', '.join(fits)}")
     return lines

@@ -1,13 +1,11 @@
 """Settings that follow from others when a config is composed."""
 
-import os
 from typing import Any
 
-from ptmrun.config import choices, schema
+from ptmrun.config import schema, specs
 from ptmrun.config.grammar import compose_raw
 from ptmrun.config.init_source import OUTSIDE, origin
 
-MEETING = "PTMRUN_MEETING"  # in the environment of processes that the main one of a run starts: the folder where they meet
 LARGE_SCRATCH_LR = 1e-3  # AdamW's, of networks that weights from outside are for: at 3e-3 MiniLM's stays at chance
 
 
@@ -32,8 +30,8 @@ def steps_or_epochs(raw: dict[str, Any], typed: set[str], brought: set[str]) -> 
 
 def settings_of_problem(raw: dict[str, Any], given: set[str]) -> None:
     """What the problem sets instead of the model, where neither the user nor the method of fine-tuning does."""
-    given = given | choices.keys_of("finetune", raw["finetune"]["name"])
-    for key, value in choices.prevailing(raw["downstream"]["name"], raw["model"]["name"]).items():
+    given = given | specs.keys_of("finetune", raw["finetune"]["name"])
+    for key, value in specs.prevailing(raw["downstream"]["name"], raw["model"]["name"]).items():
         section, name = key.split(".")
         if key not in given:
             raw[section][name] = value
@@ -56,17 +54,6 @@ def published_rates(raw: dict[str, Any], given: set[str]) -> None:
                 loop["lr"] = loop["published_lr"]
         if "finetune.scratch_lr" not in given and tuning["optimizer"] == "adamw":
             tuning["scratch_lr"] = LARGE_SCRATCH_LR
-
-
-def launched() -> int | None:
-    """How many processes torchrun has started, or the main process of a run; None in a process of neither."""
-    known = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and {"MASTER_ADDR", MEETING} & os.environ.keys()
-    return int(os.environ["WORLD_SIZE"]) if known else None
-
-
-def follows() -> bool:
-    """Whether this process is one of several, and not the main one."""
-    return launched() is not None and os.environ["RANK"] != "0"
 
 
 def micro_batches(raw: dict[str, Any], given: set[str]) -> None:

@@ -51,7 +51,7 @@ def sort_overrides(overrides: list[str], sweep: bool) -> tuple[dict[str, str], d
             wanted = list(override.sweep_string_iterator()) if sweeps else [parsing.shown(override.value())]
             there = choices.names(key)
             allowed = {*there, "null"} if key == "experiment" else set(there)
-            mistakes += [f"{key}={c}: no such {key}{nearest(c, there)}" for c in wanted if c not in allowed]
+            mistakes += [choices.no_such(key, c) for c in wanted if c not in allowed]
             if not sweep and wanted[0] in there:
                 groups[key] = wanted[0]
         else:

@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from ptmrun.config import choices, schema
+from ptmrun.config import choices, schema, specs
 from ptmrun.config.parsing import shown
 from ptmrun.config.schema import Strict
 from ptmrun.storage.safe_read import PlainLoader
@@ -45,7 +45,7 @@ def own(group: str, name: str) -> tuple[Key, ...]:
     flat, meanings = schema.flat({group: part}), comments(text)
     if group not in schema.SECTIONS:
         return ()
-    section = choices.section(group, name, choices.kind(name) if group == "dataset" else "")
+    section = specs.section(group, name, specs.kind(name) if group == "dataset" else "")
     new = [
         Key(key, in_section(section, key), as_typed(value), meanings.get(key, ""))
         for key, value in flat.items()

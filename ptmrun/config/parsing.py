@@ -5,7 +5,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from ptmrun.config import choices, secrets
+from ptmrun.config import choices, secrets, specs
 from ptmrun.config.compatibility import contradictions, incompatible
 from ptmrun.config.schema import BASES, SECTIONS, Config, Strict, VerbSettings, base, foreign
 from ptmrun.config.watched import Watched, bare, watch
@@ -30,14 +30,14 @@ def parse(raw: Any) -> Config:
         part = raw.get(group)
         name = part.get("name") if isinstance(part, dict) else None
         if not isinstance(name, str) or name not in choices.names(group):
-            mistakes.append(f"{group}={name}: no such {group}{nearest(str(name), choices.names(group))}")
+            mistakes.append(choices.no_such(group, str(name)))
             typed.pop(group, None)
             continue
         names[group] = name
         try:
-            typed[group] = choices.section(group, name, kind).model_validate(part)
+            typed[group] = specs.section(group, name, kind).model_validate(part)
         except ValidationError as error:
-            mistakes += explain(error, part or {}, f"{group}.", choices.section(group, name, kind))
+            mistakes += explain(error, part or {}, f"{group}.", specs.section(group, name, kind))
             typed.pop(group)
     for section in ("pretrain", "evaluate"):
         if not isinstance(raw.get(section), dict):
@@ -65,7 +65,7 @@ def kind_of(raw: dict[str, Any]) -> str:
     """The kind of data that the data set of a config is of; "" where it names none."""
     part = raw.get("dataset")
     name = part.get("name") if isinstance(part, dict) else None
-    return choices.kind(name) if isinstance(name, str) and name in choices.names("dataset") else ""
+    return specs.kind(name) if isinstance(name, str) and name in choices.names("dataset") else ""
 
 
 def leave_out_foreign(raw: dict[str, Any]) -> list[str]:

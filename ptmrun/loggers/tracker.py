@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from ptmrun.config import choices, parsing, schema
+from ptmrun.config import parsing, schema, specs
 from ptmrun.config.schema import Config
 from ptmrun.errors import UserError
 from ptmrun.runs.folder import Run
@@ -15,7 +15,7 @@ from ptmrun.runs.folder import Run
 
 def library(name: str) -> Any:
     """The module of loggers/ for `logger=<name>`, None for none. Raises UserError when what it imports is not installed."""
-    module = choices.spec("logger", name).module
+    module = specs.spec("logger", name).module
     if module is None:
         return None
     try:

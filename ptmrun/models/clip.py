@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ptmrun.batch import Pair, PairSpec, Tokens
-from ptmrun.config import choices, parsing
+from ptmrun.config import choices, parsing, specs
 from ptmrun.errors import UserError
 from ptmrun.models import base, library_format
 from ptmrun.models.base import Family, Part, settings
@@ -39,12 +39,12 @@ def tower(options: Any, which: str) -> tuple[Family, Any]:
             known = ", ".join(k for k in values if k not in ("name", *SHARED))
             raise UserError(f"{key}: {setting}: expected settings of model={name}, [size:...]; it has {known}")
         values[option] = yaml.safe_load(value)
-    kind = choices.section("model", name, KINDS[which])
+    kind = specs.section("model", name, KINDS[which])
     try:
         typed = kind.model_validate(values)
     except ValidationError as error:
         raise UserError(*parsing.explain(error, values, f"{key}: ", kind)) from None
-    module = choices.spec("model", name).module
+    module = specs.spec("model", name).module
     assert module is not None
     return importlib.import_module(module).FAMILY, typed
 

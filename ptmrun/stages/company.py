@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from ptmrun.config import choices, secrets
-from ptmrun.config.derived import MEETING, launched
+from ptmrun.config.launch import MEETING, launched
 from ptmrun.errors import UserError, printable
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ptmrun import rng
-from ptmrun.config import choices
+from ptmrun.config import specs
 from ptmrun.config.schema import Config
 from ptmrun.data.modality import Modality, Processor
 from ptmrun.downstream.base import Problem, ProblemSetup
@@ -78,7 +78,7 @@ class Networks:
         """The task's objective with its initial heads, on `starting_encoder`."""
         encoder = self.starting_encoder()
         rng.seed_everything(self.cfg.seed, "objective")
-        known = {"classes": len(self.classes)} if "labels" in choices.spec("task", self.cfg.task.name).needs else {}
+        known = {"classes": len(self.classes)} if "labels" in specs.spec("task", self.cfg.task.name).needs else {}
         objective = module_of(self.cfg, "task").Objective(encoder, self.cfg.task, **known).to(self.device)
         if self.cfg.device.recompute:
             recompute(objective)
@@ -87,7 +87,7 @@ class Networks:
 
 def module_of(cfg: Config, group: str) -> Any:
     """The module that the choice of a group names (the installed YAML says which, not the saved config)."""
-    name = choices.spec(group, getattr(cfg, group).name).module
+    name = specs.spec(group, getattr(cfg, group).name).module
     assert name is not None
     return importlib.import_module(name)
 
@@ -102,6 +102,6 @@ def problem_of(cfg: Config) -> Problem:
 
 
 def modality_of(cfg: Config) -> Modality:
-    package = choices.package_of(choices.kind(cfg.dataset.name))
+    package = specs.package_of(specs.kind(cfg.dataset.name))
     assert package is not None
     return importlib.import_module(package).MODALITY

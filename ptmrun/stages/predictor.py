@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptmrun.config import choices, parsing
+from ptmrun.config import choices, parsing, specs
 from ptmrun.config.schema import Config
 from ptmrun.data.modality import Unreadable
 from ptmrun.downstream.base import Model
@@ -64,7 +64,7 @@ def pretrained(run: Run, needed: set[str], what: str) -> tuple[Networks, Encoder
 
 def models(needed: set[str]) -> list[str]:
     """Those that provide it."""
-    return [name for name in choices.names("model") if choices.spec("model", name).provides >= needed]
+    return [name for name in choices.names("model") if specs.spec("model", name).provides >= needed]
 
 
 def classes_of(run: Run, cfg: Config) -> list[str]:

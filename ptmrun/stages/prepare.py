@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ptmrun.batch import packed
-from ptmrun.config import choices, parsing
+from ptmrun.config import choices, parsing, specs
 from ptmrun.config.init_source import origin
 from ptmrun.config.schema import Config
 from ptmrun.data.modality import Data, LoadRequest, Progress
@@ -187,12 +187,10 @@ def doubts(context: Context) -> list[str]:
 def check_labels(context: Context) -> None:
     """Raises UserError, before any training, for labels that the stages to come need and the data lacks."""
     cfg, data = context.cfg, context.data
-    task = choices.spec("task", cfg.task.name)
+    task = specs.spec("task", cfg.task.name)
     if "labels" in task.needs and cfg.stage in ("all", "pretrain") and not labelled(context):
-        provided, there = choices.spec("model", cfg.model.name).provides, choices.names("task")
-        fits = [
-            t for t in there if "labels" not in choices.spec("task", t).needs and choices.spec("task", t).requires <= provided
-        ]
+        provided, there = specs.spec("model", cfg.model.name).provides, choices.names("task")
+        fits = [t for t in there if "labels" not in specs.spec("task", t).needs and specs.spec("task", t).requires <= provided]
         raise UserError(f"task={cfg.task.name}: needs classes, the data has none; without them there is: task={', '.join(fits)}")
     if data.no_classes and (cfg.stage != "pretrain" or "labels" in task.needs):
         raise UserError(f"stage={cfg.stage}: {data.no_classes}; choose another column of labels, or other class folders")

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ptmrun.config import parsing, schema
-from ptmrun.config.derived import follows
 from ptmrun.config.init_source import origin
+from ptmrun.config.launch import follows
 from ptmrun.config.schema import Config
 from ptmrun.config.watched import watch
 from ptmrun.errors import LESS_MEMORY, Interrupted, UserError, first_line, out_of_memory

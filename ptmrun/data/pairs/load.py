@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ptmrun.config import choices
+from ptmrun.config import specs
 from ptmrun.data import modality
 from ptmrun.data.images.load import Decoded, Images, decoded, images_of
 from ptmrun.data.modality import Data, Picture
@@ -131,7 +131,7 @@ def of_run(request: modality.LoadRequest) -> Pairs:
     source: PairSource = request.read(options)
     fitting = partial(family.fitting, cfg.model) if cfg.init != "random" or family.parts(cfg.model) else int
     found = decoded(source.images, options, int(cfg.device.workers), request.progress, fitting)
-    notes, unlabelled = found.notes, "labels" not in choices.spec("downstream", cfg.downstream.name).needs
+    notes, unlabelled = found.notes, "labels" not in specs.spec("downstream", cfg.downstream.name).needs
     sets = as_splits(source, found, unlabelled)
     told_large(sets, notes)
     ids = no_classes(sets, "images")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ptmrun import rng
-from ptmrun.config.choices import spec
+from ptmrun.config.specs import spec
 from ptmrun.data import modality
 from ptmrun.data.modality import Data, Picture
 from ptmrun.data.sources import text
