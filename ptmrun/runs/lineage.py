@@ -12,7 +12,7 @@ from ptmrun.config.watched import bare
 from ptmrun.errors import UserError
 from ptmrun.runs import config_file
 from ptmrun.runs.folder import Run
-from ptmrun.storage import digests, tensor_files
+from ptmrun.storage import digests, part_files, tensor_files
 from ptmrun.storage.safe_read import SPOILT
 
 ENCODER = "checkpoints/encoder"
@@ -111,7 +111,7 @@ def reads(cfg: Config) -> list[Any]:
 def unfinished(run: Run) -> dict[str, torch.Tensor]:
     """The encoder's weights in the last checkpoint of a run's pretraining; empty where there is none."""
     file = run.path(*UNFINISHED)
-    return tensor_files.part(tensor_files.load(file)[0], "model.encoder.") if file.exists() else {}
+    return tensor_files.part(part_files.load(file)[0], "model.encoder.") if file.exists() else {}
 
 
 def encoder_hash(folder: Path) -> str:

@@ -31,6 +31,7 @@ from ptmrun.stages.trials import (
     trials,
     validation_score,
 )
+from ptmrun.storage import part_files
 from ptmrun.training import loop as training
 from ptmrun.training.schedule import decaying
 from ptmrun.training.signals import check_stop
@@ -212,7 +213,7 @@ def curve(context: Context, trial: Trial, allowed: Allowance) -> list[Point]:
                 return model, {"val_score": validation_score(context, model)}
 
         predictions, state = saved_predictions(context, name, context.data.test, train)
-        context.state_file(f"baseline/{name}").unlink(missing_ok=True)
+        part_files.discard(context.state_file(f"baseline/{name}"))
         score = state.get("val_score")
         if type(score) is not float or not 0 <= score <= 1:
             raise UserError(f"checkpoints/logits/{name}.safetensors: its header is not what ptmrun writes there; refused")

@@ -16,11 +16,15 @@ from ptmrun.errors import NO_MEMORY, UserError
 from ptmrun.storage.files import remove
 from ptmrun.storage.safe_read import SPOILT, from_json
 
-HEADER = {"format", "state", "sha256"}  # entries of the metadata
+SHARDS = "DCP_SHARDING_INFO"  # where torch.distributed.checkpoint looks for the places of parts
+HEADER = {"format", "state", "sha256", SHARDS}  # entries of the metadata
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None) -> None:
-    """Writes tensors and a JSON-able state; after a crash at any moment `path` holds the old content or the new one."""
+def save(
+    path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | None = None, rows: Mapping[str, int] | None = None
+) -> None:
+    """Writes tensors and a JSON-able state; after a crash at any moment `path` holds the old content or the new one. rows: of
+    parts of tensors, where in these they begin."""
     check_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -28,6 +32,10 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any] | N
     try:
         plain = unshared({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
         header = {"format": "pt", "state": json.dumps(state or {})}
+        if rows is not None:
+            header[SHARDS] = json.dumps(
+                {k: {"saved_offsets": [rows.get(k, 0), *[0] * v.ndim][: v.ndim]} for k, v in plain.items()}
+            )
         save_file(plain, part, metadata={**header, "sha256": digest_of(plain, header)})
         with open(part, "rb") as file:
             os.fsync(file.fileno())
@@ -83,6 +91,13 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(state, dict):
         raise UserError(f"{path}: its header holds no state; refused")
     return tensors, state
+
+
+def rows(path: Path) -> dict[str, int]:
+    """Where the parts of tensors begin that `save` was given with their rows; read after `load`, which checks them."""
+    with safe_open(path, framework="pt") as file:
+        places = from_json((file.metadata() or {}).get(SHARDS, "{}"))
+        return {name: (places[name]["saved_offsets"] or [0])[0] for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def digest_of(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:

@@ -13,12 +13,13 @@ from ptmrun.errors import UserError
 from ptmrun.runs import records
 from ptmrun.storage import tensor_files
 from ptmrun.training import optim
+from ptmrun.training.layout import Whole
 
 
 @dataclass
 class State:
-    """Where a fit is. `good` are the tensors that recovery goes back to (empty when it never does): those before step
-    `good_step`, whose own loss was no higher than the first one."""
+    """Where a fit is. `good` are the tensors that recovery goes back to (empty when it never does), as far as this process writes
+    them: those before step `good_step`, whose own loss was no higher than the first one."""
 
     precision: str
     step: int = 0
@@ -43,7 +44,7 @@ def tensors_of(model: nn.Module, optimizer: torch.optim.Optimizer, average: list
 
 
 def places(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tensor]) -> dict[str, Tensor]:
-    """By the same names, which tensor each is of, or is like."""
+    """By the same names, which tensor of this process each is, or is like."""
     like = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{i}": v for i, v in enumerate(average)}
     for i, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
         like |= {f"optimizer.{i}.{kind}": parameter for kind in optim.MOMENTS}
@@ -55,10 +56,10 @@ def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()}
 
 
-def save(path: Path, tensors: dict[str, Tensor], state: State, steps: int) -> None:
-    """Writes tensors (of `tensors_of`) and state in one file."""
+def save(path: Path, tensors: dict[str, Tensor], state: State, steps: int, layout: Whole) -> None:
+    """Writes tensors (of `tensors_of`, what each process has of them) and state."""
     numbers = {f.name: getattr(state, f.name) for f in dataclasses.fields(State) if f.name != "good"}
-    tensor_files.save(path, {**tensors, **{f"good.{k}": v for k, v in state.good.items()}}, {**numbers, "steps": steps})
+    layout.save(path, {**tensors, **{f"good.{k}": v for k, v in state.good.items()}}, {**numbers, "steps": steps})
 
 
 def restore(

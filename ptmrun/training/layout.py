@@ -1,8 +1,11 @@
-"""How the weights of a model that is trained lie in the processes: whole in each, or (`device.shard`) a part in each."""
+"""How a model that is trained, and its checkpoints, lie in the processes: whole in each, or (`device.shard`) a part in each."""
 
 import contextlib
 import copy
+import math
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +14,19 @@ from torch import Tensor, nn
 
 from ptmrun.errors import UserError
 from ptmrun.models.recompute import blocks
+from ptmrun.storage import part_files, tensor_files
 from ptmrun.training.processes import Processes
+
+Saved = tuple[dict[str, Tensor], dict[str, Any]]  # {name: tensor} and state of a checkpoint
 
 
 class Whole:
-    """All weights, gradients and moments in each process."""
+    """All weights, gradients and moments in each process; the main one writes and reads."""
 
     sharded = False
+
+    def __init__(self, processes: Processes):
+        self.processes = processes
 
     def trained(self, model: Any) -> Any:
         """What is trained in place of a model: it itself."""
@@ -33,9 +42,26 @@ class Whole:
         """In the main process these, whole. All processes call it, where they have parts of them."""
         return tensors
 
-    def own(self, value: Tensor, like: Tensor | None) -> Tensor:
-        """Of a whole tensor what this process has, as it has that of another one."""
-        return value
+    def mine(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What this process writes of them."""
+        return tensors if self.processes.main else {}
+
+    def save(self, file: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Writes a checkpoint of what every process has of the tensors (`mine`). All processes call it."""
+        if self.processes.main:
+            tensor_files.save(file, tensors, state)
+            part_files.remove(file)
+
+    def load(self, file: Path | None, like: dict[str, Tensor]) -> Saved | None:
+        """What the main process finds in a checkpoint, as each has the tensors that they are `like`; the good ones (see
+        checkpoint.State) as `mine` gives them. All processes call it."""
+        saved = part_files.load(file) if file and self.processes.main else None
+        if self.processes.size == 1:
+            return saved
+        tensors, state = saved or ({}, None)
+        good = {name: value for name, value in tensors.items() if name.startswith("good.")}
+        state, sent = self.processes.send(state, {name: value for name, value in tensors.items() if name not in good})
+        return None if state is None else (sent | good, state)
 
     def number(self, value: Tensor) -> float:
         return float(value)
@@ -54,11 +80,11 @@ class Parts(Whole):
     sharded = True
 
     def __init__(self, processes: Processes, micros: int):
-        """Raises UserError for a number of micro-batches a step of which each process cannot take as many."""
+        """micros: of a step. Raises UserError for a number of micro-batches a step of which each process cannot take as many."""
         if micros % processes.size:
             why = f"a step has {micros} micro-batches, which {processes.size} processes cannot share equally"
             raise UserError(f"device.shard=true: {why}; leave it out, or give a larger batch_size")
-        self.processes = processes
+        super().__init__(processes)
         self.inner: Any = None
 
     def trained(self, model: Any) -> Any:
@@ -116,7 +142,71 @@ class Parts(Whole):
                 copies[name] = full.detach().cpu()
         return copies
 
+    def mine(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Its part of each; of those that are whole in each process the main one writes all."""
+        from torch.distributed.tensor import DTensor
+
+        apart = {name: value for name, value in tensors.items() if isinstance(value, DTensor)}
+        return (tensors if self.processes.main else {}) | {name: value.to_local() for name, value in apart.items()}
+
+    def save(self, file: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Each process its parts; the main one names them when all are written."""
+        rank, size = self.processes.rank, self.processes.size
+        folder, _ = self.processes.send(part_files.new_folder(file) if self.processes.main else None)
+        rows = {name: len(value) if value.ndim else 0 for name, value in tensors.items()}
+        before = self.processes.gather(rows)[:rank]
+        begin = {name: sum(each.get(name, 0) for each in before) for name in tensors}
+        tensor_files.save(part_files.part(file.with_name(folder), rank, size), tensors, rows=begin)
+        self.processes.gather(None)
+        if self.processes.main:
+            part_files.commit(file, folder, size, state)
+
+    def load(self, file: Path | None, like: dict[str, Tensor]) -> Saved | None:
+        """Each process reads its parts; of a checkpoint in one file the main one sends them."""
+        tensors, state = tensor_files.load(file) if file and self.processes.main else ({}, None)
+
+        def own(name: str, value: Tensor) -> Tensor:
+            return self.own(value, like.get(name.removeprefix("good.")))
+
+        (place, state), sent = self.processes.send([file and str(file.resolve()), state], tensors, own)
+        if state is None:
+            return None
+        if parts := part_files.named(Path(place), state):
+            sent = self.read(parts, like)
+            del state["parts"]
+        good = {name: value for name, value in sent.items() if name.startswith("good.")}
+        return {name: value for name, value in sent.items() if name not in good} | self.mine(good), state
+
+    def read(self, parts: list[Path], like: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Its own of all parts, of which there may be another number than of processes. Raises UserError."""
+        from torch.distributed.tensor import DTensor
+
+        rank, size = self.processes.rank, self.processes.size
+        needed = sorted({0, rank}) if len(parts) == size else range(len(parts))  # in the first is what is not taken apart
+        mine: dict[str, Any] = {}
+        rows: Counter[str] = Counter()
+        for number in needed:
+            pieces, begins = part_files.read(parts[number])
+            for name, piece in pieces.items():
+                whole: Any = like.get(name.removeprefix("good."))
+                if not isinstance(whole, DTensor) or not piece.ndim:
+                    mine[name] = piece
+                    continue
+                if name not in mine:
+                    mine[name] = torch.empty_like(whole, dtype=piece.dtype, requires_grad=False)
+                part, start, begin = mine[name].to_local(), rank * math.ceil(len(whole) / size), begins[name]
+                if piece.shape[1:] != part.shape[1:]:
+                    raise UserError(f"{parts[number]}: {name} does not fit the model; refused")
+                first, last = max(start, begin), min(start + len(part), begin + len(piece))
+                if first < last:
+                    part[first - start : last - start].copy_(piece[first - begin : last - begin])
+                    rows[name] += last - first
+        if short := [name for name, x in mine.items() if isinstance(x, DTensor) and rows[name] != len(x.to_local())]:
+            raise UserError(f"{parts[0].parent}: {short[0]} does not fit the model; refused")
+        return mine
+
     def own(self, value: Tensor, like: Tensor | None) -> Tensor:
+        """Of a whole tensor what this process has, as it has that of another one."""
         from torch.distributed.tensor import DTensor
 
         if not isinstance(like, DTensor) or like.shape != value.shape:

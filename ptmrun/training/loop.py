@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ptmrun import rng
 from ptmrun.errors import Interrupted
-from ptmrun.storage import tensor_files
 from ptmrun.training import optim, recovery
 from ptmrun.training.checkpoint import State, copied, places, restore, save, tensors_of
 from ptmrun.training.layout import Parts, Whole
@@ -39,7 +38,7 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
     each = min(loop.accumulate, plan.batch_size)
     own = processes.share(each)
     model.train()
-    layout = Parts(processes, each) if plan.shard else Whole()
+    layout = Parts(processes, each) if plan.shard else Whole(processes)
     shown, model = model, layout.trained(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     kept_on_disk = model.state_dict().keys()
@@ -75,9 +74,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
             state.first = state.first or [value]
             if plan.recover and step % math.ceil(plan.steps / recovery.ANCHORS) == 0 and value <= state.first[0]:
                 unchanged = {f"model.{name}": b for name, b in kept.items()}
-                tensors = layout.whole(tensors_of(model, optimizer, average) | unchanged)
-                if processes.main:
-                    state.good, state.good_step = copied(tensors), step
+                tensors = tensors_of(model, optimizer, average) | unchanged
+                state.good, state.good_step = copied(layout.mine(tensors)), step
             with layout.exchanging():
                 optimizer.step()
             if loop.ema:
@@ -95,10 +93,8 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         state.step = done = step + 1
         if trouble := recovery.trouble(state, parameters, plan):
-            weights = layout.whole(dict(model.state_dict()))
-            if processes.main:
-                whole = micros if processes.size == 1 else next(batches.iterate(step, done))
-                recovery.go_back(trouble, state, weights, whole, plan)
+            whole = micros if processes.size == 1 else next(batches.iterate(step, done))
+            recovery.go_back(trouble, state, dict(model.state_dict()), whole, plan, layout)
             state = begin(model, optimizer, average, plan, layout)
             steps = shared(batches, state.step, plan)
             continue
@@ -127,16 +123,12 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         if processes.size == 1:
             signum, due = plan.stop(), time.perf_counter() - saved >= loop.checkpoint_every
         if done < plan.steps and (signum or due):
-            tensors = layout.whole(tensors_of(model, optimizer, average))
-            if processes.main:
-                save(plan.file, tensors, state, plan.steps)
+            save(plan.file, layout.mine(tensors_of(model, optimizer, average)), state, plan.steps, layout)
             saved = time.perf_counter()
         if signum and done < plan.steps:
             raise Interrupted(signum)
     if plan.save_last and state.step > start:
-        tensors = layout.whole(tensors_of(model, optimizer, average))
-        if processes.main:
-            save(plan.file, tensors, state, plan.steps)
+        save(plan.file, layout.mine(tensors_of(model, optimizer, average)), state, plan.steps, layout)
     with torch.no_grad():
         for parameter, mean in zip(parameters, average, strict=False):
             parameter.copy_(mean)
@@ -155,43 +147,20 @@ def begin(model: nn.Module, optimizer: torch.optim.Optimizer, average: list[Tens
     """The state to go on from, with metrics and manifest as they were then; a fresh one where there is no checkpoint."""
     state, processes = State(plan.precision), plan.processes
     file = plan.file if plan.file.exists() else plan.start
-    saved = tensor_files.load(file) if file and processes.main else None
-    if processes.size > 1:
-        saved = from_main(model, optimizer, average, saved, processes, layout)
+    saved = layout.load(file, places(model, optimizer, average))
     if saved:
-        state = restore(file or plan.file, saved, plan.steps, plan.loop, model, optimizer, average)
-    if plan.recover and (processes.main or layout.sharded):
-        tensors = layout.whole(tensors_of(model, optimizer, average))
-        if processes.main and not state.good:  # at the beginning and after a recovery
-            state.good, state.good_step = copied(tensors), state.step
+        with layout.exchanging():
+            state = restore(file or plan.file, saved, plan.steps, plan.loop, model, optimizer, average)
+    elif processes.size > 1 and not layout.sharded:  # parts are made of the main process's weights
+        model.load_state_dict(processes.send(None, model.state_dict())[1])
+        with torch.no_grad():
+            for mean, parameter in zip(average, (p for p in model.parameters() if p.requires_grad), strict=False):
+                mean.copy_(parameter)
+    if plan.recover and not state.good:  # at the beginning and after a recovery
+        state.good, state.good_step = copied(layout.mine(tensors_of(model, optimizer, average))), state.step
     plan.cut(state.step)
     plan.recovered(state.recoveries)
     return state
-
-
-def from_main(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: list[Tensor],
-    saved: tuple[dict[str, Tensor], dict[str, Any]] | None,
-    processes: Processes,
-    layout: Whole,
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """What the main process goes on from, {name: tensor} and state, for all, as `layout` has it in each of them; where that is
-    nothing, all get its weights."""
-    tensors, state = saved or ({} if layout.sharded else dict(model.state_dict()), None)
-    good = tensor_files.part(tensors, "good.") if saved else {}  # which it alone keeps
-    like = places(model, optimizer, average)
-    own = {k: v for k, v in tensors.items() if not k.startswith("good.") or not saved}
-    state, sent = processes.send(state, own, lambda name, value: layout.own(value, like.get(name)))
-    if state is not None:
-        return sent | {f"good.{k}": v for k, v in good.items()}, state
-    if sent:
-        model.load_state_dict(sent)
-    with torch.no_grad():
-        for mean, parameter in zip(average, (p for p in model.parameters() if p.requires_grad), strict=False):
-            mean.copy_(parameter)
-    return None
 
 
 @contextlib.contextmanager

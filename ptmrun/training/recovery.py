@@ -13,6 +13,7 @@ from ptmrun.errors import UserError
 from ptmrun.rng import BatchRandom
 from ptmrun.storage import tensor_files
 from ptmrun.training.checkpoint import State, save
+from ptmrun.training.layout import Whole
 from ptmrun.training.plan import Plan
 
 ANCHORS = 10  # how often in a fit a state may become the good one; each is a copy in memory
@@ -35,13 +36,16 @@ def trouble(state: State, parameters: list[nn.Parameter], plan: "Plan") -> str:
     return ""
 
 
-def go_back(why: str, state: State, weights: dict[str, Tensor], micros: list[dict[str, Any]], plan: "Plan") -> None:
+def go_back(why: str, state: State, weights: dict[str, Tensor], micros: list[dict[str, Any]], plan: Plan, layout: Whole) -> None:
     """Writes plan.file as the last good state, to go on from in fp32 instead of bf16 or else at half the learning rate.
 
-    That file is all there is to a recovery: a killed process that resumes from it takes the same path. Raises UserError, with
-    the batch saved for `replay`, where the plan does not recover or has done so MOST times.
+    That file is all there is to a recovery: a killed process that resumes from it takes the same path. Raises UserError in the
+    main process, with the batch saved for `replay`, where the plan does not recover or has done so MOST times.
     """
     if not plan.recover or len(state.recoveries) == MOST:
+        weights = layout.whole(weights)
+        if not layout.processes.main:
+            return  # to wait for the main one, which ends
         if plan.bad:
             save_batch(plan.bad, weights, micros, state, plan)
         raise stopped(why, state, micros, plan)
@@ -50,7 +54,7 @@ def go_back(why: str, state: State, weights: dict[str, Tensor], micros: list[dic
     again = dataclasses.replace(
         state, step=state.good_step, in_a_row=0, window={}, recoveries=[*state.recoveries, event], good={}, **change
     )
-    save(plan.file, state.good, again, plan.steps)
+    save(plan.file, state.good, again, plan.steps, layout)
 
 
 def describe(event: dict[str, Any]) -> str:
