@@ -1,11 +1,13 @@
 """Objectives against slow references written from the papers, in float64, and against transformers' own implementations."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import ViTConfig, ViTForMaskedImageModeling, ViTMAEConfig, ViTMAEForPreTraining
 
 from ptmrun import rng
@@ -158,6 +160,17 @@ def test_hog_against_loops():
     flat = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-2) * math.sqrt(flat.shape[1])
     np.testing.assert_allclose(patches.hog(image, grid)[0].numpy(), flat, atol=1e-9)
     assert patches.hog(torch.zeros(1, 1, side, side), grid).abs().max() == 0
+
+
+@pytest.mark.parametrize(("side", "cells"), [(8, 4), (28, 8), (9, 7), (5, 5), (6, 8)])
+def test_means_of_strips_are_those_of_windows(side, cells):
+    """Of windows side by side, windows that overlap, and more windows than pixels."""
+    images = torch.randn(3, 2, side, side, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    strip, mean = patches.pooling(side, cells)
+    sums = images.new_zeros(3, 2, mean.shape[1], mean.shape[1])
+    for y, x in itertools.product(range(side), repeat=2):
+        sums[..., strip[y], strip[x]] += images[..., y, x]
+    torch.testing.assert_close(mean @ sums @ mean.T, F.adaptive_avg_pool2d(images, cells))
 
 
 def test_hog_loss_is_over_hidden_patches_and_pictures_do_not_teach():

@@ -225,7 +225,7 @@ def test_parts_that_are_spoilt_are_refused(tmp_path):
 
     in_two(refused, tmp_path)
     part.unlink()
-    with pytest.raises(UserError, match=r"part-00002-of-00002.safetensors: missing; put it back, or delete .*state.safetensors, and this"):
+    with pytest.raises(UserError, match=r"-of-00002.safetensors: missing; put it back, or delete .*state.safetensors"):
         part_files.load(file)
     for wrong in ({"folder": "../other.parts-1", "of": 2}, {"folder": "state.parts-6", "of": 0}, {"of": 2}, "state.parts-6"):
         tensor_files.save(file, {}, {**state, "parts": wrong})
@@ -233,7 +233,7 @@ def test_parts_that_are_spoilt_are_refused(tmp_path):
             part_files.load(file)
     (tmp_path / "linked.parts-1").symlink_to(folder)
     tensor_files.save(file, {}, {**state, "parts": {"folder": "linked.parts-1", "of": 2}})
-    with pytest.raises(UserError, match="linked.parts-1: a link; refused"):
+    with pytest.raises(UserError, match=r"linked.parts-1: a link; refused"):
         part_files.load(file)
 
 

@@ -1,5 +1,6 @@
 """Mathematics of patches that masked-image objectives share."""
 
+import functools
 import math
 
 import torch
@@ -47,13 +48,29 @@ def hog(images: Tensor, grid: int, bins: int = 9) -> Tensor:
     gx = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
     gy = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
     magnitude = (gx.square() + gy.square()).sqrt()
-    place = torch.remainder(torch.atan2(gy, gx), math.pi) / math.pi * bins
+    place = torch.atan2(gy.abs(), gx * gy.sign()) * (bins / math.pi)  # 0 ... bins
     lower = place.floor()
-    share = place - lower
-    lower = lower.long() % bins
-    histogram = images.new_zeros(b, c, bins, s, s)
-    histogram.scatter_add_(2, lower[:, :, None], (magnitude * (1 - share))[:, :, None])
-    histogram.scatter_add_(2, ((lower + 1) % bins)[:, :, None], (magnitude * share)[:, :, None])
-    cells = F.adaptive_avg_pool2d(histogram.flatten(1, 2), 2 * grid)
+    share = magnitude * (place - lower)
+    strip, mean = pooling(s, 2 * grid)
+    n = mean.shape[1]
+    index = (lower * n**2 + (strip[:, None] * n + strip).to(lower)).long().view(b * c, -1)
+    histogram = images.new_zeros(b * c, (bins + 2) * n**2)
+    histogram.scatter_add_(1, index, (magnitude - share).view(b * c, -1))
+    histogram.scatter_add_(1, index + n**2, share.view(b * c, -1))
+    histogram = histogram.view(b * c, bins + 2, n, n)
+    histogram[:, :2] += histogram[:, bins:]  # half a turn is the direction where the bins begin
+    mean = mean.to(images)
+    cells = mean @ histogram[:, :bins] @ mean.T
     flat = cells.reshape(b, c * bins, grid, 2, grid, 2).permute(0, 2, 4, 3, 5, 1).reshape(b, grid * grid, 4 * bins * c)
     return flat / (flat.norm(dim=-1, keepdim=True) + 1e-2) * math.sqrt(flat.shape[-1])
+
+
+@functools.cache
+def pooling(side: int, cells: int) -> tuple[Tensor, Tensor]:
+    """As adaptive_avg_pool2d pools a side, by windows that may overlap: in which of the strips between their ends a place is,
+    [side], and the weights of the strips' sums in each mean, [cells, strips]."""
+    first = torch.arange(cells) * side // cells
+    last = -(-(torch.arange(cells) + 1) * side // cells)
+    ends = torch.cat([first, last]).unique()
+    inside = (ends[:-1] >= first[:, None]) & (ends[1:] <= last[:, None])
+    return torch.bucketize(torch.arange(side), ends, right=True) - 1, inside.double() / (last - first)[:, None]
