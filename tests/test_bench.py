@@ -153,12 +153,20 @@ def test_a_library_that_is_not_there_is_named(part, monkeypatch, tmp_path):
 def test_starts_are_of_the_command_line(monkeypatch, tmp_path):
     typed = []
     monkeypatch.setattr(start, "of_ptmrun", lambda *words, code=0: typed.append((*words, code)) or 3.0)
-    monkeypatch.setattr(start, "of_python", lambda *words: 2.0)
+    monkeypatch.setattr(start, "of_python", lambda flag, code, *words: 3.0 if words else 2.0)
     first, *others = start.rows(4, tmp_path)
     assert first.each == [1.5] * start.PAIRS
     assert [row.values for row in others] == [[[3.0]] * 4] * 3
-    assert {words[0] for words in typed} == {"dataset=digits", "--help", "model=vitt", "task.mask_rato=0.5"}
+    assert {words[0] for words in typed} == {"--help", "model=vitt", "task.mask_rato=0.5"}
     assert typed[-5] == ("model=vitt", 2)
+
+
+def test_a_start_ends_at_the_first_step(tmp_path):
+    words = [*TINY, "stage=pretrain", f"outputs={tmp_path}"]
+    assert clock.of_python("-c", start.UNTIL_FIRST_STEP, *words) > 0
+    [run] = tmp_path.glob("2*")
+    assert not (run / "report.html").exists()
+    assert Run.open(run).manifest["status"] == "running"
 
 
 def test_seconds_of_all_processes_come_from_the_run(monkeypatch, tmp_path):
