@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import latest
+from pairs import loaded
 from texts import part
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
@@ -133,6 +134,20 @@ def test_a_run_with_towers_is_reproduced(ptmrun):
     assert "bit-exact" in out
 
 
+def test_a_run_that_goes_on_knows_what_the_towers_were_trained_on(ptmrun):
+    """Test images that a tower had seen are named by the run that begins with it, and by one that begins with that."""
+    (image, _), words = image_run(), [word for word in TINY if word.startswith("dataset")]
+    seen = loaded("dataset=shapes", *words).test.images.contents[[3]]
+    tensor_files.save(image.path(TRAINED_ON), {"ids": seen})
+    code, out, err = ptmrun(*TINY, f"model.image_init={image.folder}")
+    assert code == 0, err
+    assert f"Warning: {image.folder} was trained on 1 of the 40 test" in out
+    first = latest()
+    code, out, err = ptmrun(*TINY[1:], f"init={first}")
+    assert code == 0, err
+    assert f"Warning: outputs/{first.name} was trained on 1 of the 40 test" in out
+
+
 def settled(*overrides):
     """What `settle_parts` makes of a new run's config: (config, notes, longest)."""
     cfg = part_weights.by_folder(compose(["model=clip", *overrides]))
@@ -224,8 +239,6 @@ def test_what_a_tower_cannot_begin_with_is_one_line(tmp_path):
 
 
 def test_pairs_know_images_and_captions_that_towers_were_trained_on():
-    from pairs import loaded
-
     data = loaded("dataset=shapes", "dataset.drawings=1", "dataset.limit=60", "dataset.test_limit=20")
     seen = data.test.part_seen("image", data.test.images.contents[[3]])
     assert seen.nonzero()[:, 0].tolist() == [3]

@@ -63,15 +63,16 @@ def load_weights(encoder: Any, run: Run, cfg: Config) -> bool:
     return True
 
 
-def trained_on(init: str) -> torch.Tensor:
-    """Numbers of the samples that the run which `init` names, and those before it, were trained on, as far as they noted them."""
+def trained_on(init: str, part: str = "ids") -> torch.Tensor:
+    """Numbers of the samples that the run which `init` names, and those before it, were trained on, as far as they noted them; of
+    a part of their model, of the samples that the weights which it began with were."""
     found = [torch.empty(0, dtype=torch.int64)]
     for _ in range(CHAIN):
         if origin(init) != "run":
             break
         run = Run.open(Path(init))
         if (file := run.path(TRAINED_ON)).exists():
-            found.append(tensor_files.load(file)[0].get("ids", found[0]).to(torch.int64).flatten())
+            found.append(tensor_files.load(file)[0].get(part, found[0]).to(torch.int64).flatten())
         init = config_file.load(run.sound("config.yaml")).init
     return torch.cat(found)
 

@@ -118,6 +118,8 @@ def note_trained_on(context: Context) -> None:
         tensor_files.save(file, {"ids": own, **{name: trained_on(part.init) for name, part in parts.items()}})
     noted = tensor_files.load(file)[0] if parts else {}
     before = {cfg.init: torch.isin(test, trained_on(cfg.init))}
+    for name in () if parts else family_of(cfg).parts(cfg.model):
+        before[cfg.init] |= data.test.part_seen(name, trained_on(cfg.init, name))
     before |= {part.init: data.test.part_seen(name, noted[name]) for name, part in parts.items()}
     for init, seen in before.items():
         if count := int(seen.sum()):
