@@ -160,6 +160,8 @@ def test_hog_against_loops():
     flat = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-2) * math.sqrt(flat.shape[1])
     np.testing.assert_allclose(patches.hog(image, grid)[0].numpy(), flat, atol=1e-9)
     assert patches.hog(torch.zeros(1, 1, side, side), grid).abs().max() == 0
+    for value in (math.nan, math.inf):
+        assert patches.hog(torch.full((1, 1, side, side), value), grid).isnan().all()
 
 
 @pytest.mark.parametrize(("side", "cells"), [(8, 4), (28, 8), (9, 7), (5, 5), (6, 8)])

@@ -167,7 +167,7 @@ def test_recovery_goes_back_to_the_statistics_before_the_good_step(tmp_path, mon
     class Enough(Exception):
         pass
 
-    def save(path, tensors, state, steps):
+    def save(path, tensors, state, steps, layout):
         kept.update(tensors=tensor_files.part(tensors, "model."), step=state.step)
         raise Enough
 
