@@ -268,7 +268,7 @@ def test_training_stays_where_it_helps(done_run, ptmrun):
         "stage=finetune+evaluate",
         f"init={done_run}",
         *TINY[-4:],
-        "finetune.steps=100",
+        "finetune.steps=300",
         "finetune.lr=2e-3",
         "finetune.augment=0",
         "downstream.labels_per_class=null",
