@@ -130,7 +130,7 @@ MUTANTS = [
     # Baselines: weights, rows, steps
     Mutant(
         "stages/trials.py",
-        'networks.starting_encoder() if trial.kind == "tuned" else networks.encoder("scratch", trial.seed)',
+        'networks.starting_encoder() if trial.kind in ("tuned", "frozen") else networks.encoder("scratch", trial.seed)',
         "networks.starting_encoder()",
         "baselines::test_from_scratch_starts_from_the_random_weights_of_its_seed"
         " baselines::test_what_is_trained_from_scratch_never_saw_the_pretrained_weights",
@@ -269,8 +269,8 @@ MUTANTS = [
     ),
     Mutant(
         "training/loop.py",
-        'seen += sum(len(m["ids"]) for m in micros)',
-        'seen += len(micros[0]["ids"])',
+        'samples, signum, due = sum(len(m["ids"]) for m in micros),',
+        'samples, signum, due = len(micros[0]["ids"]),',
         "logged_values::test_logged_values_against_the_clock",
     ),
     Mutant(
@@ -417,8 +417,8 @@ MUTANTS = [
     # The loop
     Mutant(
         "training/loop.py",
-        "plan.purpose, step * loop.accumulate)",
-        "plan.purpose, step)",
+        "plan.purpose, step * loop.accumulate + own.start)",
+        "plan.purpose, step + own.start)",
         "logged_values::test_every_micro_batch_of_every_step_drops_out_other_units",
     ),
     Mutant(
@@ -457,6 +457,50 @@ MUTANTS = [
         "self.since > 1:",
         "self.since >= 0:",
         "logged_values::test_the_first_signal_asks_and_a_later_one_stops_at_once",
+    ),
+    # Weights and checkpoints in parts
+    Mutant(
+        "training/layout.py",
+        "        self.processes.gather(None)\n        if self.processes.main:\n            part_files.commit(",
+        "        if self.processes.main:\n            part_files.commit(",
+        "shard::test_parts_are_a_checkpoint_when_all_are_written",
+    ),
+    Mutant(
+        "training/layout.py",
+        "rank * math.ceil(len(whole) / size), begins[name]",
+        "rank * math.ceil(len(whole) / size), 0",
+        "shard::test_one_that_dies_ends_the_other_and_going_on_is_bit_exact",
+    ),
+    Mutant(
+        "training/layout.py",
+        "if name not in good} | self.mine(good), state",
+        "if name not in good}, state",
+        "shard::test_all_go_back_together",
+    ),
+    Mutant(
+        "storage/part_files.py",
+        "FOLDER.fullmatch(name) and 1 <= size",
+        "1 <= size",
+        "shard::test_parts_that_are_spoilt_are_refused",
+    ),
+    Mutant("storage/part_files.py", "if folder.is_symlink():", "if False:", "shard::test_parts_that_are_spoilt_are_refused"),
+    Mutant(
+        "objectives/patches.py",
+        ".nan_to_num(0.0)",
+        "",
+        "objectives::test_hog_against_loops",
+    ),
+    Mutant(
+        "objectives/patches.py",
+        "    histogram[:, :2] += histogram[:, bins:]  # half a turn is the direction where the bins begin\n",
+        "",
+        "objectives::test_hog_against_loops",
+    ),
+    Mutant(
+        "stages/prepare.py",
+        "        before[cfg.init] |= data.test.part_seen(name, trained_on(cfg.init, name))\n",
+        "        pass\n",
+        "clip_towers::test_a_run_that_goes_on_knows_what_the_towers_were_trained_on",
     ),
     # Resume, reuse, budget, files
     Mutant(

@@ -4,6 +4,7 @@ import ast
 import re
 from pathlib import Path
 
+import mutants
 import pytest
 
 import ptmrun
@@ -146,6 +147,15 @@ def test_no_code_from_config():
         assert not re.search(
             r"hydra\.utils|_target_|trust_remote_code *= *True|weights_only *= *False|import pickle|pickle\.|yaml\.load\(", text
         ), path
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS)
+def test_every_fault_has_its_place(mutant):
+    """Each text that tests/mutants.py replaces stands once, and the tests that are to notice exist."""
+    assert (PACKAGE / mutant.file).read_text().count(mutant.old) == 1
+    for name in mutant.tests.split():
+        file, _, test = name.partition("::")
+        assert f"def {test.partition('[')[0]}(" in (PACKAGE.parent / "tests" / f"test_{file}.py").read_text(), name
 
 
 def test_yaml_and_modules_agree():

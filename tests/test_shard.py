@@ -3,6 +3,7 @@
 import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -184,14 +185,17 @@ def test_a_checkpoint_lies_in_parts_which_torch_reads_too(tmp_path):
 def test_parts_are_a_checkpoint_when_all_are_written(tmp_path, monkeypatch):
     """Ended between the parts and the file that names them: the checkpoint before stays, and going on from it is bit-exact."""
     whole = in_two(lambda p: fitted(tmp_path / "whole", p), tmp_path)
-    commit, calls = part_files.commit, itertools.count(1)
+    commit, save, calls = part_files.commit, tensor_files.save, itertools.count(1)
 
-    def ends(*words):
+    def ends(file, folder, size, state):
+        assert all(part_files.part(file.with_name(folder), rank, size).exists() for rank in range(size))
         if next(calls) == 3:
             raise UserError("ended")
-        commit(*words)
+        commit(file, folder, size, state)
 
     def ended(p):
+        if not p.main:  # writes late
+            monkeypatch.setattr(tensor_files, "save", lambda *words, **more: (time.sleep(0.2), save(*words, **more)))
         monkeypatch.setattr(part_files, "commit", ends)
         with pytest.raises(UserError, match="ended" if p.main else "lost"):
             fitted(tmp_path / "both", p)
