@@ -130,6 +130,14 @@ def fitted(folder, p=ALONE, source=None, lines=None, steps=6, dies=None, **more)
     return dict(model.state_dict()), [{k: v for k, v in x.items() if k not in ("samples_per_s", "data_wait")} for x in lines]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def first_group(tmp_path_factory):
+    """Caches of PyTorch's keep the first group that DTensors lie in, and its connections: who waits there for one that has ended
+    waits for ever. Of groups after it nothing is kept."""
+    folder = tmp_path_factory.mktemp("first")
+    in_two(lambda p: fitted(folder, p, steps=2, recover=True), folder)
+
+
 def test_another_number_goes_on_with_the_same_files(tmp_path):
     """Two parts, then one process, then two parts: as one process all the way, but for rounding."""
     alone, lines = fitted(tmp_path / "alone"), []
