@@ -99,13 +99,20 @@ def in_two(work, tmp_path, fails=False):
             os._exit(1)
         os._exit(0)
     try:
-        return work(company.meet(0, 2, place, lambda error: "lost"))
+        result = work(company.meet(0, 2, place, lambda error: "lost"))
+    except BaseException as error:
+        os.kill(child, signal.SIGKILL)  # it may wait for this one, whose connections the error holds
+        os.waitpid(child, 0)
+        if (place / "error").exists():
+            raise AssertionError((place / "error").read_text()) from error
+        raise
     finally:
         dist.destroy_process_group()
-        gc.collect()  # what still holds the group: the other one waits as long as that is there
-        _, status = os.waitpid(child, 0)
-        if not fails:
-            assert status == 0, (place / "error").read_text()
+    gc.collect()  # what still holds the group: the other one waits as long as that is there
+    _, status = os.waitpid(child, 0)
+    if not fails:
+        assert status == 0, (place / "error").read_text()
+    return result
 
 
 def plan(loop, steps, size, folder, processes, lines, **more):
