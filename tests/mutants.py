@@ -472,12 +472,6 @@ MUTANTS = [
         "shard::test_one_that_dies_ends_the_other_and_going_on_is_bit_exact",
     ),
     Mutant(
-        "training/layout.py",
-        "if name not in good} | self.mine(good), state",
-        "if name not in good}, state",
-        "shard::test_all_go_back_together",
-    ),
-    Mutant(
         "storage/part_files.py",
         "FOLDER.fullmatch(name) and 1 <= size",
         "1 <= size",
