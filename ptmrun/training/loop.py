@@ -93,7 +93,7 @@ def fit(model: Any, batches: StepSource, plan: Plan) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         state.step = done = step + 1
         if trouble := recovery.trouble(state, parameters, plan):
-            whole = micros if processes.size == 1 else next(batches.iterate(step, done))
+            whole = next(batches.iterate(step, done)) if processes.size > 1 and processes.main else micros
             recovery.go_back(trouble, state, dict(model.state_dict()), whole, plan, layout)
             state = begin(model, optimizer, average, plan, layout)
             steps = shared(batches, state.step, plan)
